@@ -1,0 +1,45 @@
+"""The mode on which rules stand: it sees every torch function that the code under it calls."""
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+
+class CallMode(TorchFunctionMode):
+    """Hand every call of a torch function to `handle`.
+
+    A TorchFunctionMode is off while it handles a call, so it would not see the attention inside
+    `F.multi_head_attention_forward`. The functions of torch.nn.functional that are written in Python are
+    therefore run with the mode on again.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.handle(func, args, kwargs or {})
+
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute one call; a subclass does what it must and passes the others on to this method."""
+        if getattr(func, "__module__", None) == F.__name__ and isinstance(func, types.FunctionType):
+            with self:
+                return _body(func)(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+@functools.cache
+def _functional_namespace() -> dict[str, Any]:
+    """torch.nn.functional, with nobody asking to take its calls over."""
+    asks = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    return {**vars(F), **dict.fromkeys(asks, lambda *_: False)}
+
+
+@functools.cache
+def _body(func: types.FunctionType) -> types.FunctionType:
+    """A function of torch.nn.functional without its first lines, which would send the call to the mode again."""
+    body = types.FunctionType(func.__code__, _functional_namespace(), func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body

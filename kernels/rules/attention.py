@@ -1,0 +1,117 @@
+"""Attention: fold the member axis into the batch.
+
+vmap has no rule for `scaled_dot_product_attention` on the CPU and runs it member by member. Attention has no weights,
+so N members of batch B are one call with batch N * B.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .random import Draw, dropout_draw
+
+
+def scaled_dot_product_attention(
+    query: Tensor,  # [*batch, length, channel]
+    key: Tensor,  # [*batch, source, channel]
+    value: Tensor,  # [*batch, source, value_channel]
+    attn_mask: Tensor | None = None,  # broadcasts to [*batch, length, source]
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    drawn: Iterator[Tensor],
+) -> Tensor:
+    """Compute attention for all members in one call; with dropout, from its equations."""
+    if dropout_p == 0:
+        return _Attention.apply(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    if enable_gqa:
+        key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
+        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -math.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return (scores.softmax(-1) * next(drawn)) @ value
+
+
+def attention_draws(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, dropout_p: float = 0.0, *_: Any, **__: Any
+) -> list[Draw]:
+    """The mask that attention with dropout draws inside, on its weights `[*batch, length, source]`."""
+    del value, attn_mask
+    if not 0 < dropout_p < 1:
+        return []
+    weights = query.new_empty(()).expand(*query.shape[:-1], key.size(-2))
+    return [dropout_draw(F.dropout, weights, dropout_p)]
+
+
+class _Attention(torch.autograd.Function):
+    """Attention without dropout, with a rule for vmap. Autograd runs outside vmap and sees the folded call."""
+
+    @staticmethod
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        scale: float | None,
+        enable_gqa: bool,
+    ) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep nothing: there is no backward of its own, because the rule below is made of differentiable calls."""
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        scale: float | None,
+        enable_gqa: bool,
+    ) -> tuple[Tensor, int]:
+        """Fold `[member, *batch, length, channel]` into `[member * batch, ..., length, channel]`."""
+        members = info.batch_size
+        query, key, value = (
+            _member_first(x, dim, members) for x, dim in zip((query, key, value), in_dims[:3], strict=True)
+        )
+        batch = query.shape[1:-2]
+        if not enable_gqa:  # with grouped queries the head axes differ, and torch asks for equal batches itself
+            batch = torch.broadcast_shapes(query.shape[1:-2], key.shape[1:-2], value.shape[1:-2])
+            query, key, value = (x.expand(members, *batch, *x.shape[-2:]) for x in (query, key, value))
+        if attn_mask is not None and (in_dims[3] is not None or attn_mask.dim() > 2):
+            attn_mask = _member_first(attn_mask, in_dims[3], members)
+            missing = len(batch) + 3 - attn_mask.dim()
+            attn_mask = attn_mask.reshape(members, *[1] * missing, *attn_mask.shape[1:])
+            attn_mask = _fold(attn_mask.expand(members, *batch[:1], *attn_mask.shape[1 + len(batch[:1]) :]))
+        folded = _Attention.forward(
+            _fold(query), _fold(key), _fold(value), attn_mask, is_causal, scale, enable_gqa
+        )
+        return folded.reshape(members, *batch, *folded.shape[-2:]), 0
+
+
+def _member_first(x: Tensor, dim: int | None, members: int) -> Tensor:
+    """Put the member axis first; members share a tensor that has none."""
+    return x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def _fold(x: Tensor) -> Tensor:
+    """Make one axis of the member axis and the first axis of the batch, if there is one."""
+    return x.flatten(0, 1) if x.dim() > 3 else x

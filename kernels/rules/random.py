@@ -1,0 +1,95 @@
+"""Randomness as an input of the step: what a model draws at random is drawn before the step, once for all members.
+
+One ordinary forward pass is recorded, and every draw noted. Before each step the draws are repeated from the seed's
+own random stream, which yields the numbers that a stock loop would have seen; inside the mapped call they are handed
+out in the same order. The step itself is then a pure function, and the members of a seed share their dropout masks.
+
+Not here: draws whose distribution depends on data (`torch.bernoulli(p)`, `multinomial`), and generators of the
+model's own. They are not noted; the caller finds out by comparing the state of the global generator after a pass
+with that after the noted draws.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, torch.feature_dropout)
+_LIKE = (torch.rand_like, torch.randn_like, torch.randint_like)
+_FACTORIES = (torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal)
+_IN_PLACE = (
+    Tensor.bernoulli_,
+    Tensor.cauchy_,
+    Tensor.exponential_,
+    Tensor.geometric_,
+    Tensor.log_normal_,
+    Tensor.normal_,
+    Tensor.random_,
+    Tensor.uniform_,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One call of a random function, to be repeated at each step.
+
+    Attributes:
+        function: the random function.
+        args: its positional arguments, without the tensor it starts from.
+        kwargs: its keyword arguments.
+        start: what the tensor it starts from looks like, as a meta tensor; None for a factory. The strides
+            matter: random numbers fill a tensor in the order of its memory.
+        device: where the draw takes place, if it starts from a tensor.
+    """
+
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    start: Tensor | None = None
+    device: torch.device | None = None
+
+    def __call__(self) -> Tensor:
+        """Draw anew from the global random generator."""
+        if self.start is None:
+            return self.function(*self.args, **self.kwargs)
+        return self.function(torch.ones_like(self.start, device=self.device), *self.args, **self.kwargs)
+
+
+def find_draw(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw | None:
+    """Say what a call draws at random; None when it draws nothing, or nothing that can be repeated."""
+    if func in _DROPOUTS:
+        named = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
+        p = named.get("p", 0.5)
+        is_drawn = named.get("training", named.get("train", True)) and 0 < p < 1
+        return dropout_draw(func, named["input"], p) if is_drawn else None
+    rest = args[1:] if func in _LIKE or func in _IN_PLACE else args
+    if any(isinstance(value, Tensor | torch.Generator) for value in (*rest, *kwargs.values())):
+        return None
+    if func in _LIKE or func in _IN_PLACE:
+        return _draw_like(func, args[0], rest, kwargs)
+    if func in _FACTORIES:
+        return Draw(func, args, kwargs)
+    return None
+
+
+def dropout_draw(func: Callable[..., Tensor], like: Tensor, p: float) -> Draw:
+    """The draw of a dropout's mask, which is what the function makes of ones: 0, or 1 / (1 - p)."""
+    return _draw_like(func, like, (p, True), {})
+
+
+def _draw_like(func: Callable[..., Tensor], like: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
+    """A draw that starts from a tensor such as this one."""
+    return Draw(func, args, kwargs, torch.empty_like(like, device="meta"), like.device)
+
+
+def replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], drawn: Tensor) -> Any:
+    """Compute a call of a random function from what was drawn for it."""
+    if func in _DROPOUTS:
+        is_inplace = kwargs.get("inplace", len(args) > 3 and args[3])
+        return args[0].mul_(drawn) if is_inplace else (args[0] if args else kwargs["input"]) * drawn
+    if func in _IN_PLACE:
+        return args[0].copy_(drawn)
+    return drawn.clone()

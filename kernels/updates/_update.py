@@ -1,0 +1,132 @@
+"""What an update is, and the few steps that several formulas share.
+
+A per-member hyperparameter is cast to the parameter's dtype only where it meets the parameter; until then all
+arithmetic on it is in float64, as torch.optim's is in Python floats. No function here changes its arguments.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+State = dict[str, Tensor]
+Hyperparameter = float | Tensor  # one for all members, or float64 [member]
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One optimizer formula on stacked tensors.
+
+    `init` and `apply` take the hyperparameters by name. A number among them may be a float, the same for all
+    members, or a float64 tensor `[member]`; only tensors stay variable when `apply` is traced. `apply` is
+    pure, and expects to be called where gradients are not recorded.
+    """
+
+    hyperparameters: tuple[str, ...]
+    """Keys read from a torch.optim parameter group, besides "params"."""
+    init: Callable[..., State]
+    """From (param, **hyperparameters) to the state before the first update."""
+    apply: Callable[..., tuple[Tensor, State]]
+    """From (param, grad, state, **hyperparameters) to the new param and the new state."""
+
+
+def is_zero(
+    value: Hyperparameter,  # number or [member]
+) -> bool:
+    """Tell whether a term may be left out; a tensor's value is unknown while tracing, so its term stays."""
+    return not isinstance(value, Tensor) and value == 0
+
+
+def over_members(
+    value: Tensor,  # [member]
+    param: Tensor,  # [member, *shape]
+) -> Tensor:
+    """Reshape to `[member, 1, ...]`, to be broadcast over one member's shape."""
+    return value.reshape(-1, *[1] * (param.ndim - 1))
+
+
+def per_member(
+    value: Hyperparameter,  # number or [member]
+    param: Tensor,  # [member, *shape]
+) -> Hyperparameter:
+    """Make a per-member number ready to meet `param`: its dtype, and one value per member; a float stays."""
+    return over_members(value.to(param.dtype), param) if isinstance(value, Tensor) else value
+
+
+def add_scaled(
+    base: Tensor,  # [member, *shape]
+    other: Tensor,  # [member, *shape]
+    scale: Hyperparameter,  # number or [member]
+) -> Tensor:
+    """Return base + scale * other, in one pass."""
+    if isinstance(scale, Tensor):
+        return torch.addcmul(base, other, over_members(scale.to(base.dtype), base))
+    return torch.add(base, other, alpha=scale)
+
+
+def ema(
+    average: Tensor,  # [member, *shape]
+    value: Tensor,  # [member, *shape]
+    decay: Hyperparameter,  # number or [member]
+) -> Tensor:
+    """Return decay * average + (1 - decay) * value."""
+    return torch.lerp(average, value, per_member(1 - decay, average))
+
+
+def ema_of_square(
+    average: Tensor,  # [member, *shape]
+    value: Tensor,  # [member, *shape]
+    decay: Hyperparameter,  # number or [member]
+) -> Tensor:
+    """Return decay * average + (1 - decay) * value**2.
+
+    Not a lerp: where value**2 overflows, torch.optim's average is inf, and a lerp's would be inf - inf.
+    """
+    decayed = average * per_member(decay, average)
+    if isinstance(decay, Tensor):
+        return decayed.addcmul_(value * per_member(1 - decay, value), value)
+    return decayed.addcmul_(value, value, value=1 - decay)
+
+
+def descent_gradient(
+    param: Tensor,  # [member, *shape]
+    grad: Tensor,  # [member, *shape]
+    *,
+    weight_decay: Hyperparameter,  # number or [member]
+    maximize: bool,
+) -> Tensor:
+    """Return the gradient to descend: negated to maximize, plus weight_decay * param (an L2 penalty)."""
+    grad = -grad if maximize else grad
+    return grad if is_zero(weight_decay) else add_scaled(grad, param, weight_decay)
+
+
+def decay_weights(
+    param: Tensor,  # [member, *shape]
+    grad: Tensor,  # [member, *shape]
+    *,
+    lr: Hyperparameter,  # number or [member]
+    weight_decay: Hyperparameter,  # number or [member]
+    decoupled: bool,
+    maximize: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the param to step from and the gradient to descend.
+
+    Decoupled, the decay shrinks the parameter by 1 - lr * weight_decay and leaves the gradient alone; else it
+    is an L2 penalty in the gradient.
+
+    Reference:
+        Loshchilov and Hutter, Decoupled weight decay regularization, 2019.
+    """
+    if not decoupled:
+        return param, descent_gradient(param, grad, weight_decay=weight_decay, maximize=maximize)
+    if not is_zero(weight_decay):
+        param = param * per_member(1 - lr * weight_decay, param)
+    return param, -grad if maximize else grad
+
+
+def zero_steps(
+    param: Tensor,  # [member, *shape]
+) -> Tensor:
+    """Return a count of no updates for each member: float64 `[member]`, on the device of `param`."""
+    return torch.zeros(param.shape[0], dtype=torch.float64, device=param.device)

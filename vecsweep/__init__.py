@@ -1,0 +1,40 @@
+"""Train N copies of a PyTorch model at N learning rates in one batched pass.
+
+Example:
+    >>> import torch
+    >>> import vecsweep as vs
+    >>> model = torch.nn.Linear(2, 1)
+    >>> task = vs.Task(
+    ...     model,
+    ...     batches=[(torch.ones(4, 2), torch.zeros(4, 1))],
+    ...     loss_fn=torch.nn.functional.mse_loss,
+    ...     optimizer=torch.optim.SGD(model.parameters()),
+    ... )
+    >>> found = vs.range_test(task, start_lr=1e-4, end_lr=10, num_lrs=32, num_steps=20)
+    >>> 1e-4 <= found.suggest().lr <= 10
+    True
+"""
+
+from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
+from vecsweep.execution import Execution
+from vecsweep.results import CheckReport, RangeTest, Sweep, load
+from vecsweep.suggest import Suggestion
+from vecsweep.sweeps import check, range_test, sweep
+from vecsweep.task import Task
+
+__all__ = [
+    "CheckReport",
+    "Execution",
+    "FallbackWarning",
+    "Interrupted",
+    "RangeTest",
+    "ResultFileError",
+    "Suggestion",
+    "Sweep",
+    "Task",
+    "check",
+    "load",
+    "range_test",
+    "sweep",
+]
+__version__ = "0.1.0"

@@ -1,0 +1,125 @@
+"""Batches as the engine takes them: endless, on the device, one stream for each seed."""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
+
+from vecsweep._engine.rng import Streams
+from vecsweep._types import Batch
+from vecsweep.task import Task
+
+# Leaves of a batch that are values: a traced step may keep them as constants, as long as they are part of its key.
+_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What must be equal in two batches for the same traced step to serve both."""
+
+    structure: pytree.TreeSpec
+    leaves: tuple[Hashable, ...]
+    is_plain: bool  # whether every leaf is a tensor or a value; other objects cannot be kept in a trace
+
+    def __hash__(self) -> int:
+        return hash(self.leaves)
+
+
+class BatchStream:
+    """The batches of one seed, in the order in which an ordinary training loop would see them.
+
+    Args:
+        task: whose batches.
+        seed: of the random stream from which the loader shuffles and augments.
+        streams: the random streams of the run.
+        device: where batches go.
+        dtype: what floating-point tensors are cast to; None leaves them alone.
+    """
+
+    def __init__(
+        self, task: Task, seed: int, streams: Streams, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None:
+        self._task = task
+        self._seed = seed
+        self._streams = streams
+        self._device = device
+        self._dtype = dtype
+        self._peeked: list[Batch] = []
+        self._iterator: Iterator[Batch] | None = None
+        self._is_fresh = True  # nothing came from the iterator yet
+
+    def peek(self) -> Batch:
+        """Look at the next batch without taking it."""
+        if not self._peeked:
+            self._peeked.append(self._load())
+        return self._peeked[0]
+
+    def take(self) -> Batch:
+        """Take the next batch; start over when they run out."""
+        return self._peeked.pop() if self._peeked else self._load()
+
+    def _load(self) -> Batch:
+        self._streams.use("batches", self._seed)
+        while True:
+            if self._iterator is None:
+                self._iterator = self._task.iterate(self._seed)
+                self._is_fresh = True
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                if self._is_fresh:
+                    raise ValueError(
+                        "`batches` must yield at least one batch; got none. Look at the length of the data set, "
+                        "and at `drop_last` when a batch is larger than it."
+                    ) from None
+                if self._task.is_one_pass:
+                    raise ValueError(
+                        "`batches` ran out, and an iterator cannot start over. Pass a list, a DataLoader, or the "
+                        "generator function itself in place of what it returns."
+                    ) from None
+                self._iterator = None
+            else:
+                self._is_fresh = False
+                return self._move(batch)
+
+    def _move(self, batch: Batch) -> Batch:
+        def move(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                leaf = leaf.to(self._device, non_blocking=True)
+                return leaf.to(self._dtype) if self._dtype and leaf.is_floating_point() else leaf
+            return leaf.to(self._device) if hasattr(leaf, "to") else leaf
+
+        return pytree.tree_map(move, batch)
+
+
+def key_of(batch: Batch) -> Key:
+    """Say what a traced step depends on in a batch besides the numbers in its tensors."""
+    leaves, structure = pytree.tree_flatten(batch)
+    return Key(
+        structure,
+        tuple(
+            (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
+            if isinstance(leaf, Tensor)
+            else (type(leaf), leaf if isinstance(leaf, _VALUES) else id(leaf))
+            for leaf in leaves
+        ),
+        is_plain=all(isinstance(leaf, (Tensor, *_VALUES)) for leaf in leaves),
+    )
+
+
+def stack(batches: list[Batch]) -> Batch:
+    """Stack batches of equal key: every tensor gets the member axis first."""
+    return pytree.tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *batches)
+
+
+def member_dims(batch: Batch) -> Batch:
+    """The `in_dims` of a stacked batch: 0 for tensors, None for all else."""
+    return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
+
+
+def size_bytes(batch: Batch) -> int:
+    """The memory that a batch's tensors take, in bytes."""
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))

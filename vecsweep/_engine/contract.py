@@ -1,0 +1,81 @@
+"""What both engines keep: the vectorized and the sequential one are the same to the training loop."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from torch import Tensor
+
+from vecsweep._engine.ensemble import MemberState
+from vecsweep._types import Batch, Hyper
+
+StepBatches = dict[int, tuple[Batch, ...]]  # by seed: the batches of one step, more than one when accumulating
+Window = Sequence[StepBatches]  # the steps through which a chunk is carried before the next chunk has its turn
+
+
+class Curve(NamedTuple):
+    """What a chunk did in a window, `[step, member]` on the device.
+
+    Attributes:
+        loss: before each update, float64; NaN from the step after a member diverged.
+        alive: False from the step on at which a member diverged.
+    """
+
+    loss: Tensor
+    alive: Tensor
+
+
+class Chunk(Protocol):
+    """Members that are stepped together."""
+
+    def __len__(self) -> int: ...
+
+    def run(self, window: Window, hyper: Hyper) -> Curve:
+        """Train through a window.
+
+        Args:
+            window: the batches of each step; the seeds of all members are among its keys.
+            hyper: the hyperparameters of these steps and members, each `[step, member]`.
+
+        Raises:
+            SeedsDiffer: the seeds have batches of different kinds; nothing has happened.
+            Unmappable: the members cannot be batched; the error holds their states before the window.
+        """
+        ...
+
+    def member(self, i: int) -> MemberState:
+        """Copy the state of one member, by its position."""
+        ...
+
+    def select(self, keep: Sequence[int]) -> "Chunk":
+        """Take some members out, by their positions, into a chunk of their own."""
+        ...
+
+
+class Engine(Protocol):
+    """A way to step members."""
+
+    def start(self, seed: int) -> MemberState:
+        """The state of a member of this seed before its first step."""
+        ...
+
+    def load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> Chunk:
+        """Make a chunk of members."""
+        ...
+
+
+class SeedsDiffer(Exception):  # noqa: N818 - a signal to the training loop, not a failure
+    """The seeds of a chunk have batches that cannot be stacked; each must be a chunk of its own."""
+
+
+class Unmappable(Exception):  # noqa: N818 - a signal to the training loop, not a failure
+    """PyTorch cannot batch the members of a chunk.
+
+    Attributes:
+        reason: the operator and the line, as far as they are known.
+        members: their states before the window in which it showed; empty if none had been loaded.
+    """
+
+    def __init__(self, reason: str, members: Sequence[MemberState] = ()) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.members = list(members)

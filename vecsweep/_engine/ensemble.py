@@ -1,0 +1,189 @@
+"""Ensemble: the stacked state of members that are stepped together, and the way in and out of it.
+
+A `MemberState` is one member's own state, in stock PyTorch's terms, so that a member can pass from one engine to the
+other, be handed to the caller, or be trained further.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vecsweep._engine.divergence import Fate
+from vecsweep._types import Precision
+
+OptimizerState = dict[str, dict[str, Any]]  # parameter name -> torch.optim's state of it
+
+
+@dataclass(frozen=True, slots=True)
+class LossScale:
+    """The loss scale of each member for fp16, `[member]`, as torch.amp.GradScaler keeps it for one model.
+
+    Attributes:
+        value: what the loss is multiplied by.
+        streak: steps since the scale last changed.
+    """
+
+    value: Tensor
+    streak: Tensor
+
+    @classmethod
+    def start(cls, num_members: int, device: torch.device) -> "LossScale":
+        """GradScaler's initial scale."""
+        return cls(
+            torch.full((num_members,), 2.0**16, device=device),
+            torch.zeros(num_members, dtype=torch.int64, device=device),
+        )
+
+    def after(self, is_finite: Tensor) -> "LossScale":
+        """Halve the scale where gradients overflowed; double it after 2,000 steps without."""
+        streak = torch.where(is_finite, self.streak + 1, 0)
+        grown = torch.where(streak == 2000, 2 * self.value, self.value)  # noqa: PLR2004 - GradScaler's growth_interval
+        return LossScale(torch.where(is_finite, grown, self.value / 2), torch.where(streak == 2000, 0, streak))  # noqa: PLR2004
+
+    def select(self, index: Tensor) -> "LossScale":
+        """Take some members out."""
+        return LossScale(self.value[index], self.streak[index])
+
+
+@dataclass(frozen=True, slots=True)
+class MemberState:
+    """One member's own state.
+
+    Attributes:
+        parameters: what is trained, by name.
+        buffers: what the model changes as it runs, by name.
+        optimizer: torch.optim's state of each parameter, by its name; None before the first step.
+        fate: the member's, as an ensemble of one.
+        scale: the member's loss scale, as an ensemble of one; None without fp16.
+    """
+
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    optimizer: OptimizerState | None
+    fate: Fate
+    scale: LossScale | None
+
+    @classmethod
+    def start(
+        cls, parameters: dict[str, Tensor], buffers: dict[str, Tensor], precision: Precision | None
+    ) -> "MemberState":
+        """A member before its first step; the tensors are shared with the caller until it is loaded."""
+        device = next(iter(parameters.values())).device
+        scale = LossScale.start(1, device) if precision == "fp16" else None
+        return cls(parameters, buffers, None, Fate.start(1, device), scale)
+
+
+@dataclass(slots=True)
+class Ensemble:
+    """Members that are stepped together; every tensor has the member axis first, but for shared buffers.
+
+    Attributes:
+        seeds: `[member]`.
+        parameters: what is trained, by name.
+        buffers: what the model changes as it runs, by name.
+        split: the names of the buffers that have the member axis; the others are common to all members.
+        optimizer: the state of each parameter's update, by its name.
+        fate: how the members have fared.
+        scale: their loss scales; None without fp16.
+    """
+
+    seeds: list[int]
+    parameters: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    split: frozenset[str]
+    optimizer: dict[str, dict[str, Tensor]]
+    fate: Fate
+    scale: LossScale | None = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether the members are of several seeds, and so see different batches."""
+        return len(set(self.seeds)) > 1
+
+    @classmethod
+    def stack(cls, members: Sequence[MemberState], seeds: Sequence[int], split: frozenset[str]) -> "Ensemble":
+        """Stack members; the buffers that are not `split` are taken from the first."""
+        first = members[0]
+        optimizer: dict[str, dict[str, Tensor]] = {}
+        if first.optimizer is not None:
+            optimizer = {
+                name: {
+                    key: _stack_values([m.optimizer[name][key] for m in members if m.optimizer is not None])
+                    for key in state
+                }
+                for name, state in first.optimizer.items()
+            }
+        return cls(
+            seeds=list(seeds),
+            parameters={name: torch.stack([m.parameters[name] for m in members]) for name in first.parameters},
+            buffers={
+                name: torch.stack([m.buffers[name] for m in members]) if name in split else buffer.clone()
+                for name, buffer in first.buffers.items()
+            },
+            split=split,
+            optimizer=optimizer,
+            fate=Fate(*(torch.cat([getattr(m.fate, f) for m in members]) for f in ("first", "best", "alive"))),
+            scale=None
+            if first.scale is None
+            else LossScale(
+                *(torch.cat([getattr(m.scale, f) for m in members if m.scale]) for f in ("value", "streak"))
+            ),
+        )
+
+    @property
+    def tensors(self) -> Any:
+        """All tensors, as a nested container for torch's pytrees."""
+        scale = (self.scale.value, self.scale.streak) if self.scale else ()  # torch's pytrees take None for a leaf
+        fate = (self.fate.first, self.fate.best, self.fate.alive)
+        return self.parameters, self.buffers, self.optimizer, fate, scale
+
+    def with_tensors(self, tensors: Any) -> "Ensemble":
+        """The same members with other tensors, nested as `tensors` gives them."""
+        parameters, buffers, optimizer, fate, scale = tensors
+        return Ensemble(
+            self.seeds, parameters, buffers, self.split, optimizer, Fate(*fate), LossScale(*scale) if scale else None
+        )
+
+    def select(self, keep: Sequence[int]) -> "Ensemble":
+        """Take some members out, by their positions, into an ensemble of their own."""
+        index = torch.tensor(keep, dtype=torch.int64, device=self.fate.alive.device)
+        return replace(
+            self,
+            seeds=[self.seeds[i] for i in keep],
+            parameters={name: p[index] for name, p in self.parameters.items()},
+            buffers={name: b[index] if name in self.split else b.clone() for name, b in self.buffers.items()},
+            optimizer={n: {k: v[index] for k, v in state.items()} for n, state in self.optimizer.items()},
+            fate=self.fate.select(index),
+            scale=self.scale.select(index) if self.scale else None,
+        )
+
+    def member(self, i: int) -> MemberState:
+        """Take one member's state out; nothing is shared with the ensemble."""
+        one = self.select([i])
+        return MemberState(
+            parameters={name: p[0] for name, p in one.parameters.items()},
+            buffers={name: b[0] if name in self.split else b for name, b in one.buffers.items()},
+            optimizer={
+                name: {key: _to_torch(key, value[0]) for key, value in state.items()}
+                for name, state in one.optimizer.items()
+            },
+            fate=one.fate,
+            scale=one.scale,
+        )
+
+
+_COUNTERS = ("step", "mu_product")  # which torch.optim keeps as scalars on the CPU, and updates need in float64
+
+
+def _to_torch(key: str, value: Tensor) -> Tensor:
+    return value.to("cpu", torch.get_default_dtype()) if key in _COUNTERS else value
+
+
+def _stack_values(values: Sequence[Any]) -> Tensor:
+    return torch.stack([torch.as_tensor(value) for value in values])

@@ -1,0 +1,128 @@
+"""From a torch.optim template to one update of all members.
+
+An optimizer whose formula is in vecsweep.kernels.updates is applied to stacked tensors. Any other is stepped by its
+own class, member by member, on views of the stacked parameters.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vecsweep._engine.ensemble import OptimizerState
+from vecsweep._engine.learner import Learner
+from vecsweep.kernels.updates import UPDATES, State
+
+
+class StackedUpdate:
+    """One formula for all members: a pure function of stacked tensors, to be traced with the rest of the step.
+
+    Args:
+        learner: whose optimizer is the template.
+    """
+
+    def __init__(self, learner: Learner) -> None:
+        self._update = UPDATES[type(learner.optimizer)]
+        self._groups = [
+            (group.names, group.lr_ratio, {k: v for k, v in group.options.items() if k in self._update.hyperparameters})
+            for group in learner.groups
+        ]
+
+    @staticmethod
+    def suits(learner: Learner) -> bool:
+        """Whether there is a formula for this optimizer and these parameters."""
+        is_real = not any(p.is_complex() for p in learner.parameters.values())
+        return type(learner.optimizer) in UPDATES and is_real
+
+    def init(self, parameters: Mapping[str, Tensor], loaded: Mapping[str, Mapping[str, Tensor]]) -> dict[str, State]:
+        """Make the state of each parameter, from what was loaded where there is something.
+
+        Args:
+            parameters: `[member, *shape]`, by name.
+            loaded: states stacked from torch.optim's, by parameter name; may lack keys that torch does not keep.
+        """
+        states = {}
+        for names, _, options in self._groups:
+            for name in names:
+                fresh = self._update.init(parameters[name], lr=0.0, **options)
+                own = loaded.get(name, {})
+                if own and "step" not in own and "step" in fresh:
+                    fresh["step"] = torch.ones_like(fresh["step"])  # torch's SGD counts no steps, but has had one
+                states[name] = {key: own[key].to(value) if key in own else value for key, value in fresh.items()}
+        return states
+
+    def apply(
+        self,
+        parameters: dict[str, Tensor],  # [member, *shape]
+        grads: Mapping[str, Tensor | None],  # [member, *shape]; None where the loss does not depend on the parameter
+        states: dict[str, State],
+        hyper: Mapping[str, Tensor],  # [member] float64
+    ) -> tuple[dict[str, Tensor], dict[str, State]]:
+        """Compute the new parameters and states; a parameter without gradient stays, as in torch.optim."""
+        parameters, states = dict(parameters), dict(states)
+        for names, lr_ratio, options in self._groups:
+            own = options | hyper | {"lr": hyper["lr"] * lr_ratio}
+            for name in names:
+                if (grad := grads[name]) is not None:
+                    parameters[name], states[name] = self._update.apply(parameters[name], grad, states[name], **own)
+        return parameters, states
+
+
+class MemberOptimizers:
+    """One optimizer of the caller's class for each member, on views of the stacked parameters.
+
+    Args:
+        learner: whose optimizer is the template.
+        parameters: `[member, *shape]`, by name; updated in place.
+        states: of each member's optimizer, by parameter name; None for a fresh one.
+    """
+
+    def __init__(
+        self, learner: Learner, parameters: Mapping[str, Tensor], states: Sequence[OptimizerState | None]
+    ) -> None:
+        self._groups = learner.groups
+        self._parameters = parameters
+        self._views: list[dict[str, nn.Parameter]] = []
+        self._optimizers: list[Optimizer] = []
+        for i, state in enumerate(states):
+            views = {name: nn.Parameter(stacked[i]) for name, stacked in parameters.items()}
+            memo = {id(learner.parameters[name]): view for name, view in views.items()}
+            optimizer = copy.deepcopy(learner.optimizer, memo)
+            load_state(optimizer, views, state)
+            self._views.append(views)
+            self._optimizers.append(optimizer)
+
+    def step_(
+        self,
+        grads: Mapping[str, Tensor | None],  # [member, *shape]
+        hyper: Mapping[str, Tensor],  # [member]
+        is_stepped: Sequence[bool],  # [member]
+    ) -> None:
+        """Step the members named, each at its own hyperparameters."""
+        lrs = hyper["lr"].tolist()
+        for i, (views, optimizer) in enumerate(zip(self._views, self._optimizers, strict=True)):
+            if not is_stepped[i]:
+                continue
+            for name, view in views.items():
+                stacked = grads[name]
+                view.grad = None if stacked is None else stacked[i]
+            for group, own in zip(self._groups, optimizer.param_groups, strict=True):
+                own["lr"] = lrs[i] * group.lr_ratio
+            optimizer.step()
+
+    def state(self, i: int) -> OptimizerState:
+        """Copy the state of one member's optimizer, by parameter name."""
+        return save_state(self._optimizers[i], self._views[i])
+
+
+def save_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
+    """Copy an optimizer's state, by parameter name."""
+    return {name: copy.deepcopy(dict(optimizer.state[p])) for name, p in parameters.items() if p in optimizer.state}
+
+
+def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState | None) -> None:
+    """Put a state that `save_state` gave, or an ensemble's, into an optimizer."""
+    for name, own in (state or {}).items():
+        optimizer.state[parameters[name]] = copy.deepcopy(own)

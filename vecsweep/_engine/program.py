@@ -1,0 +1,149 @@
+"""Program: the step for one kind of batch, run first eagerly, then as a traced graph.
+
+A graph is a flat list of aten operators, free of the Python of modules, vmap and autograd. It is traced when a kind of
+batch comes for the second time, and checked against the eager step when it comes for the third: constants that the
+trace froze by mistake show on numbers that it was not made from.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+from vecsweep._engine.ensemble import Ensemble
+from vecsweep._engine.step import Grads, Step
+from vecsweep._errors import FallbackWarning
+from vecsweep._types import Batch
+
+_CHECKED_CALL = 3
+_RTOL, _ATOL = 1e-4, 1e-6  # between two runs of the same operators; equal bit for bit wherever they were looked at
+
+
+class Inputs(NamedTuple):
+    """What a step takes besides the ensemble; see `Step`."""
+
+    batches: Sequence[Batch]
+    drawn: Sequence[Sequence[Tensor]]
+    hyper: Mapping[str, Tensor]
+
+
+class Outputs(NamedTuple):
+    """What a program yields; see `StepResult`.
+
+    Attributes:
+        state: the ensemble's tensors, flat.
+        loss: `[member]`.
+        alive: `[member]`.
+        is_stepped: `[member]`.
+        grads: by parameter name.
+    """
+
+    state: list[Tensor]
+    loss: Tensor
+    alive: Tensor
+    is_stepped: Tensor
+    grads: Grads
+
+
+class Program:
+    """A step that makes itself faster as it is called again.
+
+    Args:
+        step: the step.
+        ensemble: what the ensembles look like that it will be called with.
+        inputs: what its inputs look like; all that is not a tensor in them stays as it is here.
+        is_traceable: whether a graph may stand for the step; False keeps it eager.
+    """
+
+    def __init__(self, step: Step, ensemble: Ensemble, inputs: Inputs, *, is_traceable: bool) -> None:
+        self._step = step
+        self._ensemble = ensemble.with_tensors(ensemble.tensors)
+        state, self._state_structure = pytree.tree_flatten(ensemble.tensors)
+        self._num_state = len(state)
+        leaves, self._input_structure = pytree.tree_flatten(inputs)
+        self._constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+        self._grad_names: list[str] = []
+        self._graph: Callable[..., list[Tensor]] | None = None
+        self._num_calls = 0
+        self.is_eager = not is_traceable
+
+    def __call__(self, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
+        """Compute one step from an ensemble's flat tensors."""
+        tensors = [*state, *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))]
+        results = self._run(tensors)
+        new_state, (loss, alive, is_stepped, *grads) = results[: self._num_state], results[self._num_state :]
+        named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, grads, strict=True))
+        return Outputs(new_state, loss, alive, is_stepped, named)
+
+    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        self._num_calls += 1
+        if self.is_eager or self._num_calls == 1:
+            return self._eager(*tensors)
+        if self._graph is None:
+            return self._trace(tensors)
+        with torch.no_grad():
+            results = self._graph(*tensors)
+        return self._checked(results, tensors) if self._num_calls == _CHECKED_CALL else results
+
+    def _eager(self, *tensors: Tensor) -> list[Tensor]:
+        """Take the step, from flat tensors to flat tensors."""
+        state, rest = tensors[: self._num_state], iter(tensors[self._num_state :])
+        leaves = [
+            next(rest) if is_tensor else constant
+            for is_tensor, constant in zip(self._is_tensor, self._constants, strict=True)
+        ]
+        inputs = pytree.tree_unflatten(leaves, self._input_structure)
+        ensemble = self._ensemble.with_tensors(pytree.tree_unflatten(list(state), self._state_structure))
+        result = self._step(ensemble, *inputs)
+        grads = {name: grad for name, grad in result.grads.items() if grad is not None}
+        self._grad_names = list(grads)
+        new_state = pytree.tree_leaves(result.ensemble.tensors)
+        return [*new_state, result.loss, result.ensemble.fate.alive, result.is_stepped, *grads.values()]
+
+    def _trace(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Trace the step, and return what it computed meanwhile."""
+        results: list[Tensor] = []
+
+        def flat(*tensors: Tensor) -> list[Tensor]:
+            results[:] = self._eager(*tensors)
+            return results
+
+        try:
+            graph = make_fx(flat)(*tensors)
+        except Exception:  # noqa: BLE001 - whatever it is that tracing cannot follow, the eager step can
+            self.is_eager = True
+            return self._eager(*tensors)
+        _drop_aliases(graph)
+        self._graph = graph.forward
+        return results
+
+    def _checked(self, results: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Compare what the graph computed with the eager step; give the graph up when they differ."""
+        expected = self._eager(*tensors)
+        if all(
+            torch.allclose(a, b, rtol=_RTOL, atol=_ATOL, equal_nan=True) for a, b in zip(results, expected, strict=True)
+        ):
+            return results
+        warnings.warn(
+            "The traced step gives other numbers than the eager one, so the model's loss must depend on more than its "
+            "parameters, its buffers and the batch. The sweep goes on without tracing.",
+            FallbackWarning,
+            stacklevel=2,
+        )
+        self.is_eager = True
+        return expected
+
+
+def _drop_aliases(graph: GraphModule) -> None:
+    """Take out the `detach` operators that autograd leaves between a tensor and itself."""
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()

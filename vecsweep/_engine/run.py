@@ -1,0 +1,292 @@
+"""The one training loop: a plan, batches and an engine, chunk by chunk and window by window.
+
+A chunk of members is carried through a window of buffered batches before the next chunk has its turn, so that its
+parameters stay in the cache. Between windows the host looks at the losses, once, and takes out what diverged.
+"""
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from vecsweep._engine.batches import BatchStream, size_bytes
+from vecsweep._engine.contract import Chunk, Curve, Engine, SeedsDiffer, Unmappable, Window
+from vecsweep._engine.ensemble import MemberState
+from vecsweep._engine.learner import Learner
+from vecsweep._engine.rng import Streams
+from vecsweep._engine.sequential import Sequential
+from vecsweep._engine.vectorized import Vectorized
+from vecsweep._errors import FallbackWarning
+from vecsweep._types import Batch, FloatArray, IntArray
+from vecsweep.execution import Execution
+from vecsweep.plan import Plan
+from vecsweep.task import Task
+
+_WINDOW_STEPS = 16
+_WINDOW_BYTES = 64 * 2**20  # of buffered batches
+_CHUNK_BYTES = 16 * 2**20  # of parameters, on a CPU: with gradients and optimizer state about the size of its caches
+_MIXED_FROM = 8  # members of a seed, from which on each seed has chunks of its own with batches in common
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a run did.
+
+    Attributes:
+        loss: `[step, member]`, before each update; NaN after a member diverged.
+        diverged_at: `[member]`, the step at which a member diverged; -1 if it did not.
+        states: `[member]`, at the end, or where it diverged.
+        learners: by seed; to make a model of a state.
+        engine: how the members were stepped, in words.
+        is_complete: False when Ctrl-C stopped the run; it then has fewer steps than the plan.
+    """
+
+    loss: FloatArray
+    diverged_at: IntArray
+    states: list[MemberState]
+    learners: dict[int, Learner]
+    engine: str
+    is_complete: bool
+
+
+@dataclass(slots=True)
+class _Group:
+    """A chunk and the positions of its members in the plan."""
+
+    chunk: Chunk
+    members: list[int]
+
+
+def train(
+    task: Task, plan: Plan, execution: Execution, *, dtype: torch.dtype | None = None, keeps_states: bool = True
+) -> Record:
+    """Train every member of a plan.
+
+    Args:
+        task: what is trained; nothing of it is changed.
+        plan: with which hyperparameters.
+        execution: how.
+        dtype: of parameters, buffers and batches; None leaves them as they are.
+        keeps_states: whether to return the members' states.
+    """
+    streams = Streams(_random_device(task, execution), _own_generators(task.batches))
+    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
+        return _Run(task, plan, execution, streams, dtype, keeps_states=keeps_states).train()
+
+
+def count_batches(task: Task, seed: int, execution: Execution) -> int:
+    """How many batches an epoch has: the length of the loader, or, where it has none, what one pass yields."""
+    if task.is_one_pass:
+        raise ValueError(
+            "`epochs` needs batches that can start over; got an iterator. Pass a list, a DataLoader or the generator "
+            "function itself, or `num_steps` in place of `epochs`."
+        )
+    try:
+        return len(task.batches)  # type: ignore[arg-type] - TypeError if it has no length is what is asked
+    except TypeError:
+        streams = Streams(_random_device(task, execution), _own_generators(task.batches))
+        with streams.borrowed():
+            streams.use("batches", seed)
+            return sum(1 for _ in task.iterate(seed))
+
+
+def template_lr(task: Task, seed: int, execution: Execution) -> float:
+    """The learning rate that the task's optimizer was given."""
+    streams = Streams(_random_device(task, execution))
+    with streams.borrowed():
+        return float(Learner.build(task, seed, streams, execution).optimizer.param_groups[0]["lr"])
+
+
+class _Run:
+    """A run and where it stands; the arguments are those of `train`."""
+
+    def __init__(
+        self,
+        task: Task,
+        plan: Plan,
+        execution: Execution,
+        streams: Streams,
+        dtype: torch.dtype | None,
+        *,
+        keeps_states: bool,
+    ) -> None:
+        self.plan = plan
+        self.execution = execution
+        self.streams = streams
+        self.keeps_states = keeps_states
+        seeds = dict.fromkeys(plan.seeds)
+        self.learners = {seed: Learner.build(task, seed, streams, execution, dtype) for seed in seeds}
+        self.device = next(self.learners[plan.seeds[0]].model.parameters()).device
+        self.batches = {seed: BatchStream(task, seed, streams, self.device, dtype) for seed in seeds}
+        first = self.batches[plan.seeds[0]].peek()
+        task.check_batch(first)
+        self.window_steps = max(
+            1, min(_WINDOW_STEPS, _WINDOW_BYTES // max(1, size_bytes(first) * execution.accumulation_steps))
+        )
+        self.engine: Engine
+        self.why = ""
+        self._choose_engine(first)
+        self.loss = np.full(plan.lr.shape, np.nan)
+        self.diverged_at = np.full(len(plan.members), -1)
+        self.states: list[MemberState | None] = [None] * len(plan.members)
+
+    def train(self) -> Record:
+        """Run to the end of the plan, or to Ctrl-C."""
+        num_members = len(self.plan.members)
+        groups = [_Group(self._load(members), members) for members in self._divide()]
+        num_chunks, num_done = len(groups), 0
+        hidden = None if self.execution.progress is None else not self.execution.progress
+        with tqdm(total=self.plan.num_steps * num_members, unit=" steps", unit_scale=True, disable=hidden, delay=1) as bar:
+            try:
+                while groups and num_done < self.plan.num_steps:
+                    seeds = dict.fromkeys(self.plan.seeds[i] for group in groups for i in group.members)
+                    window = self._window(seeds, self.plan.num_steps - num_done)
+                    groups = self._advance(groups, window, num_done)
+                    num_done += len(window)
+                    bar.update(len(window) * num_members)
+                    bar.set_postfix_str(f"{(self.diverged_at < 0).sum()} of {num_members} members alive", refresh=False)
+                num_done, is_complete = self.plan.num_steps, True
+            except KeyboardInterrupt:
+                is_complete = False
+        for group in groups:
+            self._keep_states(group, range(len(group.members)))
+        name = "sequential" if isinstance(self.engine, Sequential) else f"vectorized, {self.engine.level}"
+        return Record(
+            loss=self.loss[:num_done],
+            diverged_at=np.where(self.diverged_at < num_done, self.diverged_at, -1),
+            states=[state for state in self.states if state is not None],
+            learners=self.learners,
+            engine=f"{name}, {num_members} members in {num_chunks} chunk{'s' if num_chunks > 1 else ''}{self.why}",
+            is_complete=is_complete,
+        )
+
+    def _choose_engine(self, first: Batch) -> None:
+        if self.execution.engine == "sequential":
+            self.learners[self.plan.seeds[0]].probe(first, self.plan.seeds[0], self.streams)  # is the loss fit to train?
+            self.engine = Sequential(self.learners, self.execution, self.streams)
+            return
+        try:
+            self.engine = Vectorized(self.learners, self.execution, self.streams, first)
+        except Unmappable as obstacle:
+            self._fall_back(obstacle.reason)
+
+    def _fall_back(self, reason: str) -> None:
+        """Go on with the sequential engine, and say why, once."""
+        warnings.warn(
+            f"The members are trained one after another, because PyTorch cannot batch this model: {reason}. The result is "
+            'the same; `engine="sequential"` asks for it without this warning.',
+            FallbackWarning,
+            stacklevel=2,
+        )
+        self.why = f", because PyTorch cannot batch {reason}"
+        self.engine = Sequential(self.learners, self.execution, self.streams)
+
+    def _load(self, members: Sequence[int]) -> Chunk:
+        seeds = [self.plan.seeds[i] for i in members]
+        return self.engine.load([self.engine.start(seed) for seed in seeds], seeds)
+
+    def _divide(self) -> list[list[int]]:
+        """Divide the members into chunks, of one seed each where a seed has enough of them."""
+        size = self.execution.chunk_size
+        if size == "auto":
+            parameters = self.learners[self.plan.seeds[0]].parameters.values()
+            size = len(self.plan.members)
+            if self.device.type == "cpu":
+                size = max(1, _CHUNK_BYTES // sum(p.nbytes for p in parameters))
+        of_seeds: dict[int, list[int]] = {}
+        for i, seed in enumerate(self.plan.seeds):
+            of_seeds.setdefault(seed, []).append(i)
+        is_by_seed = min(len(members) for members in of_seeds.values()) >= min(size, _MIXED_FROM)
+        pools = list(of_seeds.values()) if is_by_seed else [list(range(len(self.plan.members)))]
+        return [part.tolist() for pool in pools for part in np.array_split(pool, -(-len(pool) // size))]
+
+    def _window(self, seeds: Iterable[int], num_left: int) -> Window:
+        """Take the batches of the next steps."""
+        accumulated = range(self.execution.accumulation_steps)
+        steps = range(min(self.window_steps, num_left))
+        # One seed after another: each swap of random streams takes longer than a small batch.
+        taken = {seed: [tuple(self.batches[seed].take() for _ in accumulated) for _ in steps] for seed in seeds}
+        return [{seed: own[t] for seed, own in taken.items()} for t in steps]
+
+    def _advance(self, groups: list[_Group], window: Window, start: int) -> list[_Group]:
+        """Carry every chunk through a window; return the chunks that go on."""
+        marks = {seed: self.streams.mark("model", seed) for seed in window[0]}
+        pending, advanced = list(groups), []
+        while pending:
+            group = pending.pop(0)
+            seeds = dict.fromkeys(self.plan.seeds[i] for i in group.members)
+            for seed in seeds:
+                self.streams.rewind("model", seed, marks[seed])
+            hyper = {
+                name: values[start : start + len(window), group.members] for name, values in self.plan.hyper.items()
+            }
+            try:
+                curve = group.chunk.run(window, hyper)
+            except SeedsDiffer:
+                pending[:0] = self._split_seeds(group)
+            except Unmappable as obstacle:
+                self._fall_back(obstacle.reason)
+                self._reload(group, obstacle.members)
+                for other in (*pending, *advanced):
+                    self._reload(other, [other.chunk.member(i) for i in range(len(other.members))])
+                pending.insert(0, group)
+            else:
+                advanced += self._settle(group, curve, start)
+        return advanced
+
+    def _settle(self, group: _Group, curve: Curve, start: int) -> list[_Group]:
+        """Note what a chunk did in a window, and take out what diverged, where that makes the chunk cheaper."""
+        loss, alive = curve.loss.cpu().numpy(), curve.alive.cpu().numpy()
+        self.loss[start : start + len(loss), group.members] = loss
+        is_new = ~alive[-1] & (self.diverged_at[group.members] < 0)
+        self.diverged_at[np.array(group.members)[is_new]] = start + (~alive[:, is_new]).argmax(axis=0)
+        self._keep_states(group, np.flatnonzero(is_new))
+        keep = np.flatnonzero(alive[-1]).tolist()
+        if not keep:
+            return []
+        # Each new size of a stacked chunk is traced anew, so that it is halved rather than trimmed.
+        is_worth_it = len(keep) < len(group.members) * (1 if isinstance(self.engine, Sequential) else 0.5)
+        return [self._select(group, keep) if is_worth_it else group]
+
+    def _reload(self, group: _Group, states: Sequence[MemberState]) -> None:
+        """Hand a chunk's members to the engine that is now in use."""
+        group.chunk = self.engine.load(states, [self.plan.seeds[i] for i in group.members])
+
+    def _split_seeds(self, group: _Group) -> list[_Group]:
+        """Make a chunk of each seed."""
+        seeds = [self.plan.seeds[i] for i in group.members]
+        return [
+            self._select(group, [i for i, own in enumerate(seeds) if own == seed]) for seed in dict.fromkeys(seeds)
+        ]
+
+    def _select(self, group: _Group, keep: Sequence[int]) -> _Group:
+        return _Group(group.chunk.select(keep), [group.members[i] for i in keep])
+
+    def _keep_states(self, group: _Group, positions: Iterable[int]) -> None:
+        """Copy the states of members that have come to their end."""
+        if not self.keeps_states:
+            return
+        for i in positions:
+            if self.states[group.members[i]] is None:
+                self.states[group.members[i]] = group.chunk.member(i)
+
+
+def _random_device(task: Task, execution: Execution) -> torch.device:
+    """The device whose random generator the members will draw from."""
+    if execution.device is not None:
+        return torch.device(execution.device)
+    if isinstance(task.model, nn.Module):
+        return next((p.device for p in task.model.parameters()), torch.device("cpu"))
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _own_generators(batches: object) -> list[torch.Generator]:
+    """The random generators that belong to a DataLoader and its samplers."""
+    batch_sampler = getattr(batches, "batch_sampler", None)
+    owners = (batches, getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
+    generators = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())

@@ -1,0 +1,146 @@
+"""The same contract, member by member, on stock torch.optim: the reference, and the way of models that do not batch.
+
+Unlike the vectorized engine it looks at each loss as it comes, because a stock optimizer cannot be told on the device
+to leave a diverged member alone.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vecsweep._engine.contract import Curve, Window
+from vecsweep._engine.ensemble import MemberState
+from vecsweep._engine.learner import Learner
+from vecsweep._engine.optimizer import load_state, save_state
+from vecsweep._engine.rng import Streams
+from vecsweep._types import Batch, Hyper
+from vecsweep.execution import Execution
+
+
+class Sequential:
+    """The engine that steps members one after another.
+
+    Args:
+        learners: one for each seed; the patterns of its members.
+        execution: precision, clipping, divergence.
+        streams: the random streams of the run.
+    """
+
+    def __init__(self, learners: Mapping[int, Learner], execution: Execution, streams: Streams) -> None:
+        self.learners = learners
+        self.execution = execution
+        self.streams = streams
+
+    def start(self, seed: int) -> MemberState:
+        """The state of a member of this seed before its first step."""
+        learner = self.learners[seed]
+        parameters = {name: p.detach() for name, p in learner.parameters.items()}
+        return MemberState.start(parameters, dict(learner.model.named_buffers()), self.execution.precision)
+
+    def load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> "SequentialChunk":
+        """Make a learner for each member."""
+        trainees = [_Trainee(self, member, seed) for member, seed in zip(members, seeds, strict=True)]
+        return SequentialChunk(self, trainees)
+
+
+class SequentialChunk:
+    """Members that take turns; see `contract.Chunk`."""
+
+    def __init__(self, engine: Sequential, trainees: Sequence["_Trainee"]) -> None:
+        self._engine = engine
+        self._trainees = list(trainees)
+
+    def __len__(self) -> int:
+        return len(self._trainees)
+
+    def run(self, window: Window, hyper: Hyper) -> Curve:
+        """Train each member through the whole window, from the same random numbers."""
+        streams = self._engine.streams
+        marks = {seed: streams.mark("model", seed) for seed in {t.seed for t in self._trainees}}
+        curves = []
+        for i, trainee in enumerate(self._trainees):
+            streams.rewind("model", trainee.seed, marks[trainee.seed])
+            streams.use("model", trainee.seed)
+            steps = [
+                trainee.step(batches[trainee.seed], {name: float(values[t, i]) for name, values in hyper.items()})
+                for t, batches in enumerate(window)
+            ]
+            curves.append(Curve(*(torch.cat(column) for column in zip(*steps, strict=True))))
+        return Curve(*(torch.stack(column, dim=1) for column in zip(*curves, strict=True)))
+
+    def member(self, i: int) -> MemberState:
+        """Copy the state of one member."""
+        return self._trainees[i].state()
+
+    def select(self, keep: Sequence[int]) -> "SequentialChunk":
+        """Take some members out."""
+        return SequentialChunk(self._engine, [self._trainees[i] for i in keep])
+
+
+class _Trainee:
+    """One member as an ordinary training loop has it.
+
+    Args:
+        engine: what is common to the members.
+        member: the state from which it goes on.
+        seed: of its batches and random numbers.
+    """
+
+    def __init__(self, engine: Sequential, member: MemberState, seed: int) -> None:
+        self.seed = seed
+        self._execution = engine.execution
+        self._learner = engine.learners[seed].copy()
+        with torch.no_grad():
+            for name, value in member.parameters.items():
+                self._learner.parameters[name].copy_(value)
+            buffers = dict(self._learner.model.named_buffers())
+            for name, value in member.buffers.items():
+                # A buffer of several seeds' ensembles may also be a frozen parameter that each seed has for itself.
+                if name in buffers:
+                    buffers[name].copy_(value)
+        load_state(self._learner.optimizer, self._learner.parameters, member.optimizer)
+        self._fate = member.fate
+        self._scale = member.scale
+
+    def step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        """Take one step; return its loss and whether the member is alive after it, each `[1]`."""
+        if not self._fate.alive:
+            return torch.full_like(self._fate.best, torch.nan), self._fate.alive
+        optimizer, parameters = self._learner.optimizer, list(self._learner.parameters.values())
+        optimizer.zero_grad()
+        loss = torch.zeros_like(self._fate.best)
+        for batch in batches:
+            batch_loss = self._learner.objective(batch)
+            loss += batch_loss.detach().double() / len(batches)
+            batch_loss = batch_loss / len(batches)
+            (batch_loss if self._scale is None else batch_loss * self._scale.value[0]).backward()
+        self._fate = self._fate.after(loss, self._execution.divergence_factor)
+        if self._fate.alive and self._unscale_(parameters):
+            if self._execution.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(parameters, self._execution.max_grad_norm)
+            self._learner.set_hyper(hyper)
+            optimizer.step()
+        return loss, self._fate.alive
+
+    def state(self) -> MemberState:
+        """Copy the member's state."""
+        return MemberState(
+            parameters={name: p.detach().clone() for name, p in self._learner.parameters.items()},
+            buffers={name: b.clone() for name, b in self._learner.model.named_buffers()},
+            optimizer=save_state(self._learner.optimizer, self._learner.parameters),
+            fate=self._fate,
+            scale=self._scale,
+        )
+
+    def _unscale_(self, parameters: Sequence[Tensor]) -> bool:
+        """Take the loss scale out of the gradients; say whether they are finite, so that the step is taken."""
+        if self._scale is None:
+            return True
+        inverse = self._scale.value.double().reciprocal().float()
+        grads = [p.grad for p in parameters if p.grad is not None]
+        for grad in grads:
+            grad.mul_(inverse.to(grad.dtype))
+        is_finite = torch.stack([grad.isfinite().all() for grad in grads]).all()
+        self._scale = self._scale.after(is_finite[None])
+        return bool(is_finite)

@@ -1,0 +1,179 @@
+"""One step of all members, as a pure function of stacked tensors.
+
+    losses = vmap(one member's loss)(parameters, buffers, batch)     only the forward pass is mapped
+    grads  = autograd.grad(sum of losses, parameters)                members are independent: their own gradients
+    parameters, optimizer = update(parameters, grads, optimizer)     where a member is alive
+
+The losses are summed, not averaged: a mean over N members would divide every learning rate by N.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from vecsweep._engine.batches import member_dims
+from vecsweep._engine.ensemble import Ensemble, LossScale
+from vecsweep._engine.learner import Objective
+from vecsweep._engine.optimizer import StackedUpdate
+from vecsweep._types import Batch
+from vecsweep.kernels.rules import MemberRules
+
+Grads = dict[str, Tensor | None]  # [member, *shape]; None where the loss does not depend on the parameter
+
+
+class StepResult(NamedTuple):
+    """What one step yields.
+
+    Attributes:
+        ensemble: the members after it.
+        loss: `[member]` float64, before the update; NaN for members that had diverged.
+        is_stepped: `[member]`, whose parameters were to be updated.
+        grads: where there is no stacked update, what each member's own optimizer is to step with; else empty.
+    """
+
+    ensemble: Ensemble
+    loss: Tensor
+    is_stepped: Tensor
+    grads: Grads
+
+
+class Step:
+    """The step of an ensemble.
+
+    Args:
+        objective: one member's loss.
+        update: the optimizer's formula; None to return the gradients.
+        max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
+        divergence_factor: as in `Fate.after`.
+        is_mixed: whether batches and draws have the member axis, because members are of several seeds.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        update: StackedUpdate | None,
+        *,
+        max_grad_norm: float | None,
+        divergence_factor: float | None,
+        is_mixed: bool,
+    ) -> None:
+        self._objective = objective
+        self._update = update
+        self._max_grad_norm = max_grad_norm
+        self._divergence_factor = divergence_factor
+        self._is_mixed = is_mixed
+
+    def __call__(
+        self,
+        ensemble: Ensemble,
+        batches: Sequence[Batch],  # more than one when accumulating
+        drawn: Sequence[Sequence[Tensor]],  # what the model draws at random, for each batch
+        hyper: Mapping[str, Tensor],  # [member] float64
+    ) -> StepResult:
+        """Compute the members after one step; nothing given is changed."""
+        loss, grads, buffers = self._gradients(ensemble, batches, drawn)
+        with torch.no_grad():
+            was_alive, scale = ensemble.fate.alive, ensemble.scale
+            fate = ensemble.fate.after(loss, self._divergence_factor)
+            is_stepped = fate.alive
+            if scale is not None:
+                grads, is_finite = _unscale(grads, scale)
+                is_stepped = is_stepped & is_finite
+                scale = scale.after(is_finite)
+            if self._max_grad_norm is not None:
+                grads = _clip(grads, self._max_grad_norm)
+            parameters, optimizer = ensemble.parameters, ensemble.optimizer
+            if self._update is not None:
+                parameters, optimizer = self._update.apply(parameters, grads, optimizer, hyper)
+                parameters = {name: _where(is_stepped, p, ensemble.parameters[name]) for name, p in parameters.items()}
+                if scale is not None:  # a member that skips this step goes on later; one that diverged does not
+                    optimizer = {
+                        name: {k: _where(is_stepped, v, ensemble.optimizer[name][k]) for k, v in state.items()}
+                        for name, state in optimizer.items()
+                    }
+                grads = {}
+            buffers = {
+                name: _where(was_alive, b, ensemble.buffers[name]) if name in ensemble.split else b
+                for name, b in buffers.items()
+            }
+            after = Ensemble(ensemble.seeds, parameters, buffers, ensemble.split, optimizer, fate, scale)
+            return StepResult(after, torch.where(was_alive, loss, torch.nan), is_stepped, grads)
+
+    def _gradients(
+        self, ensemble: Ensemble, batches: Sequence[Batch], drawn: Sequence[Sequence[Tensor]]
+    ) -> tuple[Tensor, Grads, dict[str, Tensor]]:
+        """Average losses `[member]` and gradients over the batches of the step; return also the new buffers."""
+        parameters = {name: p.detach().requires_grad_() for name, p in ensemble.parameters.items()}
+        buffers = ensemble.buffers
+        loss = torch.zeros((), dtype=torch.float64, device=ensemble.fate.alive.device)
+        grads: Grads = dict.fromkeys(parameters)
+        for batch, own_drawn in zip(batches, drawn, strict=True):
+            losses, buffers = self._losses(parameters, buffers, ensemble.split, batch, own_drawn)
+            loss = loss + losses.detach().double() / len(batches)
+            total = losses / len(batches)
+            if ensemble.scale is not None:
+                total = total * ensemble.scale.value
+            new = torch.autograd.grad(total.sum(), list(parameters.values()), allow_unused=True)
+            for name, grad in zip(parameters, new, strict=True):
+                old = grads[name]
+                grads[name] = grad if old is None else old if grad is None else old + grad
+        return loss, grads, buffers
+
+    def _losses(
+        self,
+        parameters: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        split: frozenset[str],
+        batch: Batch,
+        drawn: Sequence[Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the losses `[member]` of one batch, and the buffers after it."""
+        buffers = {name: b.clone() for name, b in buffers.items()}  # which models change in place
+        shared = {name: b for name, b in buffers.items() if name not in split}
+        own = {name: b for name, b in buffers.items() if name in split}
+
+        def member(
+            parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch, drawn: Sequence[Tensor]
+        ) -> tuple[Tensor, dict[str, Tensor]]:
+            tensors = parameters | shared | own
+            unused = iter(drawn)
+            with MemberRules(unused):
+                loss = self._objective.evaluate(tensors, batch)
+            if next(unused, None) is not None:
+                raise RuntimeError("the mapped pass draws fewer random numbers than an ordinary one")
+            return loss, {name: tensors[name] for name in buffers}
+
+        batch_dims = member_dims(batch) if self._is_mixed else None
+        mapped = vmap(
+            member,
+            in_dims=(0, 0, batch_dims, 0 if self._is_mixed and drawn else None),
+            out_dims=(0, {name: 0 if name in split else None for name in buffers}),
+        )
+        return mapped(dict(parameters), own, batch, list(drawn))
+
+
+def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Choose per member between two tensors `[member, *shape]`."""
+    return torch.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _per_member(value: Tensor, like: Tensor) -> Tensor:
+    return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _unscale(grads: Grads, scale: LossScale) -> tuple[Grads, Tensor]:
+    """Take the loss scale out of the gradients, and say whose are finite: `[member]`."""
+    inverse = scale.value.double().reciprocal().float()
+    grads = {name: g if g is None else g * _per_member(inverse, g) for name, g in grads.items()}
+    is_finite = torch.stack([g.isfinite().flatten(1).all(1) for g in grads.values() if g is not None]).all(0)
+    return grads, is_finite
+
+
+def _clip(grads: Grads, max_norm: float) -> Grads:
+    """Clip each member's gradient to a norm, as torch.nn.utils.clip_grad_norm_ does one model's."""
+    norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads.values() if g is not None]
+    coefficient = (max_norm / (torch.linalg.vector_norm(torch.stack(norms), dim=0) + 1e-6)).clamp(max=1.0)
+    return {name: g if g is None else g * _per_member(coefficient, g) for name, g in grads.items()}

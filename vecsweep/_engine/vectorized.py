@@ -1,0 +1,243 @@
+"""All members in one pass: stacked parameters, one program for each kind of batch.
+
+Not here: the mathematics of a step (`step.py`), how it is run fast (`program.py`), and the order of windows and chunks
+and what becomes of members that diverged (`run.py`).
+"""
+
+import re
+import traceback
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from vecsweep import kernels
+from vecsweep._engine.batches import Key, key_of, stack
+from vecsweep._engine.contract import Curve, SeedsDiffer, StepBatches, Unmappable, Window
+from vecsweep._engine.ensemble import Ensemble, MemberState
+from vecsweep._engine.learner import Learner, Probe, is_same
+from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
+from vecsweep._engine.program import Inputs, Program
+from vecsweep._engine.rng import Streams
+from vecsweep._engine.step import Step
+from vecsweep._types import Batch, Hyper
+from vecsweep.execution import Execution
+
+_LIBRARIES = [str(Path(module.__file__ or "").parent) for module in (torch, kernels)] + [str(Path(__file__).parents[1])]
+_MAX_GRAPHS = 16  # loaders that never repeat a shape would trace for ever
+
+
+class Vectorized:
+    """The engine that steps all members of a chunk at once.
+
+    Args:
+        learners: one for each seed; the patterns of its members.
+        execution: precision, clipping, divergence.
+        streams: the random streams of the run.
+        first: the first batch of the first seed.
+
+    Raises:
+        Unmappable: an ordinary pass over the first batch already shows that members cannot be batched.
+    """
+
+    def __init__(
+        self, learners: Mapping[int, Learner], execution: Execution, streams: Streams, first: Batch
+    ) -> None:
+        self.learners = learners
+        self.execution = execution
+        self.streams = streams
+        self.pattern = next(iter(learners.values()))
+        self.update = StackedUpdate(self.pattern) if StackedUpdate.suits(self.pattern) else None
+        self._probes: dict[Key, Probe] = {}
+        self._programs: dict[Hashable, Program] = {}
+        self._carried: frozenset[str] = frozenset()
+        self._differing = _differing(list(learners.values()))
+        probe = self.probe(first, next(iter(learners)), is_first=True)
+        self._carried, self._split = probe.carried, probe.split
+
+    @property
+    def level(self) -> str:
+        """How the steps were run: "traced", or "eager" where nothing could be traced."""
+        programs = self._programs.values()
+        return "eager" if programs and all(p.is_eager for p in programs) else "traced"
+
+    def start(self, seed: int) -> MemberState:
+        """The state of a member of this seed before its first step."""
+        learner = self.learners[seed]
+        constants = dict(learner.model.named_parameters()) | dict(learner.model.named_buffers())
+        names = self._carried | self._differing
+        buffers = {name: tensor.detach() for name, tensor in constants.items() if name in names}
+        parameters = {name: p.detach() for name, p in learner.parameters.items()}
+        return MemberState.start(parameters, buffers, self.execution.precision)
+
+    def load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> "VectorizedChunk":
+        """Stack members into a chunk."""
+        split = self._split if len(set(seeds)) == 1 else self._carried | self._differing
+        ensemble = Ensemble.stack(members, seeds, split)
+        if self.update is None:
+            states = [member.optimizer for member in members]
+            return VectorizedChunk(self, ensemble, MemberOptimizers(self.pattern, ensemble.parameters, states))
+        ensemble.optimizer = self.update.init(ensemble.parameters, ensemble.optimizer)
+        return VectorizedChunk(self, ensemble, None)
+
+    def probe(self, batch: Batch, seed: int, *, is_first: bool = False) -> Probe:
+        """See what an ordinary pass over a batch of this kind does.
+
+        Raises:
+            Unmappable: it does what cannot be batched.
+        """
+        key = key_of(batch)
+        if key in self._probes:
+            return self._probes[key]
+        probe = self.learners[seed].probe(batch, seed, self.streams)
+        if probe.obstacle:
+            raise Unmappable(probe.obstacle)
+        if not is_first and not (probe.carried <= self._carried and probe.split <= self._split):
+            raise Unmappable("some batches change buffers that the first batch leaves alone")
+        if key.is_plain:
+            self._probes[key] = probe
+        return probe
+
+    def program(self, ensemble: Ensemble, inputs: Inputs) -> Program:
+        """The program for batches of this kind and an ensemble of this size."""
+        kinds = tuple(key_of(batch) for batch in inputs.batches)
+        key = (len(ensemble), ensemble.split, ensemble.is_mixed, kinds)
+        if key in self._programs:
+            return self._programs[key]
+        is_plain = all(kind.is_plain for kind in kinds)
+        step = Step(
+            self.pattern.objective,
+            self.update,
+            max_grad_norm=self.execution.max_grad_norm,
+            divergence_factor=self.execution.divergence_factor,
+            is_mixed=ensemble.is_mixed,
+        )
+        program = Program(step, ensemble, inputs, is_traceable=is_plain and len(self._programs) < _MAX_GRAPHS)
+        if is_plain:
+            self._programs[key] = program
+        return program
+
+
+class VectorizedChunk:
+    """Members that are stepped at once; see `contract.Chunk`.
+
+    Args:
+        engine: what is common to the chunks of a run.
+        ensemble: the members.
+        optimizers: their own, where there is no stacked update.
+    """
+
+    def __init__(self, engine: Vectorized, ensemble: Ensemble, optimizers: MemberOptimizers | None) -> None:
+        self._engine = engine
+        self._ensemble = ensemble
+        self._optimizers = optimizers
+
+    def __len__(self) -> int:
+        return len(self._ensemble)
+
+    def run(self, window: Window, hyper: Hyper) -> Curve:
+        """Train through a window."""
+        if self._ensemble.is_mixed:
+            self._check_seeds_agree(window)
+        # Steps make new tensors, so what is here now is still whole after a failure; only the members' own
+        # optimizers work in place.
+        before = self._ensemble
+        copies = self._members() if self._optimizers is not None else []
+        try:
+            return self._run(window, hyper)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            self._ensemble = before
+            raise Unmappable(_explain(error), copies or self._members()) from error
+
+    def member(self, i: int) -> MemberState:
+        """Copy the state of one member."""
+        state = self._ensemble.member(i)
+        return state if self._optimizers is None else replace(state, optimizer=self._optimizers.state(i))
+
+    def select(self, keep: Sequence[int]) -> "VectorizedChunk":
+        """Take some members out."""
+        seeds = [self._ensemble.seeds[i] for i in keep]
+        if self._optimizers is not None or len(set(seeds)) != len(set(self._ensemble.seeds)):
+            return self._engine.load([self.member(i) for i in keep], seeds)
+        return VectorizedChunk(self._engine, self._ensemble.select(keep), None)
+
+    def _members(self) -> list[MemberState]:
+        return [self.member(i) for i in range(len(self))]
+
+    def _run(self, window: Window, hyper: Hyper) -> Curve:
+        device = self._ensemble.fate.alive.device
+        rows = {name: torch.as_tensor(values, device=device) for name, values in hyper.items()}
+        state, structure = pytree.tree_flatten(self._ensemble.tensors)
+        losses, alive = [], []
+        for t, step_batches in enumerate(window):
+            batches, drawn = self._gather(step_batches)
+            inputs = Inputs(batches, drawn, {name: values[t] for name, values in rows.items()})
+            state, loss, is_alive, is_stepped, grads = self._engine.program(self._ensemble, inputs)(state, inputs)
+            if self._optimizers is not None:
+                self._optimizers.step_(grads, inputs.hyper, is_stepped.tolist())
+            losses.append(loss)
+            alive.append(is_alive)
+        self._ensemble = self._ensemble.with_tensors(pytree.tree_unflatten(state, structure))
+        return Curve(torch.stack(losses), torch.stack(alive))
+
+    def _gather(self, step_batches: StepBatches) -> tuple[list[Batch], list[list[Tensor]]]:
+        """The batches of one step and what is drawn for each, with the member axis if the seeds are several."""
+        seeds = self._ensemble.seeds
+        batches, drawn = {}, {}
+        for seed in dict.fromkeys(seeds):
+            batches[seed] = step_batches[seed]
+            drawn[seed] = [self._draw(seed, batch) for batch in step_batches[seed]]
+        if not self._ensemble.is_mixed:
+            return list(batches[seeds[0]]), drawn[seeds[0]]
+        return (
+            [stack(of_members) for of_members in zip(*(batches[seed] for seed in seeds), strict=True)],
+            [stack(of_members) for of_members in zip(*(drawn[seed] for seed in seeds), strict=True)],
+        )
+
+    def _draw(self, seed: int, batch: Batch) -> list[Tensor]:
+        """Draw what the model will draw on a batch, from the seed's own stream."""
+        draws = self._engine.probe(batch, seed).draws
+        if draws:
+            self._engine.streams.use("model", seed)
+        return [draw() for draw in draws]
+
+    def _check_seeds_agree(self, window: Window) -> None:
+        """Raise SeedsDiffer unless the seeds have batches of one kind in every step."""
+        for step_batches in window:
+            for of_seeds in zip(*(step_batches[seed] for seed in set(self._ensemble.seeds)), strict=True):
+                kinds = {key_of(batch) for batch in of_seeds}
+                if len(kinds) > 1 or not next(iter(kinds)).is_plain:
+                    raise SeedsDiffer
+
+
+def _differing(learners: Sequence[Learner]) -> frozenset[str]:
+    """The names of what is not trained and yet not the same for all seeds."""
+    constants = [
+        {
+            name: tensor
+            for name, tensor in (*learner.model.named_parameters(), *learner.model.named_buffers())
+            if name not in learner.parameters
+        }
+        for learner in learners
+    ]
+    return frozenset(
+        name
+        for name, tensor in constants[0].items()
+        if any(not is_same(tensor, others[name]) for others in constants[1:])
+    )
+
+
+def _explain(error: Exception) -> str:
+    """Name the operator that cannot be batched, and the line of the user's code that calls it."""
+    message = str(error).strip() or type(error).__name__
+    operator = re.search(r"aten::\w+(\.\w+)?", message)
+    reason = operator.group() if operator else message.splitlines()[0]
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if not any(frame.filename.startswith(folder) for folder in _LIBRARIES):
+            return f"{reason}, at {frame.filename}:{frame.lineno}"
+    return reason

@@ -1,0 +1,28 @@
+"""Names for the types that pass between the layers. Nothing here does anything."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Batch = Any  # what the user's loader yields: a tensor, or any nesting of tuples, lists and dicts around tensors
+Batches = Iterable[Batch] | Callable[..., Iterable[Batch]]
+LossFn = Callable[[Any, Any], Tensor]
+TrainingStep = Callable[[nn.Module, Batch], Tensor]
+ModelSource = nn.Module | Callable[[], nn.Module]
+OptimizerSource = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer]
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Seeds = int | Sequence[int]
+Lrs = ArrayLike | Tensor
+
+Method = Literal["grid", "ramp"]
+Spacing = Literal["exponential", "linear"]
+EngineName = Literal["auto", "vectorized", "sequential"]
+Precision = Literal["bf16", "fp16"]
+
+Hyper = dict[str, FloatArray]  # hyperparameters by name, each [step, member]

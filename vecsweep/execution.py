@@ -1,0 +1,122 @@
+"""How a sweep is carried out, whatever it trains: the keyword options that every verb takes, in one place."""
+
+import difflib
+import math
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, get_args
+
+import torch
+
+from vecsweep._types import EngineName, Precision
+
+
+class ExecutionOptions(TypedDict, total=False):
+    """The keyword options of every verb; `Execution` says what each means."""
+
+    device: torch.device | str | None
+    precision: Precision | None
+    engine: EngineName
+    chunk_size: int | Literal["auto"]
+    accumulation_steps: int
+    max_grad_norm: float | None
+    divergence_factor: float | None
+    progress: bool | None
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """How a sweep is carried out.
+
+    Attributes:
+        device: where members train; None leaves the model where it is.
+        precision: of autocast, "bf16" or "fp16", the latter with a loss scale for each member; None for the model's
+            own.
+        engine: "vectorized" trains all members in one pass, "sequential" one after another on stock PyTorch; "auto" is
+            the first wherever PyTorch can batch the model. Both give the same result.
+        chunk_size: members that are stepped together; "auto" keeps the parameters of a chunk small enough to stay in
+            the cache of a CPU, and takes all members at once on a GPU.
+        accumulation_steps: batches in each step, whose gradients are averaged.
+        max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
+        divergence_factor: a member ends at the first loss above `best + (divergence_factor - 1) * |first loss|`, and
+            at the first that is not finite; None leaves only the latter.
+        progress: whether to show a progress bar; None shows one on a terminal.
+        seed: of the first of several seeds; the others count up from it.
+    """
+
+    device: torch.device | str | None = None
+    precision: Precision | None = None
+    engine: EngineName = "auto"
+    chunk_size: int | Literal["auto"] = "auto"
+    accumulation_steps: int = 1
+    max_grad_norm: float | None = None
+    divergence_factor: float | None = 5.0
+    progress: bool | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("engine", self.engine, get_args(EngineName))
+        if self.precision is not None:
+            check_choice("precision", self.precision, get_args(Precision), note=", or None")
+        if self.chunk_size != "auto":
+            check_count("chunk_size", self.chunk_size, note=', or "auto"')
+        check_count("accumulation_steps", self.accumulation_steps)
+        if self.max_grad_norm is not None and not (_is_number(self.max_grad_norm) and self.max_grad_norm > 0):
+            raise ValueError(
+                f"`max_grad_norm` must be a positive number; got {self.max_grad_norm!r}. Pass None not to clip."
+            )
+        if self.divergence_factor is not None and not (
+            _is_number(self.divergence_factor) and self.divergence_factor > 1
+        ):
+            raise ValueError(
+                f"`divergence_factor` must be a number above 1; got {self.divergence_factor!r}. Pass None to end members "
+                "only at a loss that is not finite."
+            )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"`seed` must be a whole number of at least 0; got {self.seed!r}.")
+        object.__setattr__(self, "device", _check_device(self.device))
+
+    @classmethod
+    def of(cls, options: ExecutionOptions) -> "Execution":
+        """Check the options of a call; an unknown name is a TypeError that says which are known."""
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise TypeError(f"{name!r} is not an option.{_did_you_mean(name, known)} The options are {known}.")
+        return cls(**options)
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...], note: str = "") -> None:
+    """Raise ValueError unless `value` is one of the choices."""
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be one of {listed}{note}; got {value!r}.{_did_you_mean(value, list(choices))}")
+
+
+def check_count(name: str, value: object, *, least: int = 1, note: str = "") -> None:
+    """Raise ValueError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}{note}; got {value!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _did_you_mean(value: object, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(value), known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _check_device(device: torch.device | str | None) -> torch.device | None:
+    if device is None:
+        return None
+    try:
+        checked = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"`device` must be a device that PyTorch knows, such as 'cpu' or 'cuda'; got {device!r}.") from error
+    if checked.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"`device` must be available; got {str(device)!r}, and PyTorch sees no GPU. Pass 'cpu'.")
+    if checked.type == "cuda" and checked.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return checked

@@ -1,0 +1,350 @@
+"""Results: curves as matrices [step, member], and what they say. Frozen; saved without pickle.
+
+Losses are stored as they were, before each update and without smoothing.
+"""
+
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import numpy as np
+from torch import nn
+
+from vecsweep._errors import ResultFileError
+from vecsweep._types import FloatArray, IntArray, Method
+from vecsweep.suggest import Rule, Suggestion, suggest
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_FORMAT_VERSION = 1
+_RAMP_SMOOTHING = 0.98  # of fastai's recorder, whose rules these are; a grid's scores are averages already
+
+
+class MemberRecord(NamedTuple):
+    """One row of the table of members.
+
+    Attributes:
+        lr: its base learning rate; a ramp's is the rate it ends at.
+        schedule: the name of what its learning rate follows.
+        seed: of its initial weights, batches and random numbers.
+        diverged_at: the step at which it diverged; None if it did not.
+    """
+
+    lr: float
+    schedule: str
+    seed: int
+    diverged_at: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What a sweep trained.
+
+    Attributes:
+        members: one record each.
+        lr: `[step, member]`, the learning rate that each update used.
+        train_loss: `[step, member]`, before each update; NaN after a member diverged.
+        steps_per_epoch: updates in one pass over the batches; None if nobody counted.
+        engine: how the members were stepped, in words.
+        duration_s: how long the run took, in seconds.
+        is_complete: False when Ctrl-C stopped the run early.
+    """
+
+    members: tuple[MemberRecord, ...]
+    lr: FloatArray
+    train_loss: FloatArray
+    steps_per_epoch: float | None
+    engine: str
+    duration_s: float
+    is_complete: bool = True
+    _make_model: Callable[[int], nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def diverged_at(self) -> IntArray:
+        """The step at which each member diverged, `[member]`; -1 if it did not."""
+        return np.array([-1 if m.diverged_at is None else m.diverged_at for m in self.members])
+
+    def model(self, i: int) -> nn.Module:
+        """Return a module with member i's trained weights; of a diverged member, those at which it stopped.
+
+        Raises:
+            IndexError: there is no such member.
+            ValueError: the result was loaded from a file, which does not hold weights.
+        """
+        if self._make_model is None:
+            raise ValueError("The weights of the members are not in the file that this result was loaded from.")
+        if not -len(self.members) <= i < len(self.members):
+            raise IndexError(f"`i` must be one of the {len(self.members)} members; got {i}.")
+        return self._make_model(i % len(self.members))
+
+    def best(self) -> int:
+        """Return the index of the member whose last tenth of training losses is lowest on average.
+
+        Raises:
+            ValueError: every member diverged.
+        """
+        scores = _tail_mean(self.train_loss, self.diverged_at)
+        if np.isnan(scores).all():
+            raise ValueError(
+                f"There is no best member: all {len(self.members)} diverged. Lower the learning rates; the smallest was "
+                f"{min(m.lr for m in self.members):.3g}."
+            )
+        return int(np.nanargmin(scores))
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the curves in long format: a row for each member, step and metric, up to where the member diverged.
+
+        Columns: member, lr (the base learning rate), schedule, seed, step, epoch (None if unknown), metric
+        ("train_loss", or "lr" for the rate of that step), value, and diverged (whether the member had diverged).
+
+        Example:
+            `pandas.DataFrame(runs.records())`
+        """
+        return [
+            {
+                "member": i,
+                "lr": member.lr,
+                "schedule": member.schedule,
+                "seed": member.seed,
+                "step": step,
+                "epoch": None if self.steps_per_epoch is None else int(step // self.steps_per_epoch),
+                "metric": metric,
+                "value": float(values[step, i]),
+                "diverged": step == member.diverged_at,
+            }
+            for i, member in enumerate(self.members)
+            for metric, values in (("train_loss", self.train_loss), ("lr", self.lr))
+            for step in range(len(values) if member.diverged_at is None else member.diverged_at + 1)
+        ]
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the result to one .npz file: arrays, and a JSON header. A file that is there is replaced at once.
+
+        Args:
+            path: where; ".npz" is added if it has no suffix.
+
+        Returns:
+            Where it was written.
+        """
+        header, arrays = self._fields()
+        header |= {"format": "vecsweep", "version": _FORMAT_VERSION, "kind": type(self).__name__}
+        path = Path(path)
+        path = path if path.suffix else path.with_suffix(".npz")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a result that `save` wrote; nothing in the file is run.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ResultFileError: the file is damaged, foreign, pickled, of a later version, or of another kind.
+        """
+        header, arrays = _read(Path(path))
+        if header["kind"] != cls.__name__:
+            raise ResultFileError(f"{path} holds a {header['kind']}, not a {cls.__name__}. Load it with that class.")
+        try:
+            members = tuple(MemberRecord(*member) for member in header.pop("members"))
+            own = {name: header[name] for name in cls._header_names()}
+            return cls(members=members, **own, **arrays)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ResultFileError(f"{path} is damaged: {error}. Run the sweep again.") from error
+
+    @classmethod
+    def _header_names(cls) -> tuple[str, ...]:
+        return ("steps_per_epoch", "engine", "duration_s", "is_complete")
+
+    def _fields(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
+        header: dict[str, Any] = {name: getattr(self, name) for name in self._header_names()}
+        header["members"] = [list(member) for member in self.members]
+        return header, {"lr": self.lr, "train_loss": self.train_loss}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeTest(Sweep):
+    """What an LR range test found: a sweep, read as one curve of loss against learning rate.
+
+    Attributes:
+        method: "grid", a member for each learning rate, or "ramp", a learning rate for each step.
+    """
+
+    method: Method
+
+    @property
+    def lrs(self) -> FloatArray:
+        """The learning rates tested, `[lr]`, ascending."""
+        if self.method == "ramp":
+            return self.lr[:, 0]
+        return np.array(list(dict.fromkeys(member.lr for member in self.members)))
+
+    @property
+    def scores_by_seed(self) -> FloatArray:
+        """What `scores` is the mean of, `[lr, seed]`."""
+        if self.method == "ramp":
+            return self.train_loss
+        return _tail_mean(self.train_loss, self.diverged_at).reshape(len(self.lrs), -1)
+
+    @property
+    def scores(self) -> FloatArray:
+        """The loss that each learning rate leads to, `[lr]`, averaged over seeds; NaN where a seed diverged.
+
+        Of a grid it is the mean of each member's last tenth of losses, which are comparable because the batches are
+        common. Of a ramp it is the loss at the step that tried that learning rate.
+        """
+        return self.scores_by_seed.mean(axis=1)
+
+    def suggest(self, rule: str | Rule | None = None, *, smoothing: float | None = None) -> Suggestion:
+        """Read a learning rate off the curve of scores.
+
+        Args:
+            rule: a name in `vecsweep.suggest.RULES`, or a function `(lrs, losses) -> lr`; None is "lowest" for a grid,
+                which has a run for each learning rate, and "valley" for a ramp.
+            smoothing: weight of the past in [0, 1); None is 0 for a grid, and for a ramp fastai's 0.98.
+
+        Raises:
+            ValueError: every learning rate diverged, or there is no such rule.
+
+        Example:
+            `found.suggest().lr`
+        """
+        if rule is None:
+            rule = "valley" if self.method == "ramp" else "lowest"
+        if smoothing is None:
+            smoothing = _RAMP_SMOOTHING if self.method == "ramp" else 0.0
+        return suggest(self.lrs, self.scores, rule, smoothing=smoothing)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw the loss against the learning rate, with suggestions, divergence and the band over seeds.
+
+        Args:
+            ax: where to draw; None makes a figure.
+
+        Returns:
+            The axes; `found.plot().figure.savefig("lr.png")` keeps the picture.
+        """
+        from vecsweep.plot import plot_range_test  # noqa: PLC0415 - matplotlib is only for those who plot
+
+        return plot_range_test(self, ax)
+
+    @classmethod
+    def _header_names(cls) -> tuple[str, ...]:
+        return (*Sweep._header_names(), "method")  # noqa: SLF001 - its own class
+
+
+def load(path: str | os.PathLike[str]) -> Sweep:
+    """Read a result of whichever kind the file holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ResultFileError: the file is not a result of this version.
+    """
+    kind = _read(Path(path))[0]["kind"]
+    return _KINDS[kind].load(path)
+
+
+_KINDS: dict[str, type[Sweep]] = {"Sweep": Sweep, "RangeTest": RangeTest}
+
+
+def _tail_mean(losses: FloatArray, diverged_at: IntArray) -> FloatArray:
+    """The mean of each member's last tenth of losses, `[member]`; NaN where it diverged."""
+    tail = losses[-max(1, len(losses) // 10) :].mean(axis=0)
+    return np.where(diverged_at < 0, tail, np.nan)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, FloatArray]]:
+    """Read a file's header and arrays."""
+    foreign = ResultFileError(f"{path} is not a result of vecsweep, or it is damaged. Pass a file that `save` wrote.")
+    content = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(str(arrays.pop("header")))
+    except (ValueError, KeyError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise foreign from error
+    if not isinstance(header, dict) or header.get("format") != "vecsweep" or header.get("kind") not in _KINDS:
+        raise foreign
+    if header.get("version") != _FORMAT_VERSION:
+        raise ResultFileError(
+            f"{path} has format version {header.get('version')}; this vecsweep reads {_FORMAT_VERSION}. Use the vecsweep "
+            "that wrote it."
+        )
+    return header, arrays
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """How far the two engines part on one tensor of one member.
+
+    Attributes:
+        dtype: in which they trained.
+        member: its position.
+        lr: its learning rate.
+        name: of the parameter; "loss" for the curve.
+        value: the largest absolute difference over the largest absolute value.
+    """
+
+    dtype: str
+    member: int
+    lr: float
+    name: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The batched pass against stock PyTorch.
+
+    Attributes:
+        deviations: of every member and parameter, largest first.
+        tolerances: the largest deviation accepted, by dtype.
+        engine: how the members were stepped, in words.
+        notes: what could not be compared, and why.
+        num_steps: how many updates were compared.
+    """
+
+    deviations: tuple[Deviation, ...]
+    tolerances: dict[str, float]
+    engine: str
+    notes: tuple[str, ...]
+    num_steps: int
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether every deviation is within its tolerance."""
+        return all(d.value <= self.tolerances[d.dtype] for d in self.deviations)
+
+    @property
+    def verdict(self) -> str:
+        """What the numbers mean, in a sentence or two."""
+        parts = []
+        for dtype, tolerance in self.tolerances.items():
+            worst = max((d for d in self.deviations if d.dtype == dtype), key=lambda d: d.value)
+            relation = "equals" if worst.value <= tolerance else "DIFFERS from"
+            parts.append(
+                f"In {dtype} the batched pass {relation} stock PyTorch over {self.num_steps} steps: the largest relative "
+                f"deviation is {worst.value:.1e} (member {worst.member}, lr {worst.lr:.3g}, {worst.name}), and up to "
+                f"{tolerance:.0e} is rounding."
+            )
+        return " ".join((*parts, *self.notes))
+
+    def __str__(self) -> str:
+        rows = [f"{'dtype':<10}{'member':>7}{'lr':>11}  {'deviation':>10}  name"]
+        rows += [f"{d.dtype:<10}{d.member:>7}{d.lr:>11.3g}  {d.value:>10.1e}  {d.name}" for d in self.deviations[:12]]
+        if len(self.deviations) > 12:  # noqa: PLR2004 - as many as are worth reading
+            rows.append(f"... and {len(self.deviations) - 12} smaller ones")
+        return "\n".join((*rows, self.verdict))

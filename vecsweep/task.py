@@ -1,0 +1,143 @@
+"""Task: what is trained. The user writes one model and one loss for one member; nothing here knows of members."""
+
+import inspect
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vecsweep._types import Batch, Batches, LossFn, ModelSource, OptimizerSource, TrainingStep
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Describe one training: a model, its batches, its loss and its optimizer.
+
+    Nothing given here is ever changed: a sweep trains copies. A model that is in training mode is trained as it
+    stands, so that a frozen body in eval mode stays in eval mode; a model in eval mode is put in training mode
+    as a whole.
+
+    Args:
+        model: a module, or a function without arguments that builds one. A function is called once for each
+            seed, under that seed, so that every seed has its own initial weights.
+        batches: a DataLoader, a list, any iterable of batches, a generator function, or a function from a
+            seed to an iterable. Batches start over when they run out; a function is then called again.
+        loss_fn: `(outputs, targets) -> scalar`, for batches that are pairs `(inputs, targets)`.
+        optimizer: a torch.optim optimizer over the model's parameters, used as a template and never stepped,
+            or a function from parameters to an optimizer. Its class, hyperparameters and parameter groups
+            are what every member trains with. A member's lr is that of the first group; the other groups
+            keep their ratio to it.
+        training_step: `(model, batch) -> scalar loss`, in place of `loss_fn`, for batches of any structure.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: arguments do not fit together.
+
+    Example:
+        >>> model = nn.Linear(4, 1)
+        >>> batches = [(torch.ones(8, 4), torch.zeros(8, 1))]
+        >>> task = Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> round(task.loss(model, batches[0]).item()) >= 0
+        True
+    """
+
+    model: ModelSource
+    batches: Batches
+    loss_fn: LossFn | None = None
+    optimizer: OptimizerSource | None = None
+    training_step: TrainingStep | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, type) or not callable(self.model):
+            raise TypeError(
+                f"`model` must be an nn.Module, or a function without arguments that builds one; got "
+                f"{_describe(self.model)}. Pass an instance, or wrap the class in a lambda."
+            )
+        if isinstance(self.batches, Tensor | str) or not (
+            callable(self.batches) or hasattr(self.batches, "__iter__") or hasattr(self.batches, "__getitem__")
+        ):
+            raise TypeError(
+                "`batches` must be an iterable of batches (a DataLoader, a list), a generator function, or a "
+                f"function from a seed to an iterable; got {_describe(self.batches)}."
+            )
+        if (self.loss_fn is None) == (self.training_step is None):
+            raise ValueError(
+                "Exactly one of `loss_fn` and `training_step` must be given; got "
+                f"{'neither' if self.loss_fn is None else 'both'}. `loss_fn(outputs, targets)` suits batches "
+                "that are pairs; `training_step(model, batch)` suits all others."
+            )
+        for name, function in (("loss_fn", self.loss_fn), ("training_step", self.training_step)):
+            if function is not None and not callable(function):
+                raise TypeError(f"`{name}` must be a function; got {_describe(function)}.")
+        if self.optimizer is None:
+            raise TypeError(
+                "`optimizer` must be given: a torch.optim optimizer over the model's parameters, or a function "
+                "from parameters to one, such as `lambda params: torch.optim.SGD(params, lr=0.1)`."
+            )
+        if isinstance(self.optimizer, type) or not (
+            isinstance(self.optimizer, Optimizer) or callable(self.optimizer)
+        ):
+            raise TypeError(
+                "`optimizer` must be a torch.optim optimizer, or a function from parameters to one; got "
+                f"{_describe(self.optimizer)}. Wrap a class in a lambda: `lambda params: SGD(params, lr=0.1)`."
+            )
+        if isinstance(self.optimizer, Optimizer) and not isinstance(self.model, nn.Module):
+            raise TypeError(
+                "`optimizer` must be a function from parameters to an optimizer when `model` is a function "
+                "that builds one: an optimizer holds the parameters of one model, and here each seed has its "
+                "own. Pass `lambda params: ...`."
+            )
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Compute the loss of one batch, as an ordinary training loop would.
+
+        Args:
+            model: the module to run.
+            batch: one batch, on the model's device.
+        """
+        if self.training_step is not None:
+            return self.training_step(model, batch)
+        assert self.loss_fn is not None  # noqa: S101 - checked in __post_init__; narrows the type
+        inputs, targets = batch
+        return self.loss_fn(model(inputs), targets)
+
+    def check_batch(self, batch: Batch) -> None:
+        """Raise TypeError when `loss_fn` cannot take this batch apart."""
+        if self.loss_fn is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):  # noqa: PLR2004
+            raise TypeError(
+                f"`loss_fn` needs batches that are pairs (inputs, targets); got {_describe(batch)}. Pass "
+                "`training_step=lambda model, batch: ...` in its place for batches of another structure."
+            )
+
+    def iterate(self, seed: int) -> Iterator[Batch]:
+        """Start over on the batches, for one seed."""
+        source: Any = self.batches
+        if callable(source) and not hasattr(source, "__iter__"):
+            source = source(seed) if _takes_seed(source) else source()
+        return iter(source)
+
+    @property
+    def is_one_pass(self) -> bool:
+        """Whether the batches are an iterator, which cannot start over."""
+        return isinstance(self.batches, Iterator)
+
+
+def _takes_seed(function: Any) -> bool:
+    """Whether a function must be called with one argument."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def _describe(value: object) -> str:
+    """Say what a value is, in a few words, for an error message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, dict):
+        return f"a dict with keys {list(value)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"{type(value).__name__} ({value!r:.60})"
