@@ -17,6 +17,10 @@ class CallMode(TorchFunctionMode):
     therefore run with the mode on again.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._running: list[Callable[..., Any]] = []
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -24,10 +28,16 @@ class CallMode(TorchFunctionMode):
 
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute one call; a subclass does what it must and passes the others on to this method."""
-        if getattr(func, "__module__", None) == F.__name__ and isinstance(func, types.FunctionType):
+        # Those that choose between two variants (max_pool2d) come back here from the variant, under the same name.
+        is_python = isinstance(func, types.FunctionType) and func.__module__ == F.__name__
+        if not is_python or func in self._running:
+            return func(*args, **kwargs)
+        self._running.append(func)
+        try:
             with self:
                 return _body(func)(*args, **kwargs)
-        return func(*args, **kwargs)
+        finally:
+            self._running.pop()
 
 
 @functools.cache

@@ -6,6 +6,7 @@ and what becomes of members that diverged (`run.py`).
 
 import re
 import traceback
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -147,7 +148,10 @@ class VectorizedChunk:
         before = self._ensemble
         copies = self._members() if self._optimizers is not None else []
         try:
-            return self._run(window, hyper)
+            with warnings.catch_warnings():
+                # vmap's warning that it runs an operator member by member; nothing that the caller could mend.
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                return self._run(window, hyper)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as error:

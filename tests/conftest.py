@@ -1,0 +1,18 @@
+"""What several test files need."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `stock`
+
+
+@pytest.fixture
+def float64():
+    """Make float64 the default, as models, data and NAdam's scalar state take it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)

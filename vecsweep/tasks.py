@@ -1,0 +1,240 @@
+"""Built-in tasks on real data, and the user's own tasks by name, as on the command line.
+
+Nothing is downloaded: the data of a built-in task come with a package of the extra `demo`.
+"""
+
+import difflib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from vecsweep.task import Task
+
+_NUM_TRAINED = 1437  # four fifths of the 1,797 digits
+
+
+class DigitsData(NamedTuple):
+    """The handwritten digits, in a part to train on and a part held out.
+
+    Attributes:
+        train_inputs: `[1437, 64]`, the pixels of 8x8 images, in [0, 1].
+        train_targets: `[1437]`, the digits 0 to 9.
+        test_inputs: `[360, 64]`.
+        test_targets: `[360]`.
+    """
+
+    train_inputs: Tensor
+    train_targets: Tensor
+    test_inputs: Tensor
+    test_targets: Tensor
+
+
+class ShuffledBatches:
+    """Batches of tensors that lie in memory, in a new order on each pass; a last, smaller one is dropped.
+
+    The order is drawn from PyTorch's global generator, which a sweep seeds for each seed. Slicing whole tensors is
+    far quicker than a DataLoader, which collates a batch from single samples.
+
+    Args:
+        inputs: `[sample, ...]`.
+        targets: `[sample, ...]`.
+        batch_size: samples in each batch.
+
+    Example:
+        >>> batches = ShuffledBatches(torch.zeros(10, 3), torch.zeros(10), batch_size=4)
+        >>> [inputs.shape for inputs, targets in batches]
+        [torch.Size([4, 3]), torch.Size([4, 3])]
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, batch_size: int) -> None:
+        self.inputs = inputs
+        self.targets = targets
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.inputs) // self.batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order = torch.randperm(len(self.inputs))
+        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
+            yield self.inputs[rows], self.targets[rows]
+
+
+def digits() -> Task:
+    """Make the task of telling handwritten digits apart.
+
+    An MLP 64-64-64-10 with ReLU, other initial weights for each seed; cross-entropy; SGD with momentum 0.9; batches of
+    64 from the 1,437 images of `digits_data` to train on.
+
+    Raises:
+        ImportError: scikit-learn, which holds the images, is not installed.
+    """
+    data = digits_data()
+    return Task(
+        model=lambda: nn.Sequential(
+            nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
+        ),
+        batches=ShuffledBatches(data.train_inputs, data.train_targets, batch_size=64),
+        loss_fn=nn.functional.cross_entropy,
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+    )
+
+
+def digits_data() -> DigitsData:
+    """Load the 1,797 digits of scikit-learn, and split them the same way each time.
+
+    Raises:
+        ImportError: scikit-learn, which holds the images, is not installed.
+
+    Reference:
+        Alpaydin and Kaynak 1998, https://archive.ics.uci.edu/dataset/80
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError(
+            "The task 'digits' needs scikit-learn, which holds its images. Run: pip install 'vecsweep[demo]'"
+        ) from error
+    pixels, labels = load_digits(return_X_y=True)
+    inputs = torch.as_tensor(pixels, dtype=torch.float32) / 16  # they are whole numbers from 0 to 16
+    targets = torch.as_tensor(labels, dtype=torch.int64)
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    train, test = order[:_NUM_TRAINED], order[_NUM_TRAINED:]
+    return DigitsData(inputs[train], targets[train], inputs[test], targets[test])
+
+
+TASKS: dict[str, Callable[[], Task]] = {"digits": digits}
+
+
+def load_task(name: str) -> Task:
+    """Find a task by its name on the command line, and make it.
+
+    The name is that of a built-in task, or says where a function is that returns a `Task`: `path/to/file.py:function`
+    or `package.module:function`. As when Python runs a script, the folder of the file (for a module, the current
+    folder) goes to the front of `sys.path`, and stays there, since DataLoader workers may import the file again.
+
+    Args:
+        name: of the task.
+
+    Raises:
+        ValueError: there is no such task, file or function, or it does not return a `Task`.
+        ImportError: a built-in task lacks its data.
+
+    Example:
+        >>> isinstance(load_task("digits"), Task)
+        True
+    """
+    place, colon, function_name = name.rpartition(":")
+    if not colon:
+        return _builtin(name)()
+    if not place or not function_name.isidentifier():
+        raise ValueError(
+            f"A task must be path/to/file.py:function or package.module:function; got {name!r}. Name a function after "
+            "the colon."
+        )
+    is_file = place.endswith(".py") or len(Path(place).parts) > 1
+    module = _import_file(Path(place)) if is_file else _import_module(place)
+    function = _function(module, place, function_name)
+    task = function()
+    if not isinstance(task, Task):
+        raise ValueError(  # noqa: TRY004 - one kind of error for a name that leads to no task
+            f"{name} must return a vecsweep.Task; it returned {type(task).__name__}. Return `vecsweep.Task(...)`."
+        )
+    return task
+
+
+def _builtin(name: str) -> Callable[[], Task]:
+    if name in TASKS:
+        return TASKS[name]
+    close = difflib.get_close_matches(name, TASKS, n=1)
+    if close:
+        remedy = f"Did you mean {close[0]!r}?"
+    elif name.endswith(".py"):
+        remedy = f"For a task of your own, add its function: {name}:function."
+    else:
+        remedy = "For a task of your own, pass path/to/file.py:function or package.module:function."
+    raise ValueError(f"A task must be one of the built-in ones, {', '.join(TASKS)}; got {name!r}. {remedy}")
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Run a user's file as a module that its siblings, and the workers of a DataLoader, can import too."""
+    if not path.is_file():
+        reason = "it is a folder" if path.is_dir() else f"there is no such file in {Path.cwd()}"
+        raise ValueError(f"{path} must be a Python file; {reason}. Pass path/to/file.py:function.")
+    path = path.resolve()
+    _put_first(path.parent)
+    loaded = sys.modules.get(path.stem)
+    is_taken = loaded is not None and getattr(loaded, "__file__", None) != str(path)
+    module_name = f"vecsweep_task_{path.stem}" if is_taken else path.stem
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} must be a Python file, with a name that ends in .py. Rename it.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # pickle looks a class up under the name of its module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[module_name]
+        if isinstance(error, ImportError | SyntaxError):
+            raise _import_error(str(path), error) from error
+        raise
+    return module
+
+
+def _import_module(name: str) -> ModuleType:
+    _put_first(Path.cwd())
+    try:
+        return importlib.import_module(name)
+    except (ImportError, SyntaxError) as error:
+        raise _import_error(name, error) from error
+
+
+def _import_error(place: str, error: ImportError | SyntaxError) -> ValueError:
+    """Say in one line what could not be imported, why, and at which line."""
+    if isinstance(error, SyntaxError):
+        return ValueError(
+            f"{place} could not be imported: {error.msg}, at line {error.lineno} of {error.filename}. Mend that line."
+        )
+    lines = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if "importlib" not in frame.filename and frame.filename != __file__
+    ]
+    where = f", at line {lines[-1].lineno} of {lines[-1].filename}" if lines else ""
+    return ValueError(
+        f"{place} could not be imported: {error}{where}. Look for a misspelt name; a package that is missing must be "
+        f"installed for {sys.executable}."
+    )
+
+
+def _put_first(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+
+def _function(module: ModuleType, place: str, name: str) -> Callable[[], object]:
+    function = getattr(module, name, None)
+    if callable(function):
+        return function
+    own = [
+        key
+        for key, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
+    ]
+    listed = f"Its functions are {', '.join(own)}." if own else "It has no public functions."
+    close = difflib.get_close_matches(name, own, n=1)
+    if function is not None:
+        raise ValueError(
+            f"{place}:{name} must be a function that returns a Task; got {type(function).__name__}. {listed}"
+        )
+    remedy = f" Did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{place} must have the function {name!r}; it has none of that name. {listed}{remedy}")
