@@ -1,7 +1,7 @@
 """What the command line takes: the parser of each command, and the types of its arguments.
 
-An option that is not given is left out of the parsed arguments, so that the defaults of the library hold. Nothing of
-the rest of vecsweep is imported, so that help does not wait for PyTorch.
+An option that is not given is left out of the parsed arguments, so that the defaults of the library hold.
+Nothing here imports PyTorch, so that help does not wait for it.
 """
 
 import argparse
@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+
+from vecsweep import __version__
 
 RANGE_OPTIONS = ("start_lr", "end_lr", "num_lrs", "num_steps", "seeds", "method", "spacing")
 CHECK_OPTIONS = ("lrs", "num_steps", "seeds")
@@ -23,7 +25,9 @@ EXECUTION_OPTIONS = (
     "seed",
 )
 
-_TASK_HELP = "a built-in task (digits), path/to/file.py:function or package.module:function returning a vecsweep.Task"
+_TASK_HELP = (
+    "a built-in task (digits), path/to/file.py:function or package.module:function returning a vecsweep.Task"
+)
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -35,11 +39,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"vecsweep: error: {message}. See {self.prog} --help.\n")
 
 
-def make_parser(version: str, *, demo: Command, range_test: Command, check: Command, plot: Command) -> _Parser:
+def make_parser(
+    *, demo: Command, range_test: Command, check: Command, plot: Command
+) -> argparse.ArgumentParser:
     """Return a parser that puts the function of the command into `run`.
 
     Args:
-        version: of the package.
         demo: what runs the command of that name; likewise the others.
         range_test: likewise.
         check: likewise.
@@ -52,7 +57,7 @@ def make_parser(version: str, *, demo: Command, range_test: Command, check: Comm
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"vecsweep {version}")
+    parser.add_argument("--version", action="version", version=f"vecsweep {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def add(name: str, run: Command, what: str, example: str) -> argparse.ArgumentParser:
@@ -96,18 +101,26 @@ def _fill_demo(parser: argparse.ArgumentParser) -> None:
 def _fill_range_test(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", help=_TASK_HELP)
     tested = parser.add_argument_group("what is tested")
-    tested.add_argument("--start-lr", type=float, metavar="LR", help="the smallest learning rate (default: 1e-7)")
+    tested.add_argument(
+        "--start-lr", type=float, metavar="LR", help="the smallest learning rate (default: 1e-7)"
+    )
     tested.add_argument("--end-lr", type=float, metavar="LR", help="the largest learning rate (default: 10)")
     tested.add_argument("--num-lrs", type=int, metavar="N", help="learning rates of a grid (default: 64)")
     tested.add_argument("--num-steps", type=int, metavar="N", help="updates of each member (default: 100)")
     _add_seeds(tested)
     tested.add_argument(
-        "--method", choices=("grid", "ramp"), help="a member for each lr, or Smith's rising lr (default: grid)"
+        "--method",
+        choices=("grid", "ramp"),
+        help="a member for each lr, or Smith's rising lr (default: grid)",
     )
     tested.add_argument(
-        "--spacing", choices=("exponential", "linear"), help="equal ratios or differences (default: exponential)"
+        "--spacing",
+        choices=("exponential", "linear"),
+        help="equal ratios or differences (default: exponential)",
     )
-    tested.add_argument("--rule", default=None, help="that suggests (default: lowest for a grid, valley for a ramp)")
+    tested.add_argument(
+        "--rule", default=None, help="that suggests (default: lowest for a grid, valley for a ramp)"
+    )
     tested.add_argument(
         "--smoothing",
         type=float,
@@ -118,10 +131,18 @@ def _fill_range_test(parser: argparse.ArgumentParser) -> None:
     _add_execution(parser, has_engine=True)
     written = parser.add_argument_group("what is written")
     written.add_argument(
-        "--output", type=_output_file, default=None, metavar="FILE.npz", help="save the result here (default: nowhere)"
+        "--output",
+        type=_output_file,
+        default=None,
+        metavar="FILE.npz",
+        help="save the result here (default: nowhere)",
     )
     written.add_argument(
-        "--png", type=_picture_file, default=None, metavar="FILE.png", help="draw the curve here (default: nowhere)"
+        "--png",
+        type=_picture_file,
+        default=None,
+        metavar="FILE.png",
+        help="draw the curve here (default: nowhere)",
     )
     _add_json(written)
 
@@ -130,7 +151,10 @@ def _fill_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", help=_TASK_HELP)
     compared = parser.add_argument_group("what is compared")
     compared.add_argument(
-        "--lrs", type=_numbers, metavar="LR,LR", help="of the members (default: 0.1, 0.5 and 1 times the optimizer's)"
+        "--lrs",
+        type=_numbers,
+        metavar="LR,LR",
+        help="of the members (default: 0.1, 0.5 and 1 times the optimizer's)",
     )
     compared.add_argument("--num-steps", type=int, metavar="N", help="updates of each member (default: 5)")
     _add_seeds(compared)
@@ -151,26 +175,41 @@ def _fill_plot(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_json(parser: Any) -> None:
-    parser.add_argument("--json", action="store_true", default=False, help="print one JSON document, nothing else")
+    parser.add_argument(
+        "--json", action="store_true", default=False, help="print one JSON document, nothing else"
+    )
 
 
 def _add_seeds(parser: Any) -> None:
     parser.add_argument(
-        "--seeds", type=_seeds, metavar="N", help="how many seeds, or the seeds themselves as in 3,4,5 (default: 1)"
+        "--seeds",
+        type=_seeds,
+        metavar="N",
+        help="how many seeds, or the seeds themselves as in 3,4,5 (default: 1)",
     )
 
 
 def _add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None:
     group = parser.add_argument_group("how it is carried out")
-    group.add_argument("--device", help="where members train, such as cpu or cuda (default: where the model is)")
+    group.add_argument(
+        "--device", help="where members train, such as cpu or cuda (default: where the model is)"
+    )
     group.add_argument("--precision", choices=("bf16", "fp16"), help="of autocast (default: the model's own)")
     if has_engine:
-        group.add_argument("--engine", choices=("auto", "vectorized", "sequential"), help="how members are stepped (default: auto)")
-    group.add_argument("--chunk-size", type=_chunk_size, metavar="N", help="members stepped together (default: auto)")
+        group.add_argument(
+            "--engine",
+            choices=("auto", "vectorized", "sequential"),
+            help="how members are stepped (default: auto)",
+        )
+    group.add_argument(
+        "--chunk-size", type=_chunk_size, metavar="N", help="members stepped together (default: auto)"
+    )
     group.add_argument(
         "--accumulation-steps", type=int, metavar="N", help="batches in each update (default: 1)"
     )
-    group.add_argument("--max-grad-norm", type=float, metavar="NORM", help="clip each member's gradient (default: no)")
+    group.add_argument(
+        "--max-grad-norm", type=float, metavar="NORM", help="clip each member's gradient (default: no)"
+    )
     group.add_argument(
         "--divergence-factor", type=_divergence_factor, metavar="FACTOR", help="above 1, or none (default: 5)"
     )
@@ -178,13 +217,18 @@ def _add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None
 
 
 def _numbers(text: str) -> list[float]:
-    return [_number(item, f"learning rates such as 1e-3,1e-2; got {item!r} at position {i}") for i, item in _items(text)]
+    return [
+        _number(item, f"learning rates such as 1e-3,1e-2; got {item!r} at position {i}")
+        for i, item in _items(text)
+    ]
 
 
 def _seeds(text: str) -> int | list[int]:
     for i, item in _items(text):
         if not item.isdecimal():
-            raise argparse.ArgumentTypeError(f"must be whole numbers such as 3 or 3,4,5; got {item!r} at position {i}")
+            raise argparse.ArgumentTypeError(
+                f"must be whole numbers such as 3 or 3,4,5; got {item!r} at position {i}"
+            )
     return [int(item) for _, item in _items(text)] if "," in text else int(text)
 
 
@@ -215,7 +259,9 @@ def _output_file(text: str) -> Path:
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to write to; make it first")
+        raise argparse.ArgumentTypeError(
+            f"there is no folder {str(path.parent)!r} to write to; make it first"
+        )
     if not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} is read-only; choose another")
     return path

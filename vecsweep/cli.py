@@ -1,16 +1,15 @@
 """The command line: parse, call, print.
 
-Exit status: 0; 1 when the answer is no (a check found a difference, or no learning rate trains); 2 for a mistake in
-what was asked, told in one line; 130 after Ctrl-C. An error that the task's own code raises keeps its traceback:
-that code is what has to be mended.
+Exit status: 0; 1 when the answer is no (a check found a difference, or no learning rate trains); 2 for a
+mistake in what was asked, told in one line; 130 after Ctrl-C; 141 when nobody reads what is printed. An error
+that the task's own code raises keeps its traceback: that code is what has to be mended.
 """
 
 import argparse
 import os
 import sys
-import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from vecsweep._arguments import CHECK_OPTIONS, EXECUTION_OPTIONS, RANGE_OPTIONS, make_parser
 
 if TYPE_CHECKING:
-    from vecsweep import RangeTest, Sweep
+    from vecsweep import RangeTest
 
-# Imports inside functions are of what needs PyTorch, for which `vecsweep --help` does not wait.
+# What needs PyTorch is imported inside the functions that use it: `vecsweep --help` does not wait for it.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, ImportError, BrokenPipeError) as error:
         if not _is_ours(error):
             raise
-        if isinstance(error, BrokenPipeError):  # `| head` has seen enough; Python would flush once more and complain
+        if isinstance(error, BrokenPipeError):
+            # As after `| head`. Python flushes once more as it exits, and would complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         _tell(f"error: {error}")
@@ -61,11 +61,12 @@ def _range_test(arguments: argparse.Namespace) -> int:
     task = load_task(arguments.task)
     with _saved_if_interrupted(arguments.output or Path("range-test-interrupted.npz")):
         found = vs.range_test(task, **_given(arguments, *RANGE_OPTIONS, *EXECUTION_OPTIONS))
+    files = _write(found, arguments.output, arguments.png, arguments.rule)
     say = _sayer(arguments)
-    document = {"task": arguments.task} | _report_range_test(found, say, arguments.rule, arguments.smoothing)
-    document["files"] = _write(found, say, arguments.output, arguments.png, arguments.rule)
-    _print_json(arguments, document)
-    return 0 if document["suggestion"] else 1
+    document = _tell_curve(found, say, arguments.rule, arguments.smoothing)
+    _tell_files(files, say)
+    _print_json({"task": arguments.task, **document, **files}, arguments)
+    return 1 if document["suggestion"] is None else 0
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -74,16 +75,17 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     num_lrs, num_steps, epochs = (16, 40, 10) if arguments.quick else (64, 100, 20)
     plan: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 10.0, "num_lrs": num_lrs, "num_steps": num_steps}
-    folder, say, task = _make_folder(arguments.output_dir), _sayer(arguments), digits()
-    say(f"Handwritten digits: {num_lrs} copies of an MLP, each at its own lr, {num_steps} steps, in one batched pass.\n")
+    task, folder, say = digits(), _make_folder(arguments.output_dir), _sayer(arguments)
+    say(f"Handwritten digits: {num_lrs} MLPs, each at its own lr, {num_steps} steps, in one batched pass.\n")
     with _saved_if_interrupted(folder / "digits.npz"):
         found = vs.range_test(task, **plan)
-    document = {"task": "digits"} | _report_range_test(found, say)
-    document["files"] = _write(found, say, folder / "digits.npz", folder / "digits.png")
-    say("\nThe same work, one member after another on stock PyTorch ...")
+    files = _write(found, folder / "digits.npz", folder / "digits.png")
+    document = _tell_curve(found, say)
+    _tell_files(files, say)
+    say("\nThe same work again, one member after another on stock PyTorch:")
     document["sequential"] = _compare(found, vs.range_test(task, **plan, engine="sequential"), say)
     document["trained"] = _train_one(document["suggestion"]["lr"], epochs, say)
-    _print_json(arguments, document)
+    _print_json({"task": "digits", **document, **files}, arguments)
     return 0
 
 
@@ -94,7 +96,7 @@ def _check(arguments: argparse.Namespace) -> int:
 
     report = vs.check(load_task(arguments.task), **_given(arguments, *CHECK_OPTIONS, *EXECUTION_OPTIONS))
     _sayer(arguments)(str(report))
-    _print_json(arguments, {"task": arguments.task} | describe_check(report))
+    _print_json({"task": arguments.task, **describe_check(report)}, arguments)
     return 0 if report.is_equal else 1
 
 
@@ -105,25 +107,189 @@ def _plot(arguments: argparse.Namespace) -> int:
     try:
         found = load(arguments.file)
     except OSError as error:
-        raise ValueError(f"{arguments.file} cannot be read: {error.strerror}. Pass a file that was saved.") from error
+        raise ValueError(
+            f"{arguments.file} cannot be read: {error.strerror}. Pass the file of a saved result."
+        ) from error
     if not isinstance(found, RangeTest):
-        raise ValueError(  # noqa: TRY004 - it is the file that is wrong
-            f"{arguments.file} holds a {type(found).__name__}; only range tests can be drawn. Pass the file of one."
+        raise ValueError(  # noqa: TRY004 - the file is of the wrong kind, not an argument
+            f"{arguments.file} holds a {type(found).__name__}; only a RangeTest can be drawn. Pass the file of "
+            "one."
         )
-    if arguments.rule:
+    files = _write(found, None, arguments.output or arguments.file.with_suffix(".png"), arguments.rule)
+    if arguments.rule is not None:
         print(f"Suggestion: {found.suggest(arguments.rule)}")
-    _write(found, print, None, arguments.output or arguments.file.with_suffix(".png"), arguments.rule)
+    _tell_files(files, print)
     return 0
 
 
-def _report_range_test(
-    found: "RangeTest", say: Any, rule: str | None = None, smoothing: float | None = None
+def _check_reading(rule: str | None, smoothing: float | None = None) -> None:
+    """Raise ValueError for a wrong rule or smoothing, before the work rather than after it."""
+    from vecsweep.suggest import suggest
+
+    suggest([1.0], [1.0], rule or "lowest", smoothing=smoothing or 0.0)
+
+
+def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that were given; for all others the library's defaults hold."""
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def _tell_curve(
+    found: "RangeTest", say: Callable[[str], None], rule: str | None = None, smoothing: float | None = None
 ) -> dict[str, Any]:
     """Say what a range test found, and return it for JSON."""
-    from vecsweep._report import describe_range_test, format_curve, format_suggestions, suggestions_of
+    from vecsweep._report import describe_range_test, format_curve, format_suggestions
+    from vecsweep.suggest import RULES
 
-    suggestions, selected, none = suggestions_of(found, rule, smoothing)
-    say(format_curve(found))
-    say("\n" + (format_suggestions(suggestions, selected) if selected else f"No suggestion: {none}"))
-    say(f"\n{len(found.members)} members x {len(found.train_loss)} steps: {found.duration_s:.2f} s ({found.engine}).")
-    return describe_range_test(found, suggestions, selected)
+    say(format_curve(found) + "\n")
+    taken, suggestions = None, {}
+    try:
+        taken = found.suggest(rule, smoothing=smoothing)
+    except ValueError as error:  # every learning rate diverged
+        say(f"No suggestion: {error}\n")
+    else:
+        suggestions = {name: found.suggest(name, smoothing=smoothing) for name in RULES}
+        say(format_suggestions(suggestions, taken) + "\n")
+    say(f"{found.duration_s:.2f} s for {len(found.train_loss)} steps ({found.engine}).")
+    return describe_range_test(found, suggestions, taken)
+
+
+def _compare(found: "RangeTest", stock: "RangeTest", say: Callable[[str], None]) -> dict[str, Any]:
+    """Say how long stock PyTorch took for the same range test, and whether it found the same."""
+    import numpy as np
+    import torch
+
+    ratio = stock.duration_s / found.duration_s
+    deviation = float(np.nanmedian(np.abs(found.scores - stock.scores) / stock.scores))
+    suggestion = stock.suggest()
+    threads = torch.get_num_threads()
+    say(
+        f"{stock.duration_s:.2f} s, {ratio:.1f} times as long. PyTorch's CPU threads: {threads}. "
+        f"It suggests {suggestion.lr:.3g}; its losses differ by {deviation:.0e} (relative, median over lrs).\n"
+    )
+    return {
+        "duration_s": stock.duration_s,
+        "ratio": ratio,
+        "num_threads": threads,
+        "suggested_lr": suggestion.lr,
+        "median_deviation": deviation,
+    }
+
+
+def _train_one(lr: float, epochs: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Train one digits model at a learning rate, and say how well it reads digits that it has not seen."""
+    import torch
+
+    import vecsweep as vs
+    from vecsweep.tasks import digits, digits_data
+
+    runs = vs.sweep(digits(), lrs=[lr], epochs=epochs)
+    data = digits_data()
+    with torch.no_grad():
+        is_right = runs.model(0)(data.test_inputs).argmax(dim=1) == data.test_targets
+    accuracy = is_right.double().mean().item()
+    say(
+        f"Trained at the suggested lr, {lr:.3g}, for {epochs} epochs ({runs.duration_s:.2f} s), one model reads "
+        f"{accuracy:.1%} of the {len(data.test_inputs)} held-out digits right."
+    )
+    return {"lr": lr, "epochs": epochs, "test_accuracy": accuracy}
+
+
+def _write(
+    found: "RangeTest", output: Path | None, picture: Path | None, rule: str | None = None
+) -> dict[str, str | None]:
+    """Save and draw a range test where asked; return the paths, for JSON."""
+    saved = None
+    if output is not None:
+        with _writing(output):
+            saved = found.save(output)
+    if picture is not None:
+        from vecsweep.plot import plot_range_test
+
+        axes = plot_range_test(found, rules=[rule]) if rule else found.plot()
+        figure = axes.get_figure(root=True)
+        assert figure is not None  # the axes have just been made in one
+        with _writing(picture):
+            figure.savefig(picture, dpi=150)
+    paths = {"output": saved, "png": picture}
+    return {name: None if path is None else str(path) for name, path in paths.items()}
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}. Choose another place.") from error
+
+
+def _make_folder(path: Path) -> Path:
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def _saved_if_interrupted(path: Path) -> Iterator[None]:
+    """Save what a run had computed when Ctrl-C stopped it, and say where."""
+    from vecsweep import Interrupted
+
+    try:
+        yield
+    except Interrupted as stop:
+        if stop.result is None:
+            _tell("interrupted before the first steps were done; there is nothing to save.")
+        else:
+            with _writing(path):
+                saved = stop.result.save(path)
+            _tell(f"interrupted after {len(stop.result.train_loss)} steps; what they found is in {saved}.")
+        raise
+
+
+@contextmanager
+def _fallbacks_in_a_line() -> Iterator[None]:
+    """Show vecsweep's own warnings without the line of code that gave them."""
+    from vecsweep import FallbackWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", FallbackWarning)
+        show = warnings.showwarning
+
+        def show_in_a_line(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, FallbackWarning):
+                _tell(f"warning: {message}")
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = show_in_a_line
+        yield
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether vecsweep itself raised an error, rather than the task's code or what that calls."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("vecsweep.")
+
+
+def _sayer(arguments: argparse.Namespace) -> Callable[[str], None]:
+    """What prints for people: nothing does under --json."""
+    return (lambda _: None) if arguments.json else lambda text: print(text, flush=True)
+
+
+def _tell_files(files: dict[str, str | None], say: Callable[[str], None]) -> None:
+    for path in filter(None, files.values()):
+        say(f"Wrote {path}.")
+
+
+def _print_json(document: dict[str, Any], arguments: argparse.Namespace) -> None:
+    from vecsweep._report import to_json
+
+    if arguments.json:
+        print(to_json(document))
+
+
+def _tell(message: str) -> None:
+    """Print one line on stderr."""
+    print("vecsweep:", " ".join(message.split()), file=sys.stderr)

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vecsweep._types import FloatArray
-from vecsweep.results import _RAMP_SMOOTHING, RangeTest
+from vecsweep.results import RAMP_SMOOTHING, RangeTest
 from vecsweep.suggest import Suggestion, smooth
 
 
@@ -83,7 +83,7 @@ def plot_range_test(
         ax = Figure(figsize=(8, 5), layout="constrained").add_subplot()
     _describe(ax, found)
     if np.isfinite(found.scores).any():
-        smoothing = _RAMP_SMOOTHING if found.method == "ramp" else 0.0
+        smoothing = RAMP_SMOOTHING if found.method == "ramp" else 0.0
         by_seed = smooth(found.scores_by_seed, smoothing)
         low, high = np.fmin.reduce(by_seed, axis=1), np.fmax.reduce(by_seed, axis=1)
         _draw_curve(ax, found, smoothing)

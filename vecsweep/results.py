@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _FORMAT_VERSION = 1
-_RAMP_SMOOTHING = 0.98  # of fastai's recorder, whose rules these are; a grid's scores are averages already
+RAMP_SMOOTHING = 0.8  # lags a third of a decade behind a ramp of 100 steps over 7 decades; a grid has averages already
 
 
 class MemberRecord(NamedTuple):
@@ -214,7 +214,7 @@ class RangeTest(Sweep):
         Args:
             rule: a name in `vecsweep.suggest.RULES`, or a function `(lrs, losses) -> lr`; None is "lowest" for a grid,
                 which has a run for each learning rate, and "valley" for a ramp.
-            smoothing: weight of the past in [0, 1); None is 0 for a grid, and for a ramp fastai's 0.98.
+            smoothing: weight of the past in [0, 1); None is 0 for a grid, and for a ramp 0.8.
 
         Raises:
             ValueError: every learning rate diverged, or there is no such rule.
@@ -225,7 +225,7 @@ class RangeTest(Sweep):
         if rule is None:
             rule = "valley" if self.method == "ramp" else "lowest"
         if smoothing is None:
-            smoothing = _RAMP_SMOOTHING if self.method == "ramp" else 0.0
+            smoothing = RAMP_SMOOTHING if self.method == "ramp" else 0.0
         return suggest(self.lrs, self.scores, rule, smoothing=smoothing)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":

@@ -41,8 +41,8 @@ class DigitsData(NamedTuple):
 class ShuffledBatches:
     """Batches of tensors that lie in memory, in a new order on each pass; a last, smaller one is dropped.
 
-    The order is drawn from PyTorch's global generator, which a sweep seeds for each seed. Slicing whole tensors is
-    far quicker than a DataLoader, which collates a batch from single samples.
+    The order is drawn from PyTorch's global generator, which a sweep seeds for each seed. Slicing whole tensors
+    is far quicker than a DataLoader, which collates a batch from single samples.
 
     Args:
         inputs: `[sample, ...]`.
@@ -72,8 +72,8 @@ class ShuffledBatches:
 def digits() -> Task:
     """Make the task of telling handwritten digits apart.
 
-    An MLP 64-64-64-10 with ReLU, other initial weights for each seed; cross-entropy; SGD with momentum 0.9; batches of
-    64 from the 1,437 images of `digits_data` to train on.
+    An MLP 64-64-64-10 with ReLU, with initial weights of its own for each seed; cross-entropy; SGD with momentum
+    0.9; batches of 64 from the 1,437 images of `digits_data` to train on.
 
     Raises:
         ImportError: scikit-learn, which holds the images, is not installed.
@@ -118,9 +118,10 @@ TASKS: dict[str, Callable[[], Task]] = {"digits": digits}
 def load_task(name: str) -> Task:
     """Find a task by its name on the command line, and make it.
 
-    The name is that of a built-in task, or says where a function is that returns a `Task`: `path/to/file.py:function`
-    or `package.module:function`. As when Python runs a script, the folder of the file (for a module, the current
-    folder) goes to the front of `sys.path`, and stays there, since DataLoader workers may import the file again.
+    The name is that of a built-in task, or says where a function is that returns a `Task`:
+    `path/to/file.py:function` or `package.module:function`. As when Python runs a script, the folder of the
+    file (for a module, the current folder) goes to the front of `sys.path`. It stays there, because the workers
+    of a DataLoader may import the file again, by its name.
 
     Args:
         name: of the task.
@@ -138,8 +139,8 @@ def load_task(name: str) -> Task:
         return _builtin(name)()
     if not place or not function_name.isidentifier():
         raise ValueError(
-            f"A task must be path/to/file.py:function or package.module:function; got {name!r}. Name a function after "
-            "the colon."
+            f"A task must be path/to/file.py:function or package.module:function; got {name!r}. Name a "
+            "function after the colon."
         )
     is_file = place.endswith(".py") or len(Path(place).parts) > 1
     module = _import_file(Path(place)) if is_file else _import_module(place)
@@ -147,7 +148,8 @@ def load_task(name: str) -> Task:
     task = function()
     if not isinstance(task, Task):
         raise ValueError(  # noqa: TRY004 - one kind of error for a name that leads to no task
-            f"{name} must return a vecsweep.Task; it returned {type(task).__name__}. Return `vecsweep.Task(...)`."
+            f"{name} must return a vecsweep.Task; it returned {type(task).__name__}. End it with "
+            "`return vecsweep.Task(...)`."
         )
     return task
 
@@ -202,7 +204,8 @@ def _import_error(place: str, error: ImportError | SyntaxError) -> ValueError:
     """Say in one line what could not be imported, why, and at which line."""
     if isinstance(error, SyntaxError):
         return ValueError(
-            f"{place} could not be imported: {error.msg}, at line {error.lineno} of {error.filename}. Mend that line."
+            f"{place} could not be imported: {error.msg}, at line {error.lineno} of {error.filename}. Mend "
+            "that line."
         )
     lines = [
         frame
@@ -211,8 +214,8 @@ def _import_error(place: str, error: ImportError | SyntaxError) -> ValueError:
     ]
     where = f", at line {lines[-1].lineno} of {lines[-1].filename}" if lines else ""
     return ValueError(
-        f"{place} could not be imported: {error}{where}. Look for a misspelt name; a package that is missing must be "
-        f"installed for {sys.executable}."
+        f"{place} could not be imported: {error}{where}. Look for a misspelt name; a package that is missing "
+        f"must be installed for {sys.executable}."
     )
 
 

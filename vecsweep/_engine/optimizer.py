@@ -110,11 +110,27 @@ class MemberOptimizers:
                 view.grad = None if stacked is None else stacked[i]
             for group, own in zip(self._groups, optimizer.param_groups, strict=True):
                 own["lr"] = lrs[i] * group.lr_ratio
-            optimizer.step()
+            step_(optimizer)
 
     def state(self, i: int) -> OptimizerState:
         """Copy the state of one member's optimizer, by parameter name."""
         return save_state(self._optimizers[i], self._views[i])
+
+
+def step_(optimizer: Optimizer) -> None:
+    """Take a stock optimizer's step; one whose learning rate the parameters' dtype cannot hold makes them NaN.
+
+    torch.optim raises there, but to a sweep it is a member that diverges like any other.
+    """
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.fill_(torch.nan)
 
 
 def save_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:

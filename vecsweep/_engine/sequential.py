@@ -12,7 +12,7 @@ from torch import Tensor
 from vecsweep._engine.contract import Curve, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
-from vecsweep._engine.optimizer import load_state, save_state
+from vecsweep._engine.optimizer import load_state, save_state, step_
 from vecsweep._engine.rng import Streams
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
@@ -120,7 +120,7 @@ class _Trainee:
             if self._execution.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self._execution.max_grad_norm)
             self._learner.set_hyper(hyper)
-            optimizer.step()
+            step_(optimizer)
         return loss, self._fate.alive
 
     def state(self) -> MemberState:

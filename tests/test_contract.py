@@ -1,0 +1,509 @@
+"""The engine's contract beyond equality: independence, divergence as data, restoration, common random numbers."""
+
+import copy
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import vecsweep as vs
+
+ENGINES = ["vectorized", "sequential"]
+
+
+def mlp_task(*, num_batches=6, optimizer=None, model=None, batches=None, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)) if model is None else model
+    made = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(num_batches)]
+    if optimizer is None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    return vs.Task(model, made if batches is None else batches, F.cross_entropy, optimizer=optimizer, **options)
+
+
+def states(runs):
+    return [runs.model(i).state_dict() for i in range(len(runs.members))]
+
+
+def assert_bitwise_equal(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+# --- independence -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.ASGD], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("divergence_factor", [5.0, None])
+def test_diverged_member_leaves_the_others_bitwise_unchanged(engine, make, divergence_factor):
+    task = mlp_task(optimizer=lambda p: make(p, lr=0.1))
+    how = {"num_steps": 40, "engine": engine, "divergence_factor": divergence_factor, "max_grad_norm": 1.0}
+    calm = vs.sweep(task, lrs=[0.01, 0.02, 0.03, 0.04, 0.05], **how)
+    wild = vs.sweep(task, lrs=[0.01, 0.02, 1e300, 0.04, 0.05], **how)
+    assert wild.members[2].diverged_at is not None
+    for i in (0, 1, 3, 4):
+        np.testing.assert_array_equal(wild.train_loss[:, i], calm.train_loss[:, i])
+        assert_bitwise_equal(wild.model(i).state_dict(), calm.model(i).state_dict())
+
+
+def test_member_whose_batch_norm_explodes_leaves_the_others_bitwise_unchanged():
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+    task = mlp_task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    calm = vs.sweep(task, lrs=[0.01, 0.02, 0.03], num_steps=30)
+    wild = vs.sweep(task, lrs=[0.01, 1e300, 0.03], num_steps=30)
+    for i in (0, 2):
+        assert_bitwise_equal(wild.model(i).state_dict(), calm.model(i).state_dict())
+
+
+def test_members_that_outlive_half_their_chunk_go_on_as_if_alone():
+    task = mlp_task()
+    lrs = [0.01, 0.03, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9]
+    runs = vs.sweep(task, lrs=lrs, num_steps=64)
+    alone = vs.sweep(task, lrs=lrs[:2], num_steps=64)
+    assert all(m.diverged_at is not None for m in runs.members[2:])
+    np.testing.assert_allclose(runs.train_loss[:, :2], alone.train_loss, rtol=1e-4)
+
+
+# --- divergence as data -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_member_diverges_at_the_first_loss_above_the_threshold_and_is_frozen_there(engine):
+    """The loss is the parameter itself, and the batch pushes it about: the curve is known in advance."""
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1.0)
+    # With lr 1 and gradient g the weight moves by -g. Losses: 1, 0.5, 2.4, 4.6.
+    pushes = [0.5, -1.9, -2.2, 0.1, 0.1]
+
+    def step(model, push):
+        return model.weight.sum() * 1.0 + (push - 1.0) * (model.weight.sum() - model.weight.sum().detach())
+
+    task = vs.Task(
+        model,
+        [torch.tensor(p) for p in pushes],
+        training_step=step,
+        optimizer=lambda p: torch.optim.SGD(p, lr=1.0),
+    )
+    runs = vs.sweep(task, lrs=[1.0], num_steps=5, divergence_factor=5.0, engine=engine)
+    # best 0.5 + (5 - 1) * |1.0| = 4.5: the loss 4.6 at step 3 is the first above it.
+    assert runs.members[0].diverged_at == 3
+    np.testing.assert_allclose(runs.train_loss[:, 0], [1.0, 0.5, 2.4, 4.6, np.nan], rtol=1e-6)
+    assert runs.model(0).weight.item() == pytest.approx(4.6)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_negative_losses_neither_end_a_member_nor_hide_its_divergence(engine):
+    model = nn.Linear(6, 1)
+    task = vs.Task(
+        model,
+        [torch.ones(4, 6)],
+        training_step=lambda model, x: (model(x) ** 2).mean() - 10.0,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+    )
+    runs = vs.sweep(task, lrs=[0.01, 10.0], num_steps=60, engine=engine)
+    assert runs.members[0].diverged_at is None
+    assert runs.train_loss[-1, 0] == pytest.approx(-10.0, abs=1e-2)
+    assert runs.members[1].diverged_at is not None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_nan_in_the_data_ends_every_member_and_still_gives_a_result(engine):
+    task = mlp_task()
+    task.batches[2][0][0, 0] = torch.nan
+    found = vs.range_test(task, start_lr=1e-4, end_lr=1e-1, num_lrs=5, num_steps=10, engine=engine)
+    assert [m.diverged_at for m in found.members] == [2] * 5
+    assert np.isnan(found.train_loss[2:]).all()
+    assert np.isnan(found.scores).all()
+    with pytest.raises(ValueError, match="every learning rate diverged"):
+        found.suggest()
+
+
+def test_curve_is_nan_from_the_step_after_divergence():
+    runs = vs.sweep(mlp_task(), lrs=[0.01, 1e6], num_steps=50)
+    at = runs.members[1].diverged_at
+    assert at is not None
+    assert at > 0
+    assert np.isfinite(runs.train_loss[:at, 1]).all()
+    assert np.isnan(runs.train_loss[at + 1 :, 1]).all()
+    assert np.isfinite(runs.train_loss[:, 0]).all()
+
+
+# --- nothing of the caller's changes ----------------------------------------------------------------------------------
+
+
+def snapshot(task, model, optimizer):
+    return {
+        "parameters": copy.deepcopy(model.state_dict()),
+        "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "requires_grad": [p.requires_grad for p in model.parameters()],
+        "modes": [m.training for m in model.modules()],
+        "optimizer": copy.deepcopy(optimizer.state_dict()),
+        "batches": [tuple(t.clone() for t in b) for b in task.batches] if isinstance(task.batches, list) else None,
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "default_dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "threads": torch.get_num_threads(),
+        "grad_mode": torch.is_grad_enabled(),
+        "filters": list(warnings.filters),
+    }
+
+
+def assert_same(a, b):
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, np.ndarray):
+        np.testing.assert_array_equal(a, b)
+    else:
+        assert a == b
+
+
+def worn_task(fail_at=None, error=None):
+    """A task whose objects are in the middle of use: odd modes, old gradients, a stepped optimizer."""
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3)
+    )
+    model[0].weight.requires_grad_(False)
+    model[1].eval()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
+    batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(5)]
+    F.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    optimizer.step()
+    calls = [0]
+
+    def step(model, batch):
+        calls[0] += 1
+        if calls[0] == fail_at:
+            raise error
+        random.random(), np.random.rand()  # a step that also draws elsewhere
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    return vs.Task(model, batches, training_step=step, optimizer=optimizer), model, optimizer
+
+
+@pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_everything_of_the_callers_is_as_before_after_success(engine):
+    task, model, optimizer = worn_task()
+    before = snapshot(task, model, optimizer)
+    vs.range_test(task, num_lrs=3, num_steps=5, engine=engine, precision="bf16")
+    vs.sweep(task, lrs=[0.1], epochs=1, engine=engine, max_grad_norm=1.0)
+    vs.check(task, num_steps=2)
+    assert_same(before, snapshot(task, model, optimizer))
+
+
+@pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    ("error", "raised"), [(RuntimeError("broken"), RuntimeError), (KeyboardInterrupt(), KeyboardInterrupt)]
+)
+@pytest.mark.parametrize("fail_at", [1, 9])
+def test_everything_of_the_callers_is_as_before_after_a_failure(engine, error, raised, fail_at):
+    task, model, optimizer = worn_task(fail_at, error)
+    before = snapshot(task, model, optimizer)
+    with pytest.raises(raised):
+        vs.range_test(task, num_lrs=3, num_steps=50, engine=engine)
+    assert_same(before, snapshot(task, model, optimizer))
+
+
+def test_generator_of_a_data_loader_is_given_back():
+    data = torch.utils.data.TensorDataset(torch.randn(40, 6), torch.randint(3, (40,)))
+    generator = torch.Generator().manual_seed(5)
+    loader = torch.utils.data.DataLoader(data, 8, shuffle=True, generator=generator)
+    before = generator.get_state()
+    task = mlp_task(batches=loader)
+    a = vs.sweep(task, lrs=[0.1], num_steps=12, seeds=2)
+    assert torch.equal(before, generator.get_state())
+    assert not np.array_equal(a.train_loss[:, 0], a.train_loss[:, 1]), "seeds shuffle differently"
+
+
+def test_sweep_trains_inside_no_grad_and_inference_mode():
+    task = mlp_task()
+    expected = vs.sweep(task, lrs=[0.1], num_steps=5).train_loss
+    with torch.no_grad():
+        np.testing.assert_array_equal(vs.sweep(task, lrs=[0.1], num_steps=5).train_loss, expected)
+    with torch.inference_mode():
+        np.testing.assert_array_equal(vs.sweep(task, lrs=[0.1], num_steps=5).train_loss, expected)
+
+
+def test_ctrl_c_hands_over_what_was_computed():
+    task = mlp_task()
+    whole = vs.sweep(task, lrs=[0.01, 0.1], num_steps=100).train_loss
+    count = [0]
+
+    def batches():
+        for batch in task.batches:
+            count[0] += 1
+            if count[0] == 50:
+                raise KeyboardInterrupt
+            yield batch
+
+    with pytest.raises(vs.Interrupted) as caught:
+        vs.sweep(mlp_task(batches=batches), lrs=[0.01, 0.1], num_steps=100)
+    partial = caught.value.result
+    assert not partial.is_complete
+    assert 0 < len(partial.train_loss) < 50
+    np.testing.assert_array_equal(partial.train_loss, whole[: len(partial.train_loss)])
+
+
+def test_ctrl_c_before_the_first_step_has_no_result():
+    def batches():
+        yield from [(torch.randn(8, 6), torch.randint(3, (8,)))] * 2
+        raise KeyboardInterrupt
+
+    with pytest.raises(vs.Interrupted) as caught:
+        vs.sweep(mlp_task(batches=batches), lrs=[0.01], num_steps=100)
+    assert caught.value.result is None
+
+
+# --- common random numbers and determinism ----------------------------------------------------------------------------
+
+
+def random_task():
+    """Everything that a seed decides: weights, the order of batches, dropout masks."""
+    data = torch.utils.data.TensorDataset(
+        torch.randn(64, 6, generator=torch.Generator().manual_seed(0)), torch.arange(64) % 3
+    )
+    return vs.Task(
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)),
+        torch.utils.data.DataLoader(data, 8, shuffle=True),
+        F.cross_entropy,
+        optimizer=lambda p: torch.optim.Adam(p, lr=0.01),
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("chunk_size", [1, 3, "auto"])
+def test_members_of_a_seed_share_weights_batches_and_masks(engine, chunk_size):
+    runs = vs.sweep(random_task(), lrs=[1e-30, 1e-29], seeds=2, num_steps=20, engine=engine, chunk_size=chunk_size)
+    by_lr = runs.train_loss.reshape(20, 2, 2)  # [step, lr, seed]; so small an lr changes nothing
+    np.testing.assert_allclose(by_lr[:, 0], by_lr[:, 1], rtol=1e-6)
+    assert len(np.unique(by_lr[:, 0, 0])) > 10, "masks and batches change from step to step"
+    assert not np.allclose(by_lr[:, 0, 0], by_lr[:, 0, 1]), "another seed changes them"
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("chunk_size", [1, 2, 5, "auto"])
+def test_engines_and_chunk_sizes_agree_on_several_seeds(chunk_size):
+    task = random_task()
+    how = {"lrs": [0.001, 0.01, 0.03], "seeds": [7, 3], "num_steps": 20}
+    a = vs.sweep(task, **how, chunk_size=chunk_size)
+    b = vs.sweep(task, **how, engine="sequential")
+    assert a.engine.startswith("vectorized")
+    np.testing.assert_allclose(a.train_loss, b.train_loss, rtol=1e-10)
+
+
+def test_seed_draws_the_same_whatever_other_seeds_run_beside_it():
+    both = vs.sweep(random_task(), lrs=[0.01], seeds=[4, 9], num_steps=20)
+    alone = vs.sweep(random_task(), lrs=[0.01], seeds=[9], num_steps=20)
+    np.testing.assert_allclose(both.train_loss[:, 1], alone.train_loss[:, 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_same_call_twice_gives_bitwise_the_same_result(engine):
+    how = {"num_lrs": 6, "num_steps": 30, "seeds": 2, "engine": engine}
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    a = vs.range_test(random_task(), **how)
+    random.seed(2), np.random.seed(2), torch.manual_seed(2)
+    b = vs.range_test(random_task(), **how)
+    np.testing.assert_array_equal(a.train_loss, b.train_loss)
+    assert a.members == b.members
+
+
+def test_seed_option_moves_all_seeds():
+    a = vs.sweep(random_task(), lrs=[0.01], seeds=2, num_steps=5, seed=3)
+    b = vs.sweep(random_task(), lrs=[0.01], seeds=[3, 4], num_steps=5)
+    np.testing.assert_array_equal(a.train_loss, b.train_loss)
+
+
+# --- only what is trained is stacked ----------------------------------------------------------------------------------
+
+
+class CountingBody(nn.Module):
+    """Counts how many rows pass through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.shapes = []
+
+    def forward(self, x):
+        y = self.norm(self.linear(x))
+        self.shapes.append(torch._C._functorch.is_batchedtensor(y))
+        return torch.tanh(y)
+
+
+def test_frozen_body_runs_once_for_all_members_batch_norm_included():
+    body = CountingBody()
+    for p in body.parameters():
+        p.requires_grad_(False)
+    seen = []
+    body.register_forward_hook(lambda *_: None)
+    model = nn.Sequential(body, nn.Linear(8, 3))
+    handle = type(body).forward
+
+    def watched(self, x):
+        y = handle(self, x)
+        seen.append(torch._C._functorch.is_batchedtensor(y))
+        return y
+
+    type(body).forward = watched
+    try:
+        task = mlp_task(model=model, optimizer=torch.optim.SGD(model[1].parameters(), lr=0.1))
+        runs = vs.sweep(task, lrs=[0.01, 0.1, 1.0], num_steps=6)
+    finally:
+        type(body).forward = handle
+    assert seen
+    assert not any(seen), "the body's activations have no member axis"
+    expected = copy.deepcopy(body)
+    for step in range(6):
+        expected(task.batches[step % 6][0])
+    torch.testing.assert_close(runs.model(2)[0].norm.running_mean, expected.norm.running_mean)
+    assert runs.model(2)[0].norm.num_batches_tracked == 6
+
+
+def test_model_of_a_member_keeps_what_the_caller_had_frozen():
+    task, model, _ = worn_task()
+    with pytest.warns(vs.FallbackWarning):
+        runs = vs.sweep(task, lrs=[0.1], num_steps=3)
+    assert [p.requires_grad for p in runs.model(0).parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+# --- no recompilation -------------------------------------------------------------------------------------------------
+
+
+def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
+    from vecsweep._engine import program
+
+    traced = []
+    make_fx = program.make_fx
+    monkeypatch.setattr(program, "make_fx", lambda f: traced.append(f) or make_fx(f))
+    vs.range_test(mlp_task(), method="ramp", start_lr=1e-5, end_lr=1e-1, num_steps=60)
+    assert len(traced) == 1
+    vs.sweep(mlp_task(), lrs=[1e-3, 1e-2, 1e-1, 1.0], chunk_size=2, num_steps=60)
+    assert len(traced) == 2, "chunks of one size share a trace"
+
+
+# --- fallbacks --------------------------------------------------------------------------------------------------------
+
+
+class Branch(nn.Module):
+    """Control flow that depends on data."""
+
+    def __init__(self, from_step=0):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return y * 2 if y.sum() > 0 else y
+
+
+def test_data_dependent_branch_falls_back_with_one_warning_that_names_the_line():
+    task = mlp_task(model=Branch(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    with pytest.warns(vs.FallbackWarning, match=r"test_contract\.py:\d+") as caught:
+        runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=10, seeds=2)
+    assert len(caught) == 1
+    assert runs.engine.startswith("sequential")
+    expected = vs.sweep(task, lrs=[0.01, 0.1], num_steps=10, seeds=2, engine="sequential")
+    np.testing.assert_array_equal(runs.train_loss, expected.train_loss)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.ASGD], ids=lambda c: c.__name__)
+def test_fallback_in_the_middle_of_a_run_goes_on_where_it_stood(optimizer):
+    """Only the last kind of batch cannot be mapped; what came before it was trained in one pass."""
+
+    def step(model, batch):
+        loss = F.cross_entropy(model(batch["x"]), batch["y"])
+        if "weight" in batch and loss.item() > 0:
+            loss = loss * batch["weight"]
+        return loss
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Tanh(), nn.Linear(8, 3))
+    batches = [{"x": torch.randn(8, 6), "y": torch.randint(3, (8,))} for _ in range(30)]
+    batches[25]["weight"] = torch.tensor(0.5)
+    task = vs.Task(model, batches, training_step=step, optimizer=lambda p: optimizer(p, lr=0.01))
+    with pytest.warns(vs.FallbackWarning, match="cannot batch") as caught:
+        runs = vs.sweep(task, lrs=[0.001, 0.01, 0.1], num_steps=40, chunk_size=2)
+    assert len(caught) == 1
+    expected = vs.sweep(task, lrs=[0.001, 0.01, 0.1], num_steps=40, engine="sequential")
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
+    for i in range(3):
+        torch.testing.assert_close(runs.model(i).state_dict(), expected.model(i).state_dict(), rtol=1e-8, atol=1e-10)
+
+
+def test_forward_pass_with_a_python_counter_falls_back():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.calls = nn.Linear(6, 3), 0
+
+        def forward(self, x):
+            self.calls += 1
+            return self.linear(x) * (1 + 0.1 * self.calls)
+
+    model = Counting()
+    task = mlp_task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.warns(vs.FallbackWarning, match="`calls`"):
+        runs = vs.sweep(task, lrs=[0.01, 0.02], num_steps=8)
+    own, expected = copy.deepcopy(model), []
+    optimizer = torch.optim.SGD(own.parameters(), lr=0.02)
+    for step in range(8):
+        x, y = task.batches[step % 6]
+        loss = F.cross_entropy(own(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+    np.testing.assert_allclose(runs.train_loss[:, 1], expected, rtol=1e-5)
+    assert model.calls == 0
+
+
+def test_loss_that_depends_on_more_than_it_is_given_is_not_traced():
+    """The trace would freeze the number; the check against the eager step finds out."""
+    calls = [0]
+
+    def step(model, batch):
+        calls[0] += 1
+        return F.cross_entropy(model(batch[0]), batch[1]) * (1.0 + 0.5 * calls[0])
+
+    model = nn.Linear(6, 3)
+    task = vs.Task(
+        model, mlp_task().batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.01)
+    )
+    with pytest.warns(vs.FallbackWarning, match="traced step gives other numbers"):
+        runs = vs.sweep(task, lrs=[0.01], num_steps=10)
+    assert runs.engine.startswith("vectorized, eager")
+
+
+def test_unbatched_value_taken_out_of_a_batch_keeps_the_step_eager():
+    def step(model, batch):
+        return F.cross_entropy(model(batch[0][: int(batch[1].max().item()) + 1]), batch[1][: int(batch[1].max()) + 1])
+
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    task = vs.Task(
+        model, mlp_task().batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.01)
+    )
+    runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=12)
+    assert runs.engine.startswith("vectorized, eager")
+    expected = vs.sweep(task, lrs=[0.01, 0.1], num_steps=12, engine="sequential")
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-5)
