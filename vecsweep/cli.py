@@ -112,8 +112,8 @@ def _plot(arguments: argparse.Namespace) -> int:
         ) from error
     if not isinstance(found, RangeTest):
         raise ValueError(  # noqa: TRY004 - the file is of the wrong kind, not an argument
-            f"{arguments.file} holds a {type(found).__name__}; only a RangeTest can be drawn. Pass the file of "
-            "one."
+            f"{arguments.file} holds a {type(found).__name__}; only a RangeTest can be drawn. Pass the file "
+            "of one."
         )
     files = _write(found, None, arguments.output or arguments.file.with_suffix(".png"), arguments.rule)
     if arguments.rule is not None:
@@ -165,7 +165,7 @@ def _compare(found: "RangeTest", stock: "RangeTest", say: Callable[[str], None])
     threads = torch.get_num_threads()
     say(
         f"{stock.duration_s:.2f} s, {ratio:.1f} times as long. PyTorch's CPU threads: {threads}. "
-        f"It suggests {suggestion.lr:.3g}; its losses differ by {deviation:.0e} (relative, median over lrs).\n"
+        f"It suggests {suggestion.lr:.3g}; its losses differ by {deviation:.0e} (relative; median of lrs).\n"
     )
     return {
         "duration_s": stock.duration_s,
@@ -189,8 +189,8 @@ def _train_one(lr: float, epochs: int, say: Callable[[str], None]) -> dict[str, 
         is_right = runs.model(0)(data.test_inputs).argmax(dim=1) == data.test_targets
     accuracy = is_right.double().mean().item()
     say(
-        f"Trained at the suggested lr, {lr:.3g}, for {epochs} epochs ({runs.duration_s:.2f} s), one model reads "
-        f"{accuracy:.1%} of the {len(data.test_inputs)} held-out digits right."
+        f"One model, trained at lr {lr:.3g} for {epochs} epochs ({runs.duration_s:.2f} s), reads {accuracy:.1%} of "
+        f"the {len(data.test_inputs)} held-out digits right."
     )
     return {"lr": lr, "epochs": epochs, "test_accuracy": accuracy}
 
@@ -266,11 +266,15 @@ def _fallbacks_in_a_line() -> Iterator[None]:
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether vecsweep itself raised an error, rather than the task's code or what that calls."""
+    """Whether vecsweep itself raised an error, rather than the task's code or what that calls.
+
+    The kernels never do: an error there is PyTorch's, on its way through an operator that they stand in for.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).startswith("vecsweep.")
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return module.startswith("vecsweep.") and not module.startswith("vecsweep.kernels")
 
 
 def _sayer(arguments: argparse.Namespace) -> Callable[[str], None]:

@@ -41,8 +41,8 @@ class DigitsData(NamedTuple):
 class ShuffledBatches:
     """Batches of tensors that lie in memory, in a new order on each pass; a last, smaller one is dropped.
 
-    The order is drawn from PyTorch's global generator, which a sweep seeds for each seed. Slicing whole tensors
-    is far quicker than a DataLoader, which collates a batch from single samples.
+    The order is drawn from PyTorch's global generator, which a sweep seeds for each seed. Slicing whole
+    tensors is far quicker than a DataLoader, which collates a batch from single samples.
 
     Args:
         inputs: `[sample, ...]`.
@@ -72,7 +72,7 @@ class ShuffledBatches:
 def digits() -> Task:
     """Make the task of telling handwritten digits apart.
 
-    An MLP 64-64-64-10 with ReLU, with initial weights of its own for each seed; cross-entropy; SGD with momentum
+    An MLP 64-64-64-10 with ReLU, whose initial weights differ between seeds; cross-entropy; SGD with momentum
     0.9; batches of 64 from the 1,437 images of `digits_data` to train on.
 
     Raises:
@@ -120,7 +120,7 @@ def load_task(name: str) -> Task:
 
     The name is that of a built-in task, or says where a function is that returns a `Task`:
     `path/to/file.py:function` or `package.module:function`. As when Python runs a script, the folder of the
-    file (for a module, the current folder) goes to the front of `sys.path`. It stays there, because the workers
+    file (for a module, the current folder) goes to the front of `sys.path`. It stays there, because workers
     of a DataLoader may import the file again, by its name.
 
     Args:

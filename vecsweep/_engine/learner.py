@@ -151,7 +151,7 @@ class Learner:
         """
         template = task.optimizer if isinstance(task.optimizer, Optimizer) else None
         if isinstance(task.model, nn.Module):
-            _check_initialised(task.model)
+            _check_trainable(task.model)
             if template is not None:
                 _groups(task.model, template)  # checked while both are the caller's, so that the message fits
             model, optimizer = _copy(task.model, template)
@@ -162,7 +162,7 @@ class Learner:
                 raise TypeError(
                     f"`model` must return an nn.Module when it is a function; got {type(model).__name__}."
                 )
-            _check_initialised(model)
+            _check_trainable(model)
         model.to(device=execution.device, dtype=dtype)
         if not model.training:
             model.train()
@@ -281,10 +281,6 @@ def _forget(optimizer: Optimizer) -> None:
 def _groups(model: nn.Module, optimizer: Optimizer) -> tuple[Group, ...]:
     """Read the parameter groups of an optimizer over this model's parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(
-            "`model` must have parameters to train; got none with requires_grad=True. Unfreeze some of them."
-        )
     groups = []
     base_lr = float(optimizer.param_groups[0].get("lr", 0.0))
     for index, group in enumerate(optimizer.param_groups):
@@ -320,7 +316,11 @@ def _groups(model: nn.Module, optimizer: Optimizer) -> tuple[Group, ...]:
     return tuple(groups)
 
 
-def _check_initialised(model: nn.Module) -> None:
+def _check_trainable(model: nn.Module) -> None:
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            "`model` must have parameters to train; got none with requires_grad=True. Unfreeze some of them."
+        )
     for name, parameter in model.named_parameters():
         if torch.nn.parameter.is_lazy(parameter):
             raise ValueError(

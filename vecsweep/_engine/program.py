@@ -71,7 +71,12 @@ class Program:
         self._grad_names: list[str] = []
         self._graph: Callable[..., list[Tensor]] | None = None
         self._num_calls = 0
-        self.is_eager = not is_traceable
+        self._is_eager = not is_traceable
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether a graph stands for the step."""
+        return self._graph is not None and not self._is_eager
 
     def __call__(self, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
         """Compute one step from an ensemble's flat tensors."""
@@ -83,7 +88,7 @@ class Program:
 
     def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         self._num_calls += 1
-        if self.is_eager or self._num_calls == 1:
+        if self._is_eager or self._num_calls == 1:
             return self._eager(*tensors)
         if self._graph is None:
             return self._trace(tensors)
@@ -117,7 +122,7 @@ class Program:
         try:
             graph = make_fx(flat)(*tensors)
         except Exception:  # noqa: BLE001 - whatever it is that tracing cannot follow, the eager step can
-            self.is_eager = True
+            self._is_eager = True
             return self._eager(*tensors)
         _drop_aliases(graph)
         self._graph = graph.forward
@@ -136,7 +141,7 @@ class Program:
             FallbackWarning,
             stacklevel=2,
         )
-        self.is_eager = True
+        self._is_eager = True
         return expected
 
 

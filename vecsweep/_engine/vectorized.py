@@ -61,9 +61,8 @@ class Vectorized:
 
     @property
     def level(self) -> str:
-        """How the steps were run: "traced", or "eager" where nothing could be traced."""
-        programs = self._programs.values()
-        return "eager" if programs and all(p.is_eager for p in programs) else "traced"
+        """How the steps were run: "traced" as soon as some kind of batch was, else "eager"."""
+        return "traced" if any(program.is_traced for program in self._programs.values()) else "eager"
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
