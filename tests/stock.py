@@ -1,4 +1,4 @@
-"""The oracle: an ordinary training loop over a deep copy of the model, with torch.optim, one learning rate at a time."""
+"""The oracle: an ordinary loop over a deep copy of the model, with torch.optim, one learning rate at a time."""
 
 import copy
 from dataclasses import dataclass

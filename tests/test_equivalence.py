@@ -1,4 +1,4 @@
-"""Every optimizer and every way to train, against an ordinary loop with torch.optim: the first point of the contract."""
+"""Every optimizer and every way to train, against an ordinary loop with torch.optim."""
 
 import copy
 
@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.optim import (
+    ASGD,
     SGD,
     Adadelta,
     Adagrad,
     Adam,
     Adamax,
     AdamW,
-    ASGD,
     NAdam,
     RAdam,
     RMSprop,
@@ -236,6 +236,8 @@ def test_fp16_keeps_a_loss_scale_for_each_member_as_gradscaler_does(optimizer, e
             losses.append(loss.item())
             scales.append(scaler.get_scale())
         assert scales[-1] < 2.0**16, "the test must make GradScaler skip steps"
-        torch.testing.assert_close(torch.tensor(runs.train_loss[:, i]), torch.tensor(losses).double(), rtol=1e-2, atol=0)
+        torch.testing.assert_close(
+            torch.tensor(runs.train_loss[:, i]), torch.tensor(losses).double(), rtol=1e-2, atol=0
+        )
         for trained, expected in zip(runs.model(i).parameters(), own.parameters(), strict=True):
             torch.testing.assert_close(trained, expected, rtol=1e-2, atol=5e-3)

@@ -1,4 +1,4 @@
-"""Every kind of layer, against an ordinary loop: by a rule, by vmap, or by the sequential engine, but never an error."""
+"""Every kind of layer, against an ordinary loop with torch.optim."""
 
 import pytest
 import stock
@@ -263,4 +263,6 @@ def test_weight_norm_that_keeps_a_computed_weight_is_copied_and_trained():
         assert runs.engine.startswith(engine)
         for i, lr in enumerate(LRS):  # torch cannot copy this model, so the oracle builds its own
             expected = stock.train_in_place(build(), task, lr, NUM_STEPS)
-            torch.testing.assert_close(torch.tensor(runs.train_loss[:, i]), torch.tensor(expected.losses), rtol=1e-9, atol=0)
+            torch.testing.assert_close(
+                torch.tensor(runs.train_loss[:, i]), torch.tensor(expected.losses), rtol=1e-9, atol=0
+            )

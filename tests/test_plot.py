@@ -54,9 +54,7 @@ def grid(scores, lrs=LRS, *, num_steps=NUM_STEPS, **fields):
     losses = np.tile(flat, (num_steps, 1))
     losses[0] = 2.3  # untrained
     diverged_at = [1 if np.isnan(loss) else None for loss in flat]
-    return result(
-        "grid", np.tile(rates, (num_steps, 1)), losses, rates, by_seed.shape[1], diverged_at, **fields
-    )
+    return result("grid", np.tile(rates, (num_steps, 1)), losses, rates, by_seed.shape[1], diverged_at, **fields)
 
 
 def ramp(losses, diverged_at, lrs=LRS, **fields):
@@ -347,9 +345,7 @@ def test_a_result_from_a_file_has_the_same_plot(tmp_path):
 def test_a_real_range_test_is_drawn_over_the_whole_range_tested(method):
     model = torch.nn.Linear(2, 1)
     batches = [(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.tensor([[1.0], [2.0]]))]
-    task = vs.Task(
-        model, batches, torch.nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters())
-    )
+    task = vs.Task(model, batches, torch.nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
     num_lrs = {"num_lrs": 12} if method == "grid" else {}
     found = vs.range_test(
         task, start_lr=1e-4, end_lr=10, num_steps=20, method=method, seeds=2, progress=False, **num_lrs

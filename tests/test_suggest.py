@@ -48,9 +48,7 @@ def reference_slopes(lrs, losses):
 def reference_valley(lrs, losses):
     longest_ending_at = []
     for i, loss in enumerate(losses):
-        longest_ending_at.append(
-            1 + max((longest_ending_at[j] for j in range(i) if losses[j] > loss), default=0)
-        )
+        longest_ending_at.append(1 + max((longest_ending_at[j] for j in range(i) if losses[j] > loss), default=0))
     length = max(longest_ending_at)
     if length == 1:
         return lrs[0]
@@ -61,8 +59,7 @@ def reference_valley(lrs, losses):
 def reference_slide(lrs, losses, lr_diff=15, thresh=0.005):
     last = len(losses) - 1
     gradient = [
-        (losses[min(i + 1, last)] - losses[max(i - 1, 0)]) / (min(i + 1, last) - max(i - 1, 0))
-        for i in range(last + 1)
+        (losses[min(i + 1, last)] - losses[max(i - 1, 0)]) / (min(i + 1, last) - max(i - 1, 0)) for i in range(last + 1)
     ]
     left = last - lr_diff
     answer = lrs[left]
@@ -85,9 +82,7 @@ def test_steepest_is_the_first_of_equals():
 
 def test_steepest_weighs_the_fall_by_the_distance_in_log_lr():
     lrs = np.array([1e-4, 1e-1, 2e-1, 1.0])
-    assert (
-        steepest(lrs, np.array([3.0, 1.8, 0.9, 0.8])) == 0.1
-    )  # 0.9 within a factor 2 beats 1.2 over 3 decades
+    assert steepest(lrs, np.array([3.0, 1.8, 0.9, 0.8])) == 0.1  # 0.9 within a factor 2 beats 1.2 over 3 decades
 
 
 def test_valley_equals_its_definition_on_random_curves():
@@ -366,9 +361,7 @@ def test_few_points_are_doubted_with_their_number():
 
 def test_a_flat_curve_is_doubted():
     doubt = only_doubt(LRS, 100 + np.array(SCORES))
-    assert doubt.startswith(
-        "The curve is flat: its losses, from 100.7 to 104, differ by 5% of their magnitude"
-    )
+    assert doubt.startswith("The curve is flat: its losses, from 100.7 to 104, differ by 5% of their magnitude")
 
 
 def test_a_single_point_is_no_flat_curve():
@@ -388,8 +381,7 @@ def test_a_curve_is_flat_up_to_five_percent_of_its_magnitude(spread, is_doubted)
 def test_a_lowest_loss_at_the_smallest_lr_is_doubted():
     doubt = only_doubt(LRS, np.linspace(1, 3, len(LRS)))
     assert doubt == (
-        "The loss is lowest at the lower edge of the curve, 1e-06: the best lr may be smaller. "
-        "Lower `start_lr`."
+        "The loss is lowest at the lower edge of the curve, 1e-06: the best lr may be smaller. Lower `start_lr`."
     )
 
 
@@ -403,9 +395,7 @@ def test_a_lowest_loss_at_the_largest_lr_is_doubted():
 def test_a_lowest_loss_right_below_divergence_is_doubted_in_other_words():
     lrs = np.geomspace(1e-4, 1e7, 12)
     doubt = only_doubt(lrs, [*np.linspace(3, 1, 10), math.nan, math.nan])
-    assert doubt.startswith(
-        "The loss is lowest at 1e+05, right below 1e+06, which diverged: the best lr is at the"
-    )
+    assert doubt.startswith("The loss is lowest at 1e+05, right below 1e+06, which diverged: the best lr is at the")
     assert "end_lr" not in doubt
 
 
@@ -435,9 +425,7 @@ def test_a_suggestion_at_an_lr_that_diverged_is_doubted():
 
 def test_a_suggestion_with_a_higher_loss_than_the_smallest_lr_is_doubted():
     losses = [2.0, 1.0, *np.linspace(2, 4, 10)]  # the longest valley is the first two points
-    assert only_doubt(LRS, losses).startswith(
-        "The loss at the suggestion, 4, is higher than at the smallest lr, 2."
-    )
+    assert only_doubt(LRS, losses).startswith("The loss at the suggestion, 4, is higher than at the smallest lr, 2.")
 
 
 def test_a_suggestion_with_about_the_loss_of_the_smallest_lr_is_not_doubted():
@@ -445,9 +433,7 @@ def test_a_suggestion_with_about_the_loss_of_the_smallest_lr_is_not_doubted():
 
 
 def test_a_curve_that_diverged_everywhere_is_an_error_that_names_the_smallest_lr():
-    message = (
-        r"every learning rate diverged, all 3 from 0\.1 up\. Lower `start_lr` below 0\.1, or look for NaN"
-    )
+    message = r"every learning rate diverged, all 3 from 0\.1 up\. Lower `start_lr` below 0\.1, or look for NaN"
     with pytest.raises(ValueError, match=message):
         suggest([0.1, 1.0, 10.0], [math.nan, math.inf, math.nan])
 
@@ -480,9 +466,7 @@ def test_suggest_rejects_smoothing_outside_the_unit_interval():
 @pytest.mark.parametrize(("name", "closest"), [("vally", "valley"), ("steep", "steepest"), ("zzz", "")])
 def test_an_unknown_rule_is_answered_with_the_names_and_the_closest(name, closest):
     names = ", ".join(RULES)
-    with pytest.raises(
-        ValueError, match=f"`rule` must be one of {names}; got '{name}'. Did you mean '{closest}"
-    ):
+    with pytest.raises(ValueError, match=f"`rule` must be one of {names}; got '{name}'. Did you mean '{closest}"):
         suggest(LRS, SCORES, name)
 
 
@@ -505,7 +489,5 @@ def test_a_rule_that_returns_an_impossible_lr_is_named(answer):
     def broken(lrs, losses):
         return answer
 
-    with pytest.raises(
-        ValueError, match=rf"The rule `broken` must return a positive finite lr; it returned {answer}"
-    ):
+    with pytest.raises(ValueError, match=rf"The rule `broken` must return a positive finite lr; it returned {answer}"):
         suggest(LRS, SCORES, broken)

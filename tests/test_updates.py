@@ -187,9 +187,7 @@ def assert_equals_torch(result, optimizer, hyper, problem, rtol, atol):
         torch.testing.assert_close(params[member], expected_param, rtol=rtol, atol=atol)
         for name, expected in expected_state.items():
             if name in state and isinstance(expected, Tensor):
-                torch.testing.assert_close(
-                    state[name][member], expected, rtol=rtol, atol=atol, check_dtype=False
-                )
+                torch.testing.assert_close(state[name][member], expected, rtol=rtol, atol=atol, check_dtype=False)
 
 
 @every_shape
@@ -235,9 +233,7 @@ def test_an_update_changes_no_input_and_returns_no_view_of_one(optimizer, hyper,
     new_params, new_state = UPDATES[optimizer].apply(params, grads[2], state, lr=lrs[2], **hyper)
 
     assert all(torch.equal(tensor, copy) for tensor, copy in zip(inputs, copies, strict=True))
-    assert all(
-        tensor.untyped_storage().data_ptr() not in addresses for tensor in (new_params, *new_state.values())
-    )
+    assert all(tensor.untyped_storage().data_ptr() not in addresses for tensor in (new_params, *new_state.values()))
 
 
 @every_shape

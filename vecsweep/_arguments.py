@@ -25,9 +25,7 @@ EXECUTION_OPTIONS = (
     "seed",
 )
 
-_TASK_HELP = (
-    "a built-in task (digits), path/to/file.py:function or package.module:function returning a vecsweep.Task"
-)
+_TASK_HELP = "a built-in task (digits), path/to/file.py:function or package.module:function returning a vecsweep.Task"
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -39,9 +37,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"vecsweep: error: {message}. See {self.prog} --help.\n")
 
 
-def make_parser(
-    *, demo: Command, range_test: Command, check: Command, plot: Command
-) -> argparse.ArgumentParser:
+def make_parser(*, demo: Command, range_test: Command, check: Command, plot: Command) -> argparse.ArgumentParser:
     """Return a parser that puts the function of the command into `run`.
 
     Args:
@@ -73,9 +69,7 @@ def make_parser(
         added.set_defaults(run=run)
         return added
 
-    _fill_demo(
-        add("demo", demo, "find a learning rate for the digits task, and time it", "vecsweep demo --quick")
-    )
+    _fill_demo(add("demo", demo, "find a learning rate for the digits task, and time it", "vecsweep demo --quick"))
     example = "vecsweep range-test digits --start-lr 1e-5 --num-lrs 32 --png digits.png"
     _fill_range_test(add("range-test", range_test, "find out which learning rates train a task", example))
     example = "vecsweep check path/to/file.py:make_task --lrs 1e-3,1e-2"
@@ -101,9 +95,7 @@ def _fill_demo(parser: argparse.ArgumentParser) -> None:
 def _fill_range_test(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("task", metavar="TASK", help=_TASK_HELP)
     tested = parser.add_argument_group("what is tested")
-    tested.add_argument(
-        "--start-lr", type=float, metavar="LR", help="the smallest learning rate (default: 1e-7)"
-    )
+    tested.add_argument("--start-lr", type=float, metavar="LR", help="the smallest learning rate (default: 1e-7)")
     tested.add_argument("--end-lr", type=float, metavar="LR", help="the largest learning rate (default: 10)")
     tested.add_argument("--num-lrs", type=int, metavar="N", help="learning rates of a grid (default: 64)")
     tested.add_argument("--num-steps", type=int, metavar="N", help="updates of each member (default: 100)")
@@ -118,9 +110,7 @@ def _fill_range_test(parser: argparse.ArgumentParser) -> None:
         choices=("exponential", "linear"),
         help="equal ratios or differences (default: exponential)",
     )
-    tested.add_argument(
-        "--rule", default=None, help="that suggests (default: lowest for a grid, valley for a ramp)"
-    )
+    tested.add_argument("--rule", default=None, help="that suggests (default: lowest for a grid, valley for a ramp)")
     tested.add_argument(
         "--smoothing",
         type=float,
@@ -175,9 +165,7 @@ def _fill_plot(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_json(parser: Any) -> None:
-    parser.add_argument(
-        "--json", action="store_true", default=False, help="print one JSON document, nothing else"
-    )
+    parser.add_argument("--json", action="store_true", default=False, help="print one JSON document, nothing else")
 
 
 def _add_seeds(parser: Any) -> None:
@@ -191,9 +179,7 @@ def _add_seeds(parser: Any) -> None:
 
 def _add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None:
     group = parser.add_argument_group("how it is carried out")
-    group.add_argument(
-        "--device", help="where members train, such as cpu or cuda (default: where the model is)"
-    )
+    group.add_argument("--device", help="where members train, such as cpu or cuda (default: where the model is)")
     group.add_argument("--precision", choices=("bf16", "fp16"), help="of autocast (default: the model's own)")
     if has_engine:
         group.add_argument(
@@ -201,15 +187,9 @@ def _add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None
             choices=("auto", "vectorized", "sequential"),
             help="how members are stepped (default: auto)",
         )
-    group.add_argument(
-        "--chunk-size", type=_chunk_size, metavar="N", help="members stepped together (default: auto)"
-    )
-    group.add_argument(
-        "--accumulation-steps", type=int, metavar="N", help="batches in each update (default: 1)"
-    )
-    group.add_argument(
-        "--max-grad-norm", type=float, metavar="NORM", help="clip each member's gradient (default: no)"
-    )
+    group.add_argument("--chunk-size", type=_chunk_size, metavar="N", help="members stepped together (default: auto)")
+    group.add_argument("--accumulation-steps", type=int, metavar="N", help="batches in each update (default: 1)")
+    group.add_argument("--max-grad-norm", type=float, metavar="NORM", help="clip each member's gradient (default: no)")
     group.add_argument(
         "--divergence-factor", type=_divergence_factor, metavar="FACTOR", help="above 1, or none (default: 5)"
     )
@@ -218,17 +198,14 @@ def _add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None
 
 def _numbers(text: str) -> list[float]:
     return [
-        _number(item, f"learning rates such as 1e-3,1e-2; got {item!r} at position {i}")
-        for i, item in _items(text)
+        _number(item, f"learning rates such as 1e-3,1e-2; got {item!r} at position {i}") for i, item in _items(text)
     ]
 
 
 def _seeds(text: str) -> int | list[int]:
     for i, item in _items(text):
         if not item.isdecimal():
-            raise argparse.ArgumentTypeError(
-                f"must be whole numbers such as 3 or 3,4,5; got {item!r} at position {i}"
-            )
+            raise argparse.ArgumentTypeError(f"must be whole numbers such as 3 or 3,4,5; got {item!r} at position {i}")
     return [int(item) for _, item in _items(text)] if "," in text else int(text)
 
 
@@ -259,9 +236,7 @@ def _output_file(text: str) -> Path:
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{text!r} is a folder; name a file in it")
     if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(
-            f"there is no folder {str(path.parent)!r} to write to; make it first"
-        )
+        raise argparse.ArgumentTypeError(f"there is no folder {str(path.parent)!r} to write to; make it first")
     if not os.access(path.parent, os.W_OK):
         raise argparse.ArgumentTypeError(f"the folder {str(path.parent)!r} is read-only; choose another")
     return path

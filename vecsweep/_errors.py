@@ -11,7 +11,7 @@ class ResultFileError(ValueError):
     """A file is not a result that this version of vecsweep can read."""
 
 
-class Interrupted(KeyboardInterrupt):  # noqa: N818 - named like the KeyboardInterrupt that it is
+class Interrupted(KeyboardInterrupt):
     """Ctrl-C stopped a run.
 
     Attributes:

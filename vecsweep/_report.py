@@ -16,10 +16,7 @@ _MAX_ROWS = 16  # of a table of learning rates
 def format_curve(found: RangeTest) -> str:
     """Return a table of learning rates, evenly picked, with the loss that each leads to."""
     picked = np.linspace(0, len(found.lrs) - 1, min(_MAX_ROWS, len(found.lrs))).round().astype(int)
-    rows = [
-        f"{found.lrs[i]:>9.3g}  {_number(found.scores[i]):>8}  {_divergence(found, i)}".rstrip()
-        for i in picked
-    ]
+    rows = [f"{found.lrs[i]:>9.3g}  {_number(found.scores[i]):>8}  {_divergence(found, i)}".rstrip() for i in picked]
     return "\n".join((f"{'lr':>9}  {'loss':>8}  diverged", *rows))
 
 

@@ -69,8 +69,8 @@ class Execution:
             _is_number(self.divergence_factor) and self.divergence_factor > 1
         ):
             raise ValueError(
-                f"`divergence_factor` must be a number above 1; got {self.divergence_factor!r}. Pass None to end members "
-                "only at a loss that is not finite."
+                f"`divergence_factor` must be a number above 1; got {self.divergence_factor!r}. Pass None to end "
+                "members only at a loss that is not finite."
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"`seed` must be a whole number of at least 0; got {self.seed!r}.")
@@ -114,7 +114,9 @@ def _check_device(device: torch.device | str | None) -> torch.device | None:
     try:
         checked = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"`device` must be a device that PyTorch knows, such as 'cpu' or 'cuda'; got {device!r}.") from error
+        raise ValueError(
+            f"`device` must be one that PyTorch knows, such as 'cpu' or 'cuda'; got {device!r}."
+        ) from error
     if checked.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`device` must be available; got {str(device)!r}, and PyTorch sees no GPU. Pass 'cpu'.")
     if checked.type == "cuda" and checked.index is None:

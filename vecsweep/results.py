@@ -3,11 +3,11 @@
 Losses are stored as they were, before each update and without smoothing.
 """
 
+import errno
 import io
 import json
 import os
-import tempfile
-import zipfile
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +43,7 @@ class MemberRecord(NamedTuple):
     diverged_at: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # arrays have no one truth value to compare by
 class Sweep:
     """What a sweep trained.
 
@@ -64,7 +64,7 @@ class Sweep:
     engine: str
     duration_s: float
     is_complete: bool = True
-    _make_model: Callable[[int], nn.Module] | None = field(default=None, repr=False, compare=False)
+    _make_model: Callable[[int], nn.Module] | None = field(default=None, repr=False)
 
     @property
     def diverged_at(self) -> IntArray:
@@ -76,10 +76,13 @@ class Sweep:
 
         Raises:
             IndexError: there is no such member.
-            ValueError: the result was loaded from a file, which does not hold weights.
+            ValueError: the result is of a range test, or was loaded from a file; neither holds weights.
         """
         if self._make_model is None:
-            raise ValueError("The weights of the members are not in the file that this result was loaded from.")
+            raise ValueError(
+                "The weights of the members are not here: a range test does not keep them, and a file does not hold "
+                "them. Call `model` on what `vecsweep.sweep` returns."
+            )
         if not -len(self.members) <= i < len(self.members):
             raise IndexError(f"`i` must be one of the {len(self.members)} members; got {i}.")
         return self._make_model(i % len(self.members))
@@ -93,8 +96,8 @@ class Sweep:
         scores = _tail_mean(self.train_loss, self.diverged_at)
         if np.isnan(scores).all():
             raise ValueError(
-                f"There is no best member: all {len(self.members)} diverged. Lower the learning rates; the smallest was "
-                f"{min(m.lr for m in self.members):.3g}."
+                f"There is no best member: all {len(self.members)} diverged. Lower the learning rates; the smallest "
+                f"was {min(m.lr for m in self.members):.3g}."
             )
         return int(np.nanargmin(scores))
 
@@ -132,24 +135,33 @@ class Sweep:
 
         Returns:
             Where it was written.
+
+        Raises:
+            OSError: the file cannot be written, for want of its folder for example.
         """
-        header, arrays = self._fields()
-        header |= {"format": "vecsweep", "version": _FORMAT_VERSION, "kind": type(self).__name__}
+        header: dict[str, Any] = {"format": "vecsweep", "version": _FORMAT_VERSION, "kind": type(self).__name__}
+        header |= {name: getattr(self, name) for name in self._header_names()}
+        header["members"] = [list(member) for member in self.members]
         path = Path(path)
         path = path if path.suffix else path.with_suffix(".npz")
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "There is no such folder; make it first", str(path.parent))
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # tempfile's are closed to other users
         try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez_compressed(file, header=np.array(json.dumps(header)), **arrays)
-            Path(temporary).replace(path)
+            with temporary.open("xb") as file:
+                np.savez_compressed(file, header=np.array(json.dumps(header)), lr=self.lr, train_loss=self.train_loss)
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         return path
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a result that `save` wrote; nothing in the file is run.
+
+        Args:
+            path: where; ".npz" is added if it has no suffix and there is no such file.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -159,9 +171,9 @@ class Sweep:
         if header["kind"] != cls.__name__:
             raise ResultFileError(f"{path} holds a {header['kind']}, not a {cls.__name__}. Load it with that class.")
         try:
-            members = tuple(MemberRecord(*member) for member in header.pop("members"))
+            members = tuple(MemberRecord(*member) for member in header["members"])
             own = {name: header[name] for name in cls._header_names()}
-            return cls(members=members, **own, **arrays)
+            return cls(members=members, lr=arrays["lr"], train_loss=arrays["train_loss"], **own)
         except (KeyError, TypeError, ValueError) as error:
             raise ResultFileError(f"{path} is damaged: {error}. Run the sweep again.") from error
 
@@ -169,13 +181,8 @@ class Sweep:
     def _header_names(cls) -> tuple[str, ...]:
         return ("steps_per_epoch", "engine", "duration_s", "is_complete")
 
-    def _fields(self) -> tuple[dict[str, Any], dict[str, FloatArray]]:
-        header: dict[str, Any] = {name: getattr(self, name) for name in self._header_names()}
-        header["members"] = [list(member) for member in self.members]
-        return header, {"lr": self.lr, "train_loss": self.train_loss}
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RangeTest(Sweep):
     """What an LR range test found: a sweep, read as one curve of loss against learning rate.
 
@@ -197,7 +204,10 @@ class RangeTest(Sweep):
         """What `scores` is the mean of, `[lr, seed]`."""
         if self.method == "ramp":
             return self.train_loss
-        return _tail_mean(self.train_loss, self.diverged_at).reshape(len(self.lrs), -1)
+        of_members = _tail_mean(self.train_loss, self.diverged_at)
+        found = {(member.lr, member.seed): score for member, score in zip(self.members, of_members, strict=True)}
+        seeds = dict.fromkeys(member.seed for member in self.members)
+        return np.array([[found[lr, seed] for seed in seeds] for lr in self.lrs.tolist()])
 
     @property
     def scores(self) -> FloatArray:
@@ -237,17 +247,20 @@ class RangeTest(Sweep):
         Returns:
             The axes; `found.plot().figure.savefig("lr.png")` keeps the picture.
         """
-        from vecsweep.plot import plot_range_test  # noqa: PLC0415 - matplotlib is only for those who plot
+        from vecsweep.plot import plot_range_test
 
         return plot_range_test(self, ax)
 
     @classmethod
     def _header_names(cls) -> tuple[str, ...]:
-        return (*Sweep._header_names(), "method")  # noqa: SLF001 - its own class
+        return (*Sweep._header_names(), "method")
 
 
 def load(path: str | os.PathLike[str]) -> Sweep:
-    """Read a result of whichever kind the file holds.
+    """Read a result of whichever kind the file holds; nothing in the file is run.
+
+    Args:
+        path: where; ".npz" is added if it has no suffix and there is no such file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -268,21 +281,25 @@ def _tail_mean(losses: FloatArray, diverged_at: IntArray) -> FloatArray:
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, FloatArray]]:
     """Read a file's header and arrays."""
+    if not path.suffix and not path.exists():
+        path = path.with_suffix(".npz")
     foreign = ResultFileError(f"{path} is not a result of vecsweep, or it is damaged. Pass a file that `save` wrote.")
     content = path.read_bytes()
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop("header")))
-    except (ValueError, KeyError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zlib, zipfile and NumPy raise many kinds, and document few
         raise foreign from error
-    if not isinstance(header, dict) or header.get("format") != "vecsweep" or header.get("kind") not in _KINDS:
+    if not isinstance(header, dict) or header.get("format") != "vecsweep":
         raise foreign
     if header.get("version") != _FORMAT_VERSION:
         raise ResultFileError(
-            f"{path} has format version {header.get('version')}; this vecsweep reads {_FORMAT_VERSION}. Use the vecsweep "
-            "that wrote it."
+            f"{path} has format version {header.get('version')}; this vecsweep reads {_FORMAT_VERSION}. Use the "
+            "vecsweep that wrote it."
         )
+    if header.get("kind") not in list(_KINDS):
+        raise foreign
     return header, arrays
 
 
@@ -336,15 +353,15 @@ class CheckReport:
             worst = max((d for d in self.deviations if d.dtype == dtype), key=lambda d: d.value)
             relation = "equals" if worst.value <= tolerance else "DIFFERS from"
             parts.append(
-                f"In {dtype} the batched pass {relation} stock PyTorch over {self.num_steps} steps: the largest relative "
-                f"deviation is {worst.value:.1e} (member {worst.member}, lr {worst.lr:.3g}, {worst.name}), and up to "
-                f"{tolerance:.0e} is rounding."
+                f"In {dtype} the batched pass {relation} stock PyTorch over {self.num_steps} steps: the largest "
+                f"relative deviation is {worst.value:.1e} (member {worst.member}, lr {worst.lr:.3g}, {worst.name}), "
+                f"and up to {tolerance:.0e} is rounding."
             )
         return " ".join((*parts, *self.notes))
 
     def __str__(self) -> str:
         rows = [f"{'dtype':<10}{'member':>7}{'lr':>11}  {'deviation':>10}  name"]
         rows += [f"{d.dtype:<10}{d.member:>7}{d.lr:>11.3g}  {d.value:>10.1e}  {d.name}" for d in self.deviations[:12]]
-        if len(self.deviations) > 12:  # noqa: PLR2004 - as many as are worth reading
+        if len(self.deviations) > 12:
             rows.append(f"... and {len(self.deviations) - 12} smaller ones")
         return "\n".join((*rows, self.verdict))

@@ -266,9 +266,7 @@ class Suggestion:
         return self.lr
 
 
-def suggest(
-    lrs: ArrayLike, losses: ArrayLike, rule: str | Rule = "valley", *, smoothing: float = 0.0
-) -> Suggestion:
+def suggest(lrs: ArrayLike, losses: ArrayLike, rule: str | Rule = "valley", *, smoothing: float = 0.0) -> Suggestion:
     """Suggest a learning rate from a curve of loss against lr.
 
     The losses are smoothed, points whose loss is not finite (they diverged) are left out, and the rule is

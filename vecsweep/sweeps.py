@@ -65,7 +65,7 @@ def sweep(
         check_count("num_steps", num_steps)
     else:
         check_count("epochs", epochs)
-        assert epochs is not None  # noqa: S101 - just checked; narrows the type
+        assert epochs is not None
         num_batches = count_batches(task, seed_list[0], options)
         steps_per_epoch = num_batches / options.accumulation_steps
         num_steps = int(epochs * steps_per_epoch)
@@ -94,9 +94,9 @@ def range_test(
 ) -> RangeTest:
     """Find out which learning rates train, by one batched pass over a range of them.
 
-    The method "grid" trains a member at each of `num_lrs` constant learning rates for `num_steps`, from the same weights
-    and on the same batches, so that the curve compares learning rates and nothing else. The method "ramp" is Smith's:
-    the learning rate of one member rises step by step over the whole range; with `seeds=R`, R of them at once.
+    The method "grid" trains a member at each of `num_lrs` constant learning rates for `num_steps`, from the same
+    weights and on the same batches, so that the curve compares learning rates and nothing else. The method "ramp" is
+    Smith's: the learning rate of one member rises step by step over the whole range; with `seeds=R`, R of them at once.
 
     Args:
         task: what is trained; nothing of it is changed.
@@ -138,8 +138,8 @@ def range_test(
     if method == "ramp":
         if num_lrs is not None:
             raise ValueError(
-                f'`num_lrs` belongs to the method "grid"; got {num_lrs} with "ramp", which tries a learning rate a step. '
-                "Pass `num_steps`."
+                f'`num_lrs` belongs to the method "grid"; got {num_lrs} with "ramp", which tries a learning rate a '
+                "step. Pass `num_steps`."
             )
         plan = Plan.ramp(spaced(low, high, num_steps, spacing), seed_list)
     else:
@@ -234,7 +234,9 @@ def _relative(a: FloatArray, b: FloatArray) -> float:
     return difference / float(scale) if scale > 0 else difference
 
 
-def _wrap(kind: type[Any], plan: Plan, record: Record, duration_s: float, steps_per_epoch: float | None, **own: Any) -> Any:
+def _wrap(
+    kind: type[Any], plan: Plan, record: Record, duration_s: float, steps_per_epoch: float | None, **own: Any
+) -> Any:
     """Make a result of what a run did; raise Interrupted with it when Ctrl-C stopped the run."""
 
     def make_model(i: int) -> nn.Module:
@@ -263,7 +265,9 @@ def _wrap(kind: type[Any], plan: Plan, record: Record, duration_s: float, steps_
 
 def _checked(task: Task, execution: ExecutionOptions) -> Execution:
     if not isinstance(task, Task):
-        raise TypeError(f"`task` must be a vecsweep.Task; got {type(task).__name__}. Wrap model, batches and loss in one.")
+        raise TypeError(
+            f"`task` must be a vecsweep.Task; got {type(task).__name__}. Wrap model, batches and loss in one."
+        )
     return Execution.of(execution)
 
 
@@ -274,7 +278,9 @@ def _check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:
         raise TypeError(f"`{name}` must be numbers; got {lrs!r:.80}.")
     rates = values.astype(np.float64)
     if rates.ndim != 1:
-        raise TypeError(f"`{name}` must be a flat list of learning rates; got shape {rates.shape}. Pass [0.1], or `.ravel()`.")
+        raise TypeError(
+            f"`{name}` must be a flat list of learning rates; got shape {rates.shape}. Pass [0.1], or `.ravel()`."
+        )
     if rates.size == 0:
         raise ValueError(f"`{name}` must hold at least one learning rate; got none.")
     for i, rate in enumerate(rates):

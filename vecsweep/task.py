@@ -76,9 +76,7 @@ class Task:
                 "`optimizer` must be given: a torch.optim optimizer over the model's parameters, or a function "
                 "from parameters to one, such as `lambda params: torch.optim.SGD(params, lr=0.1)`."
             )
-        if isinstance(self.optimizer, type) or not (
-            isinstance(self.optimizer, Optimizer) or callable(self.optimizer)
-        ):
+        if isinstance(self.optimizer, type) or not (isinstance(self.optimizer, Optimizer) or callable(self.optimizer)):
             raise TypeError(
                 "`optimizer` must be a torch.optim optimizer, or a function from parameters to one; got "
                 f"{_describe(self.optimizer)}. Wrap a class in a lambda: `lambda params: SGD(params, lr=0.1)`."
@@ -99,13 +97,13 @@ class Task:
         """
         if self.training_step is not None:
             return self.training_step(model, batch)
-        assert self.loss_fn is not None  # noqa: S101 - checked in __post_init__; narrows the type
+        assert self.loss_fn is not None
         inputs, targets = batch
         return self.loss_fn(model(inputs), targets)
 
     def check_batch(self, batch: Batch) -> None:
         """Raise TypeError when `loss_fn` cannot take this batch apart."""
-        if self.loss_fn is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):  # noqa: PLR2004
+        if self.loss_fn is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise TypeError(
                 f"`loss_fn` needs batches that are pairs (inputs, targets); got {_describe(batch)}. Pass "
                 "`training_step=lambda model, batch: ...` in its place for batches of another structure."

@@ -80,9 +80,7 @@ def digits() -> Task:
     """
     data = digits_data()
     return Task(
-        model=lambda: nn.Sequential(
-            nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)
-        ),
+        model=lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
         batches=ShuffledBatches(data.train_inputs, data.train_targets, batch_size=64),
         loss_fn=nn.functional.cross_entropy,
         optimizer=lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
@@ -204,8 +202,7 @@ def _import_error(place: str, error: ImportError | SyntaxError) -> ValueError:
     """Say in one line what could not be imported, why, and at which line."""
     if isinstance(error, SyntaxError):
         return ValueError(
-            f"{place} could not be imported: {error.msg}, at line {error.lineno} of {error.filename}. Mend "
-            "that line."
+            f"{place} could not be imported: {error.msg}, at line {error.lineno} of {error.filename}. Mend that line."
         )
     lines = [
         frame

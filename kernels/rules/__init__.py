@@ -21,7 +21,7 @@ __all__ = ["Draw", "MemberRules", "Recorder"]
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
-    torch._weight_norm: normalization.weight_norm,  # noqa: SLF001 - what both forms of weight_norm call
+    torch._weight_norm: normalization.weight_norm,
     torch.lstm: recurrent.lstm,
     torch.gru: recurrent.gru,
     torch.rnn_tanh: recurrent.rnn_tanh,

@@ -50,6 +50,8 @@ def _functional_namespace() -> dict[str, Any]:
 @functools.cache
 def _body(func: types.FunctionType) -> types.FunctionType:
     """A function of torch.nn.functional without its first lines, which would send the call to the mode again."""
-    body = types.FunctionType(func.__code__, _functional_namespace(), func.__name__, func.__defaults__, func.__closure__)
+    body = types.FunctionType(
+        func.__code__, _functional_namespace(), func.__name__, func.__defaults__, func.__closure__
+    )
     body.__kwdefaults__ = func.__kwdefaults__
     return body

@@ -101,9 +101,7 @@ class _Attention(torch.autograd.Function):
             missing = len(batch) + 3 - attn_mask.dim()
             attn_mask = attn_mask.reshape(members, *[1] * missing, *attn_mask.shape[1:])
             attn_mask = _fold(attn_mask.expand(members, *batch[:1], *attn_mask.shape[1 + len(batch[:1]) :]))
-        folded = _Attention.forward(
-            _fold(query), _fold(key), _fold(value), attn_mask, is_causal, scale, enable_gqa
-        )
+        folded = _Attention.forward(_fold(query), _fold(key), _fold(value), attn_mask, is_causal, scale, enable_gqa)
         return folded.reshape(members, *batch, *folded.shape[-2:]), 0
 
 

@@ -45,9 +45,7 @@ def apply(
     grad = descent_gradient(param, grad, weight_decay=weight_decay, maximize=maximize)
     step = state["step"] + 1
     exp_avg = ema(state["exp_avg"], grad, beta1)
-    exp_inf = torch.maximum(
-        state["exp_inf"] * per_member(beta2, param), grad.abs().add_(per_member(eps, param))
-    )
+    exp_inf = torch.maximum(state["exp_inf"] * per_member(beta2, param), grad.abs().add_(per_member(eps, param)))
     param = add_scaled(param, exp_avg / exp_inf, -lr / (1 - beta1**step))
     return param, {"step": step, "exp_avg": exp_avg, "exp_inf": exp_inf}
 

@@ -1,6 +1,6 @@
 """Batches as the engine takes them: endless, on the device, one stream for each seed."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,9 +110,13 @@ def key_of(batch: Batch) -> Key:
     )
 
 
-def stack(batches: list[Batch]) -> Batch:
+def stack(batches: Sequence[Batch]) -> Batch:
     """Stack batches of equal key: every tensor gets the member axis first."""
-    return pytree.tree_map(lambda *leaves: torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0], *batches)
+
+    def stack_leaves(*leaves: Any) -> Any:
+        return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
+
+    return pytree.tree_map(stack_leaves, *batches)
 
 
 def member_dims(batch: Batch) -> Batch:

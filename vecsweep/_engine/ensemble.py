@@ -40,8 +40,8 @@ class LossScale:
     def after(self, is_finite: Tensor) -> "LossScale":
         """Halve the scale where gradients overflowed; double it after 2,000 steps without."""
         streak = torch.where(is_finite, self.streak + 1, 0)
-        grown = torch.where(streak == 2000, 2 * self.value, self.value)  # noqa: PLR2004 - GradScaler's growth_interval
-        return LossScale(torch.where(is_finite, grown, self.value / 2), torch.where(streak == 2000, 0, streak))  # noqa: PLR2004
+        grown = torch.where(streak == 2000, 2 * self.value, self.value)
+        return LossScale(torch.where(is_finite, grown, self.value / 2), torch.where(streak == 2000, 0, streak))
 
     def select(self, index: Tensor) -> "LossScale":
         """Take some members out."""

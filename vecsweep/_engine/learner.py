@@ -159,15 +159,13 @@ class Learner:
             streams.use("weights", seed)
             model, optimizer = task.model(), None
             if not isinstance(model, nn.Module):
-                raise TypeError(
-                    f"`model` must return an nn.Module when it is a function; got {type(model).__name__}."
-                )
+                raise TypeError(f"`model` must return an nn.Module when it is a function; got {type(model).__name__}.")
             _check_trainable(model)
         model.to(device=execution.device, dtype=dtype)
         if not model.training:
             model.train()
         if optimizer is None:
-            assert callable(task.optimizer)  # noqa: S101 - checked by Task; narrows the type
+            assert callable(task.optimizer)
             optimizer = task.optimizer(model.parameters())
             if not isinstance(optimizer, Optimizer):
                 raise TypeError(
@@ -186,7 +184,7 @@ class Learner:
     def copy(self) -> "Learner":
         """Make an independent learner in the same state."""
         model, optimizer = _copy(self.model, self.optimizer)
-        assert optimizer is not None  # noqa: S101 - a copy of one; narrows the type
+        assert optimizer is not None
         return Learner(self.task, model, optimizer, self.precision)
 
     def model_of(self, state: MemberState) -> nn.Module:
@@ -332,8 +330,8 @@ def _check_trainable(model: nn.Module) -> None:
 def _check_needs_no_closure(optimizer: Optimizer) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError(
-            "`optimizer` must take one gradient a step; LBFGS evaluates a closure several times in each, so its members "
-            "cannot step together. Use a first-order optimizer, such as SGD or AdamW."
+            "`optimizer` must take one gradient a step; LBFGS evaluates a closure several times in each, so that its "
+            "members cannot step together. Use a first-order optimizer, such as SGD or AdamW."
         )
 
 
@@ -365,4 +363,4 @@ def _attributes_restored(model: nn.Module) -> Iterator[list[str]]:
 
 def is_same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal, NaN being equal to itself."""
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124 - x != x: NaN
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -63,7 +63,7 @@ class StackedUpdate:
         """Compute the new parameters and states; a parameter without gradient stays, as in torch.optim."""
         parameters, states = dict(parameters), dict(states)
         for names, lr_ratio, options in self._groups:
-            own = options | hyper | {"lr": hyper["lr"] * lr_ratio}
+            own = options | dict(hyper) | {"lr": hyper["lr"] * lr_ratio}
             for name in names:
                 if (grad := grads[name]) is not None:
                     parameters[name], states[name] = self._update.apply(parameters[name], grad, states[name], **own)

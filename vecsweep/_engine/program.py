@@ -121,7 +121,7 @@ class Program:
 
         try:
             graph = make_fx(flat)(*tensors)
-        except Exception:  # noqa: BLE001 - whatever it is that tracing cannot follow, the eager step can
+        except Exception:
             self._is_eager = True
             return self._eager(*tensors)
         _drop_aliases(graph)

@@ -86,7 +86,7 @@ def count_batches(task: Task, seed: int, execution: Execution) -> int:
             "function itself, or `num_steps` in place of `epochs`."
         )
     try:
-        return len(task.batches)  # type: ignore[arg-type] - TypeError if it has no length is what is asked
+        return len(task.batches)  # type: ignore[arg-type]  # whether it has a length is what is asked
     except TypeError:
         streams = Streams(_random_device(task, execution), _own_generators(task.batches))
         with streams.borrowed():
@@ -140,7 +140,8 @@ class _Run:
         groups = [_Group(self._load(members), members) for members in self._divide()]
         num_chunks, num_done = len(groups), 0
         hidden = None if self.execution.progress is None else not self.execution.progress
-        with tqdm(total=self.plan.num_steps * num_members, unit=" steps", unit_scale=True, disable=hidden, delay=1) as bar:
+        total = self.plan.num_steps * num_members
+        with tqdm(total=total, unit=" steps", unit_scale=True, disable=hidden, delay=1) as bar:
             try:
                 while groups and num_done < self.plan.num_steps:
                     seeds = dict.fromkeys(self.plan.seeds[i] for group in groups for i in group.members)
@@ -154,7 +155,7 @@ class _Run:
                 is_complete = False
         for group in groups:
             self._keep_states(group, range(len(group.members)))
-        name = "sequential" if isinstance(self.engine, Sequential) else f"vectorized, {self.engine.level}"
+        name = f"vectorized, {self.engine.level}" if isinstance(self.engine, Vectorized) else "sequential"
         return Record(
             loss=self.loss[:num_done],
             diverged_at=np.where(self.diverged_at < num_done, self.diverged_at, -1),
@@ -166,7 +167,8 @@ class _Run:
 
     def _choose_engine(self, first: Batch) -> None:
         if self.execution.engine == "sequential":
-            self.learners[self.plan.seeds[0]].probe(first, self.plan.seeds[0], self.streams)  # is the loss fit to train?
+            # Only to see, before any work, that the loss is fit to be trained.
+            self.learners[self.plan.seeds[0]].probe(first, self.plan.seeds[0], self.streams)
             self.engine = Sequential(self.learners, self.execution, self.streams)
             return
         try:
@@ -177,8 +179,8 @@ class _Run:
     def _fall_back(self, reason: str) -> None:
         """Go on with the sequential engine, and say why, once."""
         warnings.warn(
-            f"The members are trained one after another, because PyTorch cannot batch this model: {reason}. The result is "
-            'the same; `engine="sequential"` asks for it without this warning.',
+            f"The members are trained one after another, because PyTorch cannot batch this model: {reason}. The "
+            'result is the same; `engine="sequential"` asks for it without this warning.',
             FallbackWarning,
             stacklevel=2,
         )
@@ -191,18 +193,18 @@ class _Run:
 
     def _divide(self) -> list[list[int]]:
         """Divide the members into chunks, of one seed each where a seed has enough of them."""
-        size = self.execution.chunk_size
-        if size == "auto":
+        size = len(self.plan.members)
+        if self.execution.chunk_size != "auto":
+            size = self.execution.chunk_size
+        elif self.device.type == "cpu":
             parameters = self.learners[self.plan.seeds[0]].parameters.values()
-            size = len(self.plan.members)
-            if self.device.type == "cpu":
-                size = max(1, _CHUNK_BYTES // sum(p.nbytes for p in parameters))
+            size = max(1, _CHUNK_BYTES // sum(p.nbytes for p in parameters))
         of_seeds: dict[int, list[int]] = {}
         for i, seed in enumerate(self.plan.seeds):
             of_seeds.setdefault(seed, []).append(i)
         is_by_seed = min(len(members) for members in of_seeds.values()) >= min(size, _MIXED_FROM)
         pools = list(of_seeds.values()) if is_by_seed else [list(range(len(self.plan.members)))]
-        return [part.tolist() for pool in pools for part in np.array_split(pool, -(-len(pool) // size))]
+        return [part.tolist() for pool in pools for part in np.array_split(np.array(pool), -(-len(pool) // size))]
 
     def _window(self, seeds: Iterable[int], num_left: int) -> Window:
         """Take the batches of the next steps."""
@@ -215,7 +217,7 @@ class _Run:
     def _advance(self, groups: list[_Group], window: Window, start: int) -> list[_Group]:
         """Carry every chunk through a window; return the chunks that go on."""
         marks = {seed: self.streams.mark("model", seed) for seed in window[0]}
-        pending, advanced = list(groups), []
+        pending, advanced = list(groups), list[_Group]()
         while pending:
             group = pending.pop(0)
             seeds = dict.fromkeys(self.plan.seeds[i] for i in group.members)
@@ -259,9 +261,7 @@ class _Run:
     def _split_seeds(self, group: _Group) -> list[_Group]:
         """Make a chunk of each seed."""
         seeds = [self.plan.seeds[i] for i in group.members]
-        return [
-            self._select(group, [i for i, own in enumerate(seeds) if own == seed]) for seed in dict.fromkeys(seeds)
-        ]
+        return [self._select(group, [i for i, own in enumerate(seeds) if own == seed]) for seed in dict.fromkeys(seeds)]
 
     def _select(self, group: _Group, keep: Sequence[int]) -> _Group:
         return _Group(group.chunk.select(keep), [group.members[i] for i in keep])

@@ -8,7 +8,7 @@ The losses are summed, not averaged: a mean over N members would divide every le
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,11 +146,12 @@ class Step:
                 raise RuntimeError("the mapped pass draws fewer random numbers than an ordinary one")
             return loss, {name: tensors[name] for name in buffers}
 
+        out_dims: Any = (0, {name: 0 if name in split else None for name in buffers})
         batch_dims = member_dims(batch) if self._is_mixed else None
         mapped = vmap(
             member,
             in_dims=(0, 0, batch_dims, 0 if self._is_mixed and drawn else None),
-            out_dims=(0, {name: 0 if name in split else None for name in buffers}),
+            out_dims=out_dims,
         )
         return mapped(dict(parameters), own, batch, list(drawn))
 

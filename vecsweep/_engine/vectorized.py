@@ -44,9 +44,7 @@ class Vectorized:
         Unmappable: an ordinary pass over the first batch already shows that members cannot be batched.
     """
 
-    def __init__(
-        self, learners: Mapping[int, Learner], execution: Execution, streams: Streams, first: Batch
-    ) -> None:
+    def __init__(self, learners: Mapping[int, Learner], execution: Execution, streams: Streams, first: Batch) -> None:
         self.learners = learners
         self.execution = execution
         self.streams = streams
