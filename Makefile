@@ -2,16 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo test clean
+.PHONY: demo test lint types clean
 
 demo: $(STAMP)
 	$(BIN)/python -m vecsweep demo
 
-test: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+test: lint types
 	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+# The type checker does not follow an editable install, so it is shown the package laid out as installed.
+types: $(STAMP)
+	rm -rf $(LAYOUT) && mkdir -p $(LAYOUT)
+	ln -s $(CURDIR)/vecsweep/* $(LAYOUT)/ && ln -s $(CURDIR)/kernels $(LAYOUT)/kernels
+	cd .venv/layout && ../bin/mypy --config-file ../../pyproject.toml --package vecsweep
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -140,8 +140,8 @@ def load_task(name: str) -> Task:
             f"A task must be path/to/file.py:function or package.module:function; got {name!r}. Name a "
             "function after the colon."
         )
-    is_file = place.endswith(".py") or len(Path(place).parts) > 1
-    module = _import_file(Path(place)) if is_file else _import_module(place)
+    is_module = not place.endswith(".py") and all(part.isidentifier() for part in place.split("."))
+    module = _import_module(place) if is_module else _import_file(Path(place))
     function = _function(module, place, function_name)
     task = function()
     if not isinstance(task, Task):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -120,7 +122,9 @@ class Program:
             return results
 
         try:
-            graph = make_fx(flat)(*tensors)
+            # make_fx notes the shape of every result as a fake tensor, and makes a mode for each unless it finds one.
+            with tracing(TracingContext(FakeTensorMode())):
+                graph = make_fx(flat)(*tensors)
         except Exception:
             self._is_eager = True
             return self._eager(*tensors)

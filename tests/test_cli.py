@@ -1,0 +1,404 @@
+"""The command line: what it prints, writes and returns; mistakes in one line; Ctrl-C."""
+
+import inspect
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+
+import vecsweep as vs
+from vecsweep._types import EngineName, Method, Precision, Spacing
+from vecsweep.cli import main
+from vecsweep.execution import Execution
+from vecsweep.results import Deviation
+from vecsweep.suggest import RULES
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+FEW = ["--start-lr", "1e-3", "--end-lr", "10", "--num-lrs", "20", "--num-steps", "10"]
+
+TASK_FILE = """
+import time
+import torch
+import vecsweep as vs
+
+def make_task(step=lambda model, batch: model(batch).pow(2).mean()):
+    model = torch.nn.Linear(3, 1)
+    batches = [torch.linspace(0, 1, 12).reshape(4, 3)]
+    return vs.Task(model, batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+
+def unmappable():
+    def step(model, batch):
+        loss = model(batch).pow(2).mean()
+        return loss if loss.item() < 1e9 else 2 * loss
+    return make_task(step)
+
+def not_a_number():
+    return make_task(lambda model, batch: model(batch).mean() * float("nan"))
+
+def not_a_scalar():
+    return make_task(lambda model, batch: model(batch))
+
+def mistaken():
+    def step(model, batch):
+        raise ValueError("a mistake of the user's own")
+    return make_task(step)
+
+def mismatched():
+    return make_task(lambda model, batch: torch.nn.functional.cross_entropy(model(batch), torch.tensor([0])))
+
+def slow():
+    def step(model, batch):
+        print("under way", flush=True)
+        time.sleep(0.01)
+        return model(batch).pow(2).mean()
+    return make_task(step)
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """The current folder, with a user's file; one thread, so that nothing waits for cores that other work holds."""
+    (tmp_path / "own.py").write_text(TASK_FILE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield tmp_path
+    torch.set_num_threads(before)
+    sys.modules.pop("own", None)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run a command in this process; return its exit status, what it printed, and what it told on stderr."""
+
+    def run(*arguments):
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            status = stop.code
+        return types.SimpleNamespace(status=status, **capsys.readouterr()._asdict())
+
+    return run
+
+
+def run_alone(*arguments):
+    """Run a command in a process of its own."""
+    command = [sys.executable, "-m", "vecsweep", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def strict_json(text):
+    """Parse JSON that holds no NaN or infinity."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def assert_is_one_line_of_error(status, err):
+    assert status == 2
+    assert err.startswith("vecsweep: error: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+
+
+def test_demo_finds_a_learning_rate_times_stock_pytorch_and_writes_both_files(folder):
+    done = run_alone("demo", "--quick")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "* lowest" in done.stdout
+    assert "on stock PyTorch" in done.stdout
+    assert "PyTorch's CPU threads: 1." in done.stdout
+    assert "of the 360 held-out digits right" in done.stdout
+    assert f"Wrote {Path('demo') / 'digits.png'}." in done.stdout
+    assert (folder / "demo" / "digits.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert len(vs.RangeTest.load(folder / "demo" / "digits.npz").lrs) == 16
+
+
+def test_demo_as_json_says_what_it_measured(run, folder):
+    done = run("demo", "--quick", "--json", "--output-dir", folder / "deep" / "down")
+    document = strict_json(done.out)
+    assert done.status == 0
+    assert document["comparison"]["suggested_lr"] == document["suggestion"]["lr"]
+    assert document["comparison"]["median_deviation"] < 1e-3
+    assert document["trained"]["test_accuracy"] > 0.8
+    assert (folder / "deep" / "down" / "digits.png").exists()
+
+
+def test_range_test_of_a_users_file_in_a_process_of_its_own_saves_what_it_found(folder):
+    done = run_alone("range-test", "own.py:make_task", *FEW, "--output", "found.npz", "--png", "found.png")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    found = vs.RangeTest.load("found.npz")
+    assert len(found.lrs) == 20
+    assert re.search(rf"^\* lowest +lr {found.suggest().lr:.3g} ", done.stdout, re.MULTILINE)
+    assert "Wrote found.npz.\nWrote found.png.\n" in done.stdout
+    assert (folder / "found.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_range_test_prints_at_most_16_rows_from_the_first_lr_to_the_last_and_every_rule(run):
+    done = run("range-test", "digits", *FEW)
+    lines = done.out.splitlines()
+    rows = [line.split() for line in lines[1 : lines.index("")]]
+    assert done.status == 0
+    assert len(rows) == 16
+    assert (float(rows[0][0]), float(rows[-1][0])) == (1e-3, 10.0)
+    assert rows[-1][1:4] == ["-", "at", "step"]  # the largest lr diverges
+    assert all(re.search(rf"^[* ] {rule} +lr ", done.out, re.MULTILINE) for rule in RULES)
+    assert done.out.count("\n* ") == 1
+    assert "20 members" in done.out
+
+
+def test_range_test_writes_no_file_unless_asked(run, folder):
+    before = sorted(folder.iterdir())
+    assert run("range-test", "own.py:make_task", *FEW).status == 0
+    assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
+
+
+def test_range_test_marks_the_rule_that_was_asked_for_and_prints_its_doubts(run):
+    done = run("range-test", "own.py:make_task", *FEW, "--num-lrs", 5, "--rule", "steepest")
+    assert re.search(r"^\* steepest ", done.out, re.MULTILINE)
+    assert "Doubt: Too few points" in done.out
+
+
+def test_a_ramp_with_several_seeds_says_when_they_diverged(run):
+    done = run("range-test", "digits", "--method", "ramp", "--end-lr", 100, "--num-steps", 30, "--seeds", "3,5")
+    assert done.status == 0
+    assert re.search(r"^\* valley ", done.out, re.MULTILINE)
+    assert re.search(r"100 +- +at step \d+ \(2 of 2 seeds\)", done.out)
+
+
+def test_json_is_one_strict_document_with_null_for_what_diverged_also_beside_a_warning(run):
+    done = run("range-test", "own.py:unmappable", *FEW, "--json", "--seeds", 2)
+    document = strict_json(done.out)
+    assert done.status == 0
+    assert document["losses"][-1] is None
+    assert document["losses"][0] > 0
+    assert len(document["lrs"]) == 20
+    assert len(document["members"]) == 40
+    assert document["suggestion"] == document["suggestions"]["lowest"]
+    assert set(document["suggestions"]) == set(RULES)
+    assert done.err.startswith("vecsweep: warning: The members are trained one after another")
+    assert done.err.count("\n") == 1
+
+
+def test_a_range_in_which_everything_diverges_gives_no_suggestion_and_status_1(run):
+    done = run("range-test", "own.py:not_a_number", *FEW)
+    assert done.status == 1
+    assert "No suggestion: " in done.out
+    assert "every learning rate diverged" in done.out
+    document = strict_json(run("range-test", "own.py:not_a_number", *FEW, "--json").out)
+    assert document["suggestion"] is None
+    assert document["suggestions"] == {}
+
+
+class Called(Exception):  # noqa: N818 - not an error: it ends a command where the library would start to work
+    """A verb was called; the arguments say with which options."""
+
+
+def test_options_reach_the_library_and_those_not_given_are_left_to_it(run, monkeypatch):
+    def range_test(task, **options):
+        raise Called(options)
+
+    monkeypatch.setattr(vs, "range_test", range_test)
+    with pytest.raises(Called) as called:
+        run("range-test", "digits")
+    assert called.value.args == ({},)
+    given = "--method ramp --seeds 3,4 --chunk-size auto --divergence-factor none --precision bf16 --seed 7"
+    with pytest.raises(Called) as called:
+        run("range-test", "digits", *given.split(), "--accumulation-steps", 2, "--max-grad-norm", 0.5)
+    assert called.value.args[0] == {
+        "method": "ramp",
+        "seeds": [3, 4],
+        "chunk_size": "auto",
+        "divergence_factor": None,
+        "precision": "bf16",
+        "seed": 7,
+        "accumulation_steps": 2,
+        "max_grad_norm": 0.5,
+    }
+
+
+def test_the_help_states_the_defaults_and_choices_of_the_library(run):
+    shown = " ".join(run("range-test", "--help").out.split())
+    sources = {**inspect.signature(vs.range_test).parameters, **inspect.signature(Execution).parameters}
+    for name in ("start_lr", "end_lr", "num_steps", "seeds", "method", "spacing", "chunk_size", "engine"):
+        stated = re.search(rf"--{name.replace('_', '-')} [^-].*?\(default: (\S+)\)", shown[shown.index("TASK") :])
+        default = sources[name].default
+        assert type(default)(stated[1]) == default, name
+    for choices in (Method, Spacing, Precision, EngineName):
+        assert f"{{{','.join(get_args(choices))}}}" in shown
+
+
+def test_check_of_digits_prints_the_report_and_returns_0(run):
+    done = run("check", "digits", "--lrs", "1e-2,1e-1", "--num-steps", 3, "--seeds", 2)
+    assert done.status == 0
+    assert "In float64 the batched pass equals stock PyTorch over 3 steps" in done.out
+    assert strict_json(run("check", "digits", "--num-steps", 1, "--json").out)["is_equal"] is True
+
+
+def test_check_returns_1_when_the_batched_pass_differs(run, monkeypatch):
+    deviations = (Deviation("float64", 0, 0.1, "weight", float("inf")),)
+    report = vs.CheckReport(deviations, {"float64": 1e-9}, "vectorized", (), 5)
+    monkeypatch.setattr(vs, "check", lambda task, **options: report)
+    done = run("check", "digits")
+    assert done.status == 1
+    assert "DIFFERS" in done.out
+    document = strict_json(run("check", "digits", "--json").out)
+    assert document["is_equal"] is False
+    assert document["deviations"][0]["value"] is None
+
+
+def save_range_test(path):
+    task = vs.Task(
+        model=torch.nn.Linear(2, 1),
+        batches=[torch.ones(4, 2)],
+        training_step=lambda model, batch: model(batch).pow(2).mean(),
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+    )
+    vs.range_test(task, num_lrs=12, num_steps=5).save(path)
+    return task
+
+
+def test_plot_draws_a_saved_range_test_beside_it_or_where_asked(run, folder):
+    save_range_test("found.npz")
+    done = run("plot", "found.npz")
+    assert (done.status, done.out) == (0, "Wrote found.png.\n")
+    assert (folder / "found.png").read_bytes().startswith(PNG_SIGNATURE)
+    done = run("plot", "found.npz", "--output", "other.png", "--rule", "steepest")
+    assert re.match(r"Suggestion: \S+ \(steepest; .*\nWrote other.png.\n", done.out)
+    assert (folder / "other.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_plot_of_a_sweep_says_that_only_range_tests_can_be_drawn(run):
+    vs.sweep(save_range_test("found.npz"), lrs=[0.1], num_steps=2).save("runs.npz")
+    done = run("plot", "runs.npz")
+    assert_is_one_line_of_error(done.status, done.err)
+    assert "holds a Sweep; only a RangeTest can be drawn" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: COMMAND. See vecsweep --help."),
+        ("plott", "invalid choice: 'plott'"),
+        ("range-test", "the following arguments are required: TASK. See vecsweep range-test --help."),
+        ("range-test digits --num-lr 3", "unrecognized arguments: --num-lr 3"),
+        ("range-test digit", "Did you mean 'digits'?"),
+        ("range-test nowhere.py:make_task", "there is no such file"),
+        ("range-test own.py:make_tsk", "Did you mean 'make_task'?"),
+        ("range-test own.py:not_a_scalar", "The loss must be a scalar; got shape (4, 1)"),
+        ("range-test digits --start-lr abc", "argument --start-lr: invalid float value: 'abc'"),
+        ("range-test digits --start-lr 1 --end-lr 0.1", "`start_lr` must be below `end_lr`; got 1 and 0.1"),
+        ("range-test digits --num-lrs 1", "`num_lrs` must be a whole number of at least 2; got 1"),
+        ("range-test digits --seeds 1,x", "got 'x' at position 2"),
+        ("range-test digits --seeds 1,1", "`seeds` must differ from each other"),
+        ("range-test digits --method gird", "invalid choice: 'gird'"),
+        ("range-test digits --rule valey", "Did you mean 'valley'?"),
+        ("range-test digits --smoothing 1", "`smoothing` must be in [0, 1); got 1.0"),
+        ("range-test digits --device abacus", "`device` must be"),
+        ("range-test digits --chunk-size all", "must be a whole number, or auto; got 'all'"),
+        ("range-test digits --divergence-factor no", "must be a number, or none; got 'no'"),
+        ("range-test digits --divergence-factor 1", "`divergence_factor` must be a number above 1; got 1.0"),
+        ("range-test digits --output no/where.npz", "there is no folder 'no' to write to"),
+        ("range-test digits --output .", "'.' is a folder"),
+        ("range-test digits --png curve.txt", "'curve.txt' must end in .png, .pdf or .svg"),
+        ("demo --output-dir own.py", "own.py cannot be written: File exists"),
+        ("check digits --lrs 1e-3,abc", "argument --lrs: must be learning rates such as 1e-3,1e-2; got 'abc'"),
+        ("check digits --lrs 1e-3,-1", "`lrs` must be positive and finite; got -1.0 at index 1"),
+        ("check digits --engine sequential", "unrecognized arguments: --engine sequential"),
+        ("plot nowhere.npz", "nowhere.npz cannot be read: No such file or directory"),
+        ("plot .", ". cannot be read: Is a directory"),
+        ("plot own.py", "own.py is not a result of vecsweep"),
+        ("plot own.py --rule valey", "Did you mean 'valley'?"),
+    ],
+)
+def test_a_mistake_in_what_was_asked_is_told_in_one_line_with_status_2(arguments, message, run):
+    done = run(*arguments.split())
+    assert_is_one_line_of_error(done.status, done.err)
+    assert message in done.err
+    assert done.out == ""
+
+
+def test_a_mistake_is_told_in_one_line_in_a_process_of_its_own_too():
+    done = run_alone("range-test", "nowhere.py:make_task")
+    assert_is_one_line_of_error(done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"), [("mistaken", "a mistake of the user's own"), ("mismatched", "batch_size")]
+)
+def test_an_error_of_the_tasks_own_code_keeps_its_traceback(function, message, run):
+    with pytest.raises(ValueError, match=message):
+        run("range-test", f"own.py:{function}", *FEW)
+
+
+@pytest.mark.parametrize("command", [(), ("demo",), ("range-test",), ("check",), ("plot",)])
+def test_every_help_text_ends_in_an_example(command, run):
+    done = run(*command, "--help")
+    assert done.status == 0
+    assert done.out.splitlines()[-2] == "Example:"
+    assert done.out.splitlines()[-1].startswith(" ".join(("  vecsweep", *command)))
+
+
+def test_the_console_script_is_the_same_command(run):
+    (script,) = entry_points(group="console_scripts", name="vecsweep")
+    assert script.load() is main
+    assert run("--version").out == f"vecsweep {vs.__version__}\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single child process")
+def test_ctrl_c_saves_what_was_computed_and_returns_130(folder):
+    command = [sys.executable, "-m", "vecsweep", "range-test", "own.py:slow", "--num-lrs", "2"]
+    with subprocess.Popen(
+        [*command, "--num-steps", "100000", "--engine", "sequential"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        for _ in range(80):  # steps, of which a window has 2 x 16
+            assert process.stdout.readline() == "under way\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.fullmatch(r"vecsweep: interrupted after \d+ steps; what they found is in \S+\.npz\.\n", err)
+    found = vs.RangeTest.load(folder / "range-test-interrupted.npz")
+    assert not found.is_complete
+    assert np.isfinite(found.train_loss[0]).all()
+
+
+@pytest.mark.parametrize("has_result", [True, False])
+def test_interrupted_work_goes_where_the_output_was_to_go(has_result, run, monkeypatch):
+    save_range_test("before.npz")
+    result = vs.RangeTest.load("before.npz") if has_result else None
+
+    def range_test(task, **options):
+        raise vs.Interrupted(result)
+
+    monkeypatch.setattr(vs, "range_test", range_test)
+    done = run("range-test", "digits", "--output", "asked.npz")
+    assert done.status == 130
+    assert done.out == ""
+    assert ("is in asked.npz" if has_result else "there is nothing to save") in done.err
+    assert Path("asked.npz").exists() is has_result
+
+
+def test_a_reader_that_goes_away_ends_the_command_without_a_traceback():
+    command = [sys.executable, "-m", "vecsweep", "range-test", "own.py:make_task", *FEW]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
