@@ -7,6 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `stock`
+torch.set_num_threads(1)  # tests are small, and two threads wait for each other on a busy machine
 
 
 @pytest.fixture

@@ -127,10 +127,10 @@ def test_the_curve_of_a_grid_is_its_scores():
 def test_a_ramp_has_a_thin_curve_of_scores_and_a_bold_one_that_passes_through_the_suggestion():
     found = ramp(CURVE, [11])
     ax = found.plot()
-    bold = line_of(ax, "loss, smoothed (0.98)")
+    bold = line_of(ax, "loss, smoothed (0.8)")
     (thin,) = [line for line in ax.get_lines() if line.get_label() == "loss"]
     np.testing.assert_array_equal(thin.get_ydata(), found.scores)
-    np.testing.assert_array_equal(bold.get_ydata(), smooth(found.scores, 0.98))
+    np.testing.assert_array_equal(bold.get_ydata(), smooth(found.scores, 0.8))
     assert thin.get_linewidth() < bold.get_linewidth()
     suggestion = found.suggest()
     assert bold.get_ydata()[list(LRS).index(suggestion.lr)] == pytest.approx(suggestion.loss)

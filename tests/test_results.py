@@ -206,6 +206,12 @@ def test_missing_file_is_named(read, name, tmp_path):
         read(tmp_path / name)
 
 
+def test_missing_file_with_a_suffix_is_not_looked_for_under_another(tmp_path):
+    RESULTS["sweep"]().save(tmp_path / "runs.npz")
+    with pytest.raises(FileNotFoundError, match=r"runs\.dat"):
+        vs.load(tmp_path / "runs.dat")
+
+
 def test_file_cut_off_anywhere_is_refused(tmp_path):
     content = RESULTS["ramp"]().save(tmp_path / "whole.npz").read_bytes()
     for size in range(len(content)):
@@ -571,7 +577,7 @@ def test_diverged_at_is_a_step_for_each_member_and_minus_one_for_none():
 
 
 def test_member_is_counted_from_either_end():
-    models = [nn.Linear(1, 1), nn.Linear(1, 1)]
+    models = {0: nn.Linear(1, 1), 1: nn.Linear(1, 1)}
     runs = make_sweep(np.ones((1, 2)), _make_model=models.__getitem__)
     assert [runs.model(i) for i in (0, 1, -1, -2)] == [models[0], models[1], models[1], models[0]]
     for i in (2, -3):

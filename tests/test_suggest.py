@@ -176,6 +176,7 @@ def test_largest_stable_lr_ends_before_the_curve_rises_above_its_start(losses, l
 
 
 SINGLE_POINT_ANSWERS = {
+    "lowest": 0.12,
     "valley": 0.12,
     "steepest": 0.12,
     "slide": 0.12,
@@ -428,12 +429,18 @@ def test_a_suggestion_with_a_higher_loss_than_the_smallest_lr_is_doubted():
     assert only_doubt(LRS, losses).startswith("The loss at the suggestion, 4, is higher than at the smallest lr, 2.")
 
 
+def test_a_suggestion_where_next_to_nothing_is_learned_is_doubted():
+    losses = [2.3, 2.29, *SCORES[2:]]
+    doubt = only_doubt(LRS, losses, lambda lrs, losses: lrs[1])
+    assert doubt.startswith("The loss at the suggestion, 2.29, is hardly lower than at the smallest lr, 2.3")
+
+
 def test_a_suggestion_with_about_the_loss_of_the_smallest_lr_is_not_doubted():
     assert suggest(LRS, [2.3, 2.35, *SCORES[2:]], lambda lrs, losses: lrs[1]).doubts == ()
 
 
 def test_a_curve_that_diverged_everywhere_is_an_error_that_names_the_smallest_lr():
-    message = r"every learning rate diverged, all 3 from 0\.1 up\. Lower `start_lr` below 0\.1, or look for NaN"
+    message = r"every learning rate diverged, all 3 from 0\.1 up\. Lower `start_lr` below 0\.1; .* look for NaN"
     with pytest.raises(ValueError, match=message):
         suggest([0.1, 1.0, 10.0], [math.nan, math.inf, math.nan])
 

@@ -22,6 +22,7 @@ FloatArray = NDArray[np.float64]
 Rule = Callable[[FloatArray, FloatArray], float]
 
 MIN_POINTS = 10  # a suggestion from fewer finite points is doubted
+LEAST_FALL = 0.1  # of the deepest fall of the curve, that the loss at a suggestion should have fallen by
 FLAT_FRACTION = 0.05  # losses that differ by no more than this part of their magnitude are taken as equal
 
 
@@ -296,8 +297,9 @@ def suggest(lrs: ArrayLike, losses: ArrayLike, rule: str | Rule = "valley", *, s
     if not is_finite.any():
         raise ValueError(
             f"`losses` must be finite for at least one lr; every learning rate diverged, all {tested.size} "
-            f"from {tested[0]:.3g} up. Lower `start_lr` below {tested[0]:.3g}, or look for NaN in the "
-            "data and the loss."
+            f"from {tested[0]:.3g} up. Lower `start_lr` below {tested[0]:.3g}; if that does not help, look for "
+            "NaN in the data and the loss, and for batches whose losses differ so much that a larger "
+            "`divergence_factor` is needed."
         )
     shown = np.ones_like(is_finite) if function in _SHOWN_DIVERGED else is_finite
     lr = _checked(function(tested[shown], curve[shown]), name)
@@ -395,13 +397,20 @@ def _lr_doubts(lrs: FloatArray, curve: FloatArray, lr: float, loss: float) -> It
     """Yield what is doubtful about this lr, at which the curve's loss is `loss`."""
     is_finite = np.isfinite(curve)
     diverged, first_loss = lrs[~is_finite], curve[is_finite][0]
-    if not lrs[0] <= lr <= lrs[-1]:
+    is_inside = lrs[0] <= lr <= lrs[-1]
+    if not is_inside:
         yield (
             f"The suggestion, {lr:.3g}, is outside the range tested, {lrs[0]:.3g} to {lrs[-1]:.3g}. "
             "Test a range that holds it."
         )
     if diverged.size and lr >= diverged[0]:
         yield f"The suggestion, {lr:.3g}, is not below {diverged[0]:.3g}, which diverged. Take a smaller lr."
+    fall, deepest = first_loss - loss, first_loss - np.min(curve[is_finite])
+    if is_inside and 0 <= fall < LEAST_FALL * deepest and not _is_flat(curve[is_finite]):
+        yield (
+            f"The loss at the suggestion, {loss:.3g}, is hardly lower than at the smallest lr, {first_loss:.3g}, "
+            "where next to nothing is learned. Try another rule, such as 'lowest' or 'steepest'."
+        )
     if loss > first_loss and not _is_flat(np.array([first_loss, loss])):
         yield (
             f"The loss at the suggestion, {loss:.3g}, is higher than at the smallest lr, {first_loss:.3g}. "

@@ -179,12 +179,12 @@ class _Run:
     def _fall_back(self, reason: str) -> None:
         """Go on with the sequential engine, and say why, once."""
         warnings.warn(
-            f"The members are trained one after another, because PyTorch cannot batch this model: {reason}. The "
-            'result is the same; `engine="sequential"` asks for it without this warning.',
+            f"The members are trained one after another, because PyTorch cannot batch them: {reason}. The result is "
+            'the same; `engine="sequential"` asks for it without this warning.',
             FallbackWarning,
             stacklevel=2,
         )
-        self.why = f", because PyTorch cannot batch {reason}"
+        self.why = f", because PyTorch cannot batch them: {reason}"
         self.engine = Sequential(self.learners, self.execution, self.streams)
 
     def _load(self, members: Sequence[int]) -> Chunk:

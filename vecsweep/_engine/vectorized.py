@@ -236,8 +236,8 @@ def _differing(learners: Sequence[Learner]) -> frozenset[str]:
 def _explain(error: Exception) -> str:
     """Name the operator that cannot be batched, and the line of the user's code that calls it."""
     message = str(error).strip() or type(error).__name__
-    operator = re.search(r"aten::\w+(\.\w+)?", message)
-    reason = operator.group() if operator else message.splitlines()[0]
+    operator = re.search(r"aten::\w+(\.\w+)?|\.item\(\)", message)
+    reason = operator.group() if operator else re.split(r"(?<=\w)[.:](?:\s|$)|\n", message)[0]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if not any(frame.filename.startswith(folder) for folder in _LIBRARIES):
             return f"{reason}, at {frame.filename}:{frame.lineno}"
