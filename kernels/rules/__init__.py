@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import attention, normalization, recurrent
+from . import attention, linear, loss, normalization, recurrent
 from ._mode import CallMode
 from .random import Draw, find_draw, replay
 
 __all__ = ["Draw", "MemberRules", "Recorder"]
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.linear: linear.linear,
+    F.cross_entropy: loss.cross_entropy,
     F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
     torch._weight_norm: normalization.weight_norm,
     torch.lstm: recurrent.lstm,

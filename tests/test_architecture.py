@@ -1,0 +1,310 @@
+"""Imports go down only: the layers of design.md, read off the source; and the public face, which stays small."""
+
+import ast
+import dataclasses
+import graphlib
+import inspect
+import sys
+from pathlib import Path
+from typing import NamedTuple, Unpack, get_type_hints
+
+import pytest
+
+import vecsweep as vs
+from vecsweep.execution import ExecutionOptions
+
+ROOT = Path(__file__).parents[1]
+
+# From the bottom up. A module imports from the layers below its own. Put a new one as low as it goes.
+LAYERS = {
+    "words": "_errors _types",
+    "kernels, common": "kernels kernels.rules._mode kernels.rules.random kernels.updates._update",
+    "kernels, one each": """
+        kernels.rules.attention kernels.rules.linear kernels.rules.loss kernels.rules.normalization
+        kernels.rules.recurrent
+        kernels.updates.adadelta kernels.updates.adagrad kernels.updates.adam kernels.updates.adamax
+        kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop kernels.updates.sgd""",
+    "kernels, all": "kernels.rules kernels.updates",
+    "what is asked": "execution plan suggest task",
+    "engine, parts": "_engine _engine.divergence _engine.rng",
+    "engine, what is stepped": "_engine.batches _engine.ensemble",
+    "engine, what is trained": "_engine.contract _engine.learner",
+    "engine, updates": "_engine.optimizer",
+    "engine, one step": "_engine.step",
+    "engine, traced": "_engine.program",
+    "engines": "_engine.sequential _engine.vectorized",
+    "the training loop": "_engine.run",
+    "what is answered": "results",
+    "verbs, and what is made of results": "sweeps plot tasks _report",
+    "the public face": "vecsweep",
+    "arguments": "_arguments",
+    "command line": "cli",
+    "command": "__main__",
+}
+
+UPWARD = {
+    ("results", "plot"): "`found.plot()` is a method; it imports when it is called, for matplotlib is not for everyone",
+}
+
+# Some import less than what lies below them.
+ALL_THAT_IS_IMPORTED = {
+    "kernels": {"kernels"},
+    "kernels.rules": {"kernels.rules"},
+    "kernels.updates": {"kernels.updates"},
+    "execution": {"_errors", "_types"},
+    "plan": {"_errors", "_types"},
+    "suggest": {"_errors", "_types"},
+    "task": {"_errors", "_types"},
+    "results": {"_errors", "_types", "suggest", "plot"},
+    "plot": {"_errors", "_types", "suggest", "results"},
+    "tasks": {"task"},
+}
+
+NEVER_REACHED = {  # by any chain of imports that run when the module is imported
+    "_engine": {"sweeps", "results", "plot", "tasks", "cli"},
+    "_engine.sequential": {"_engine.vectorized"},
+    "_engine.vectorized": {"_engine.sequential"},
+    "sweeps": {"plot", "tasks", "cli"},
+    "vecsweep": {"plot", "tasks", "cli"},
+}
+
+OTHER_PACKAGES = {  # besides Python's own; and who imports them
+    "torch": {"vecsweep", "kernels"},
+    "numpy": {"vecsweep"},
+    "matplotlib": {"plot"},
+    "sklearn": {"tasks"},
+    "tqdm": {"_engine.run"},
+}
+
+
+class Import(NamedTuple):
+    """One arrow of the graph; `is_at_once` where importing the importer runs it."""
+
+    imported: str
+    is_at_once: bool
+
+
+def find_modules():
+    """The source files by module, as users import them."""
+    files = {}
+    for path in [*(ROOT / "vecsweep").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        parts = parts if parts[0] == "vecsweep" else ("vecsweep", *parts)
+        files[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return files
+
+
+MODULES = find_modules()
+
+
+def read_imports(source, module, *, is_package=False):
+    """Every import of a module, inside functions too, but for those that only a type checker sees."""
+    package = module.split(".") if is_package else module.split(".")[:-1]
+    found = []
+
+    def visit(node, is_at_once):
+        if isinstance(node, ast.Import):
+            found.extend(Import(name.name, is_at_once) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            origin = ".".join([*base, *([node.module] if node.module else [])])
+            for name in node.names:
+                inner = f"{origin}.{name.name}"
+                found.append(Import(inner if inner in MODULES else origin, is_at_once))
+        elif isinstance(node, ast.If) and ast.unparse(node.test).removeprefix("typing.") == "TYPE_CHECKING":
+            for child in node.orelse:
+                visit(child, is_at_once)
+        else:
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            for child in ast.iter_child_nodes(node):
+                visit(child, is_at_once and not is_function)
+
+    visit(ast.parse(source), is_at_once=True)
+    return found
+
+
+def short(module):
+    """Its name in the tables: without "vecsweep.", but for the public face itself."""
+    return module.removeprefix("vecsweep.")
+
+
+def is_in(module, package):
+    return f"{module}.".startswith(f"{package}.")
+
+
+def is_ours(module):
+    return is_in(module, "vecsweep")
+
+
+TREES = {short(module): ast.parse(path.read_text()) for module, path in MODULES.items()}
+IMPORTS = {
+    short(module): read_imports(path.read_text(), module, is_package=path.name == "__init__.py")
+    for module, path in MODULES.items()
+}
+RANKS = {module: rank for rank, modules in enumerate(LAYERS.values()) for module in modules.split()}
+ARROWS = sorted({(a, short(b)) for a, imports in IMPORTS.items() for b, _ in imports if is_ours(b)})
+PLACED = [(a, b) for a, b in ARROWS if {a, b} <= RANKS.keys() and (a, b) not in UPWARD]
+AT_ONCE = {a: {short(b) for b, is_at_once in imports if is_ours(b) and is_at_once} for a, imports in IMPORTS.items()}
+
+
+def reach(module):
+    """The modules that importing a module imports."""
+    seen, pending = set(), [module]
+    while pending:
+        new = AT_ONCE[pending.pop()] - seen
+        seen |= new
+        pending += new
+    return seen
+
+
+# --- the reader of imports --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "imported"),
+    [
+        ("import torch.nn.functional as F", "torch.nn.functional"),
+        ("from torch import nn", "torch"),
+        ("import vecsweep as vs", "vecsweep"),
+        ("from vecsweep import sweep", "vecsweep"),
+        ("from vecsweep import kernels", "vecsweep.kernels"),
+        ("from vecsweep.kernels.rules import Draw", "vecsweep.kernels.rules"),
+        ("from . import rng", "vecsweep._engine.rng"),
+        ("from .rng import Streams", "vecsweep._engine.rng"),
+        ("from .. import plan", "vecsweep.plan"),
+        ("from ..task import Task", "vecsweep.task"),
+        ("try:\n    import numpy\nexcept ImportError:\n    pass", "numpy"),
+        ("class A:\n    import numpy", "numpy"),
+        ("if TYPE_CHECKING:\n    import torch\nelse:\n    import numpy", "numpy"),
+    ],
+)
+def test_import_is_found_however_it_is_written(source, imported):
+    assert read_imports(source, "vecsweep._engine.step") == [Import(imported, is_at_once=True)]
+    indented = "\n".join(f"        {line}" for line in source.splitlines())
+    inside = f"class B:\n    def f():\n{indented}"
+    assert read_imports(inside, "vecsweep._engine.step") == [Import(imported, is_at_once=False)]
+
+
+def test_relative_import_of_a_package_starts_at_itself():
+    found = read_imports("from .random import Draw", "vecsweep.kernels.rules", is_package=True)
+    assert found == [Import("vecsweep.kernels.rules.random", is_at_once=True)]
+
+
+@pytest.mark.parametrize("condition", ["TYPE_CHECKING", "typing.TYPE_CHECKING"])
+def test_import_for_the_type_checker_is_passed_over(condition):
+    assert read_imports(f"if {condition}:\n    import vecsweep.plot", "vecsweep.plan") == []
+
+
+def test_source_is_found():
+    assert ("sweeps", "_engine.run") in ARROWS
+    assert ("_engine.vectorized", "kernels") in ARROWS
+    assert ("kernels.updates.adam", "kernels.updates._update") in ARROWS
+    assert "plot" not in AT_ONCE["results"]
+    assert reach("sweeps") >= {"_engine.sequential", "_engine.rng", "kernels.rules.random", "_types"}
+
+
+# --- layers -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_module_has_a_place_in_the_table():
+    placed = [module for modules in LAYERS.values() for module in modules.split()]
+    modules = set(map(short, MODULES))
+    assert modules - set(placed) == set(), "put it into LAYERS"
+    assert set(placed) - modules == set(), "it is gone; take it out of LAYERS"
+    assert len(placed) == len(set(placed))
+
+
+@pytest.mark.parametrize(("importer", "imported"), PLACED)
+def test_import_goes_to_a_lower_layer(importer, imported):
+    assert RANKS[imported] < RANKS[importer], "move what is shared down, or say in UPWARD why not"
+
+
+@pytest.mark.parametrize(("importer", "imported"), UPWARD)
+def test_import_that_goes_up_is_there_and_waits_until_it_is_needed(importer, imported):
+    assert (importer, imported) in ARROWS, "it is gone; take it off the list"
+    assert imported not in AT_ONCE[importer]
+
+
+@pytest.mark.parametrize("importer", ALL_THAT_IS_IMPORTED)
+def test_leaf_imports_nothing_beside_it(importer):
+    targets = {b for a, b in ARROWS if is_in(a, importer)}
+    assert {b for b in targets if not any(is_in(b, allowed) for allowed in ALL_THAT_IS_IMPORTED[importer])} == set()
+
+
+@pytest.mark.parametrize("importer", NEVER_REACHED)
+def test_some_layers_never_meet(importer):
+    modules = [module for module in AT_ONCE if is_in(module, importer)]
+    assert modules
+    assert {b for a in modules for b in reach(a)} & NEVER_REACHED[importer] == set()
+
+
+def test_command_line_is_imported_by_the_command_alone():
+    assert [a for a, b in ARROWS if b == "cli"] == ["__main__"]
+
+
+def test_imports_run_in_no_circle():
+    order = list(graphlib.TopologicalSorter(AT_ONCE).static_order())  # CycleError if there is one
+    assert order.index("_types") < order.index("vecsweep")
+
+
+@pytest.mark.parametrize("importer", IMPORTS)
+def test_other_packages_are_imported_where_they_belong(importer):
+    """Anything else is a new dependency, for which design.md wants a reason."""
+    home = "kernels" if is_in(importer, "kernels") else "vecsweep"
+    others = {b.split(".")[0] for b, _ in IMPORTS[importer] if not is_ours(b)} - sys.stdlib_module_names
+    assert {name for name in others if not OTHER_PACKAGES.get(name, set()) & {importer, home}} == set()
+
+
+def test_command_line_alone_prints():
+    def prints(node):
+        is_print = isinstance(node, ast.Call) and ast.unparse(node.func) == "print"
+        return is_print or (isinstance(node, ast.Attribute) and ast.unparse(node) in {"sys.stdout", "sys.stderr"})
+
+    assert {module for module, tree in TREES.items() if any(map(prints, ast.walk(tree)))} == {"cli"}
+
+
+# --- the public face --------------------------------------------------------------------------------------------------
+
+
+def test_public_names_are_at_most_twenty():
+    assert len(vs.__all__) <= 20
+    assert len(set(vs.__all__)) == len(vs.__all__)
+
+
+def test_face_shows_its_public_names_and_modules_only():
+    names = {name for name, value in vars(vs).items() if not name.startswith("_") and not inspect.ismodule(value)}
+    assert names == set(vs.__all__)
+
+
+@pytest.mark.parametrize("name", vs.__all__)
+def test_public_name_says_what_it_is(name):
+    public = getattr(vs, name)
+    assert public.__doc__
+    assert not public.__doc__.startswith(f"{name}("), "that is what dataclass writes where there is nothing"
+
+
+@pytest.mark.parametrize("name", [name for name in vs.__all__ if inspect.isclass(getattr(vs, name))])
+def test_public_methods_say_what_they_do(name):
+    kinds = (type(lambda: None), property, classmethod, staticmethod)
+    own = {key: value for key, value in vars(getattr(vs, name)).items() if isinstance(value, kinds)}
+    assert [key for key, value in own.items() if not key.startswith("_") and not value.__doc__] == []
+
+
+def test_options_of_a_call_are_the_fields_of_execution():
+    hints = get_type_hints(vs.Execution)
+    assert [field.name for field in dataclasses.fields(vs.Execution)] == list(hints)
+    assert list(get_type_hints(ExecutionOptions).items()) == list(hints.items())
+    assert ExecutionOptions.__required_keys__ == set()
+
+
+def test_every_option_is_explained():
+    assert [
+        name for name in ExecutionOptions.__annotations__ if f"\n        {name}: " not in vs.Execution.__doc__
+    ] == []
+
+
+@pytest.mark.parametrize("verb", [vs.range_test, vs.sweep, vs.check])
+def test_every_verb_takes_the_same_options(verb):
+    *_, options = inspect.signature(verb).parameters.values()
+    assert options.kind is inspect.Parameter.VAR_KEYWORD
+    assert options.annotation == Unpack[ExecutionOptions]
