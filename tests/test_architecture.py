@@ -34,7 +34,7 @@ LAYERS = {
     "engine, traced": "_engine.program",
     "engines": "_engine.sequential _engine.vectorized",
     "the training loop": "_engine.run",
-    "what is answered": "results",
+    "what is answered": "results deviations",
     "verbs, and what is made of results": "sweeps plot tasks _report",
     "the public face": "vecsweep",
     "arguments": "_arguments",

@@ -19,8 +19,8 @@ import torch
 import vecsweep as vs
 from vecsweep._types import EngineName, Method, Precision, Spacing
 from vecsweep.cli import main
+from vecsweep.deviations import Deviation
 from vecsweep.execution import Execution
-from vecsweep.results import Deviation
 from vecsweep.suggest import RULES
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"

@@ -316,6 +316,8 @@ def test_check_says_when_there_is_no_batched_pass():
     task = linear_task(training_step=lambda model, b: model(b[0]).square().mean() * model(b[0]).sum().sign().item())
     report = vs.check(task)
     assert "no batched pass" in report.verdict
+    assert "equals" not in report.verdict
+    assert report.deviations == ()
 
 
 def test_check_reports_a_task_that_does_not_run_in_float64():
@@ -390,6 +392,7 @@ def test_bad_options_are_refused_before_any_work(options, error, message):
         ({"start_lr": "small"}, TypeError, "`start_lr` must be numbers"),
         ({"method": "ramps"}, ValueError, "Did you mean 'ramp'"),
         ({"spacing": "log"}, ValueError, "`spacing` must be one of 'exponential', 'linear'"),
+        ({"start_lr": 0.1, "end_lr": 0.10000000000000005}, ValueError, "must hold `num_lrs` different learning rates"),
         ({"num_lrs": 1}, ValueError, "`num_lrs` must be a whole number of at least 2"),
         ({"num_steps": -3}, ValueError, "`num_steps` must be"),
         ({"method": "ramp", "num_steps": 1}, ValueError, "at least 2"),

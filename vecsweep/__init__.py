@@ -16,8 +16,9 @@ Example:
 """
 
 from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
+from vecsweep.deviations import CheckReport
 from vecsweep.execution import Execution
-from vecsweep.results import CheckReport, RangeTest, Sweep, load
+from vecsweep.results import RangeTest, Sweep, load
 from vecsweep.suggest import Suggestion
 from vecsweep.sweeps import check, range_test, sweep
 from vecsweep.task import Task

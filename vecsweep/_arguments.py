@@ -1,7 +1,6 @@
 """What the command line takes: the parser of each command, and the types of its arguments.
 
 An option that is not given is left out of the parsed arguments, so that the defaults of the library hold.
-Nothing here imports PyTorch, so that help does not wait for it.
 """
 
 import argparse
@@ -116,7 +115,7 @@ def _fill_range_test(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=None,
         metavar="WEIGHT",
-        help="of the past in [0, 1), before the rule (default: 0 for a grid, 0.98 for a ramp)",
+        help="of the past in [0, 1), before the rule (default: 0 for a grid, 0.8 for a ramp)",
     )
     _add_execution(parser, has_engine=True)
     written = parser.add_argument_group("what is written")

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vecsweep.results import CheckReport, RangeTest
+from vecsweep.deviations import CheckReport
+from vecsweep.results import RangeTest
 from vecsweep.suggest import Suggestion
 
 _MAX_ROWS = 16  # of a table of learning rates

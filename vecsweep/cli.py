@@ -12,14 +12,17 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import torch
+
+import vecsweep as vs
+from vecsweep import FallbackWarning, Interrupted, RangeTest, load
 from vecsweep._arguments import CHECK_OPTIONS, EXECUTION_OPTIONS, RANGE_OPTIONS, make_parser
-
-if TYPE_CHECKING:
-    from vecsweep import RangeTest
-
-# What needs PyTorch is imported inside the functions that use it: `vecsweep --help` does not wait for it.
+from vecsweep._report import describe_check, describe_range_test, format_curve, format_suggestions, to_json
+from vecsweep.suggest import RULES, suggest
+from vecsweep.tasks import digits, digits_data, load_task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _range_test(arguments: argparse.Namespace) -> int:
-    import vecsweep as vs
-    from vecsweep.tasks import load_task
 
     _check_reading(arguments.rule, arguments.smoothing)
     task = load_task(arguments.task)
@@ -70,8 +71,6 @@ def _range_test(arguments: argparse.Namespace) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    import vecsweep as vs
-    from vecsweep.tasks import digits
 
     num_lrs, num_steps, epochs = (16, 40, 10) if arguments.quick else (64, 100, 20)
     plan: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 10.0, "num_lrs": num_lrs, "num_steps": num_steps}
@@ -91,10 +90,6 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    import vecsweep as vs
-    from vecsweep._report import describe_check
-    from vecsweep.tasks import load_task
-
     report = vs.check(load_task(arguments.task), **_given(arguments, *CHECK_OPTIONS, *EXECUTION_OPTIONS))
     _sayer(arguments)(str(report))
     _print_json({"task": arguments.task, **describe_check(report)}, arguments)
@@ -102,7 +97,6 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _plot(arguments: argparse.Namespace) -> int:
-    from vecsweep import RangeTest, load
 
     _check_reading(arguments.rule)
     try:
@@ -124,8 +118,6 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 def _check_reading(rule: str | None, smoothing: float | None = None) -> None:
     """Raise ValueError for a wrong rule or smoothing, before the work rather than after it."""
-    from vecsweep.suggest import suggest
-
     suggest([1.0], [1.0], rule or "lowest", smoothing=smoothing or 0.0)
 
 
@@ -135,12 +127,9 @@ def _given(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
 
 
 def _tell_curve(
-    found: "RangeTest", say: Callable[[str], None], rule: str | None = None, smoothing: float | None = None
+    found: RangeTest, say: Callable[[str], None], rule: str | None = None, smoothing: float | None = None
 ) -> dict[str, Any]:
     """Say what a range test found, and return it for JSON."""
-    from vecsweep._report import describe_range_test, format_curve, format_suggestions
-    from vecsweep.suggest import RULES
-
     say(format_curve(found) + "\n")
     taken, suggestions = None, {}
     try:
@@ -154,11 +143,8 @@ def _tell_curve(
     return describe_range_test(found, suggestions, taken)
 
 
-def _compare(found: "RangeTest", again: "RangeTest", stock: "RangeTest", say: Callable[[str], None]) -> dict[str, Any]:
+def _compare(found: RangeTest, again: RangeTest, stock: RangeTest, say: Callable[[str], None]) -> dict[str, Any]:
     """Say how long stock PyTorch took for the same range test, and whether it found the same."""
-    import numpy as np
-    import torch
-
     measured = {
         "first_call_s": found.duration_s,
         "batched_s": again.duration_s,
@@ -180,11 +166,6 @@ def _compare(found: "RangeTest", again: "RangeTest", stock: "RangeTest", say: Ca
 
 def _train_one(lr: float, epochs: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Train one digits model at a learning rate, and say how well it reads digits that it has not seen."""
-    import torch
-
-    import vecsweep as vs
-    from vecsweep.tasks import digits, digits_data
-
     runs = vs.sweep(digits(), lrs=[lr], epochs=epochs)
     data = digits_data()
     with torch.no_grad():
@@ -198,7 +179,7 @@ def _train_one(lr: float, epochs: int, say: Callable[[str], None]) -> dict[str, 
 
 
 def _write(
-    found: "RangeTest", output: Path | None, picture: Path | None, rule: str | None = None
+    found: RangeTest, output: Path | None, picture: Path | None, rule: str | None = None
 ) -> dict[str, str | None]:
     """Save and draw a range test where asked; return the paths, for JSON."""
     saved = None
@@ -234,8 +215,6 @@ def _make_folder(path: Path) -> Path:
 @contextmanager
 def _saved_if_interrupted(path: Path) -> Iterator[None]:
     """Save what a run had computed when Ctrl-C stopped it, and say where."""
-    from vecsweep import Interrupted
-
     try:
         yield
     except Interrupted as stop:
@@ -251,8 +230,6 @@ def _saved_if_interrupted(path: Path) -> Iterator[None]:
 @contextmanager
 def _fallbacks_in_a_line() -> Iterator[None]:
     """Show vecsweep's own warnings without the line of code that gave them."""
-    from vecsweep import FallbackWarning
-
     with warnings.catch_warnings():
         warnings.simplefilter("always", FallbackWarning)
         show = warnings.showwarning
@@ -290,7 +267,6 @@ def _tell_files(files: dict[str, str | None], say: Callable[[str], None]) -> Non
 
 
 def _print_json(document: dict[str, Any], arguments: argparse.Namespace) -> None:
-    from vecsweep._report import to_json
 
     if arguments.json:
         print(to_json(document))

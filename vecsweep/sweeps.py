@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from vecsweep._engine.run import Record, count_batches, template_lr, train
 from vecsweep._errors import FallbackWarning, Interrupted
 from vecsweep._types import FloatArray, Lrs, Method, Seeds, Spacing
+from vecsweep.deviations import CheckReport, Deviation
 from vecsweep.execution import Execution, ExecutionOptions, check_choice, check_count
 from vecsweep.plan import Plan, spaced
-from vecsweep.results import CheckReport, Deviation, MemberRecord, RangeTest, Sweep
+from vecsweep.results import MemberRecord, RangeTest, Sweep
 from vecsweep.task import Task
 
 
@@ -145,7 +146,13 @@ def range_test(
     else:
         num_lrs = 64 if num_lrs is None else num_lrs
         check_count("num_lrs", num_lrs, least=2)
-        plan = Plan.constant(spaced(low, high, num_lrs, spacing), seed_list, num_steps)
+        rates = spaced(low, high, num_lrs, spacing)
+        if len(np.unique(rates)) < num_lrs:
+            raise ValueError(
+                f"`start_lr` and `end_lr` must hold `num_lrs` different learning rates between them; got {low!r} and "
+                f"{high!r} for {num_lrs}. Widen the range."
+            )
+        plan = Plan.constant(rates, seed_list, num_steps)
     started = time.perf_counter()
     record = train(task, plan, options, keeps_states=False)
     return _wrap(RangeTest, plan, record, time.perf_counter() - started, None, method=method)
@@ -197,9 +204,11 @@ def check(
         except (RuntimeError, TypeError) as error:
             if dtype is None:
                 raise
-            notes.append(f"In float64 the task does not run, so nothing was compared there: {error}")
+            notes.append(f"In float64 the task does not run, so nothing was compared there: {str(error).rstrip('.')}.")
             continue
         engine = batched.engine
+        if engine.startswith("sequential"):
+            continue
         own = next(iter(stock.states[0].parameters.values())).dtype
         name = how.precision or str(own).removeprefix("torch.")
         if name in tolerances:
@@ -207,7 +216,7 @@ def check(
         tolerances[name] = tolerance
         deviations += _deviations(name, plan, batched, stock)
     if engine.startswith("sequential"):
-        notes.append(f"There was no batched pass to compare: {engine}.")
+        notes.append(f"There was no batched pass to compare with stock PyTorch: {engine}.")
     ordered = tuple(sorted(deviations, key=lambda d: -d.value))
     return CheckReport(ordered, tolerances, engine, tuple(notes), num_steps)
 

@@ -21,8 +21,8 @@ def linear(
 ) -> Tensor:
     """Compute F.linear for all members."""
     del drawn
-    if input.dim() < 2 or weight.dim() != 2:  # noqa: PLR2004 - a vector is no matrix; leave it to vmap
-        return NotImplemented
+    if input.dim() < 2 or weight.dim() != 2:
+        return NotImplemented  # vectors are left to vmap
     output: Tensor = _Linear.apply(input, weight, bias)
     return output
 

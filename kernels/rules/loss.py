@@ -26,7 +26,7 @@ def cross_entropy(
     """Compute F.cross_entropy for all members; class probabilities and label smoothing are left to vmap."""
     del drawn
     is_plain = not target.is_floating_point() and label_smoothing == 0 and size_average is None and reduce is None
-    if not is_plain or input.dim() < 2:  # noqa: PLR2004 - [class] alone has no rows to fold members into
+    if not is_plain or input.dim() < 2:
         return NotImplemented
     losses: Tensor = _CrossEntropy.apply(input, target, weight, ignore_index)
     if reduction == "none":

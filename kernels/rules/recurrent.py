@@ -46,7 +46,7 @@ def _relu_cell(from_input: Tensor, from_hidden: Tensor, hidden: Hidden) -> Hidde
 
 
 def lstm(
-    input: Tensor,  # noqa: A002 - torch.lstm's name; [time, batch, channel], or [batch, time, channel]
+    input: Tensor,  # [time, batch, channel], or [batch, time, channel]
     hx: Any,  # (h_0 [layer * direction, batch, projected], c_0 [layer * direction, batch, hidden])
     *rest: Any,
     drawn: Iterator[Tensor],
@@ -61,7 +61,7 @@ def lstm(
 def _single_state(cell: Cell) -> Callable[..., Any]:
     """Make a rule for the functions with one hidden state: torch.gru, rnn_tanh and rnn_relu."""
 
-    def rule(input: Tensor, hx: Tensor, *rest: Any, drawn: Iterator[Tensor]) -> Any:  # noqa: A002 - torch's name
+    def rule(input: Tensor, hx: Tensor, *rest: Any, drawn: Iterator[Tensor]) -> Any:
         if isinstance(rest[0], Tensor):
             return NotImplemented  # a packed sequence
         outputs, (h,) = _recurrent(cell, input, (hx,), *rest, drawn=drawn)
@@ -119,7 +119,7 @@ def _recurrent(
     return inputs.transpose(0, 1) if batch_first else inputs, final
 
 
-def recurrent_draws(input: Tensor, hx: Any, *rest: Any) -> list[Draw]:  # noqa: A002 - torch's name
+def recurrent_draws(input: Tensor, hx: Any, *rest: Any) -> list[Draw]:
     """The dropout masks between the layers, each `[time, batch, hidden * direction]`."""
     if isinstance(rest[0], Tensor) or (isinstance(hx, Tensor) and isinstance(rest[0], tuple)):
         return []  # a packed sequence
@@ -136,7 +136,7 @@ def _cell(cell: Cell) -> Callable[..., Any]:
     """Make a rule for torch.lstm_cell and its like."""
 
     def rule(
-        input: Tensor,  # noqa: A002 - torch's name; [batch, channel]
+        input: Tensor,  # [batch, channel]
         hx: Any,  # [batch, hidden], or a pair of them
         w_ih: Tensor,
         w_hh: Tensor,
