@@ -29,7 +29,7 @@ LAYERS = {
     "engine, parts": "_engine _engine.divergence _engine.rng",
     "engine, what is stepped": "_engine.batches _engine.ensemble",
     "engine, what is trained": "_engine.contract _engine.learner",
-    "engine, updates": "_engine.optimizer",
+    "engine, updates": "_engine.optimizer _engine.probe",
     "engine, one step": "_engine.step",
     "engine, traced": "_engine.program",
     "engines": "_engine.sequential _engine.vectorized",

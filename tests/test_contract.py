@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+import stock
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -121,6 +122,18 @@ def test_nan_in_the_data_ends_every_member_and_still_gives_a_result(engine):
     assert np.isnan(found.scores).all()
     with pytest.raises(ValueError, match="every learning rate diverged"):
         found.suggest()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("chunk_size", [1, "auto"])
+def test_diverged_member_does_not_shift_the_masks_of_the_others(engine, chunk_size):
+    model = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Tanh(), nn.Linear(8, 3))
+    task = mlp_task(model=model, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    runs = vs.sweep(task, lrs=[0.01, 0.02, 1e300], num_steps=50, engine=engine, chunk_size=chunk_size)
+    assert runs.members[2].diverged_at is not None
+    for i in (0, 1):
+        expected = stock.train(task, runs.members[i].lr, 50)
+        np.testing.assert_allclose(runs.train_loss[:, i], expected.losses, rtol=1e-4)
 
 
 def test_curve_is_nan_from_the_step_after_divergence():
@@ -261,6 +274,26 @@ def test_ctrl_c_hands_over_what_was_computed():
     np.testing.assert_array_equal(partial.train_loss, whole[: len(partial.train_loss)])
 
 
+def test_ctrl_c_inside_a_step_keeps_whole_steps_and_no_weights():
+    calls = [0]
+
+    def step(model, batch):
+        calls[0] += 1
+        if calls[0] == 90:
+            raise KeyboardInterrupt
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    model = nn.Linear(6, 3)
+    task = vs.Task(model, mlp_task().batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(vs.Interrupted) as caught:
+        vs.sweep(task, lrs=[0.1, 0.1], num_steps=100, engine="sequential")
+    partial = caught.value.result
+    assert len(partial.train_loss) == 32
+    np.testing.assert_array_equal(partial.train_loss[:, 0], partial.train_loss[:, 1])
+    with pytest.raises(ValueError, match="weights of the members are not here"):
+        partial.model(0)
+
+
 def test_ctrl_c_before_the_first_step_has_no_result():
     def batches():
         yield from [(torch.randn(8, 6), torch.randint(3, (8,)))] * 2
@@ -334,43 +367,32 @@ def test_seed_option_moves_all_seeds():
 # --- only what is trained is stacked ----------------------------------------------------------------------------------
 
 
-class CountingBody(nn.Module):
-    """Counts how many rows pass through it."""
+class Body(nn.Module):
+    """Notes whether what passes through it has the member axis."""
+
+    seen = []
 
     def __init__(self):
         super().__init__()
         self.linear = nn.Linear(6, 8)
         self.norm = nn.BatchNorm1d(8)
-        self.shapes = []
 
     def forward(self, x):
-        y = self.norm(self.linear(x))
-        self.shapes.append(torch._C._functorch.is_batchedtensor(y))
-        return torch.tanh(y)
+        y = torch.tanh(self.norm(self.linear(x)))
+        Body.seen.append(torch._C._functorch.is_batchedtensor(y))
+        return y
 
 
 def test_frozen_body_runs_once_for_all_members_batch_norm_included():
-    body = CountingBody()
+    body = Body()
     for p in body.parameters():
         p.requires_grad_(False)
-    seen = []
-    body.register_forward_hook(lambda *_: None)
     model = nn.Sequential(body, nn.Linear(8, 3))
-    handle = type(body).forward
-
-    def watched(self, x):
-        y = handle(self, x)
-        seen.append(torch._C._functorch.is_batchedtensor(y))
-        return y
-
-    type(body).forward = watched
-    try:
-        task = mlp_task(model=model, optimizer=torch.optim.SGD(model[1].parameters(), lr=0.1))
-        runs = vs.sweep(task, lrs=[0.01, 0.1, 1.0], num_steps=6)
-    finally:
-        type(body).forward = handle
-    assert seen
-    assert not any(seen), "the body's activations have no member axis"
+    task = mlp_task(model=model, optimizer=torch.optim.SGD(model[1].parameters(), lr=0.1))
+    Body.seen.clear()
+    runs = vs.sweep(task, lrs=[0.01, 0.1, 1.0], num_steps=6)
+    assert Body.seen
+    assert not any(Body.seen)
     expected = copy.deepcopy(body)
     for step in range(6):
         expected(task.batches[step % 6][0])
@@ -406,7 +428,7 @@ def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
 class Branch(nn.Module):
     """Control flow that depends on data."""
 
-    def __init__(self, from_step=0):
+    def __init__(self):
         super().__init__()
         self.linear = nn.Linear(6, 3)
 
@@ -475,6 +497,76 @@ def test_forward_pass_with_a_python_counter_falls_back():
         expected.append(loss.item())
     np.testing.assert_allclose(runs.train_loss[:, 1], expected, rtol=1e-5)
     assert model.calls == 0
+
+
+class Remembering(nn.Module):
+    """Reads at each pass what the one before left in an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.state = nn.Linear(6, 3), torch.zeros(8, 3)
+
+    def forward(self, x):
+        y = self.linear(x) + 0.5 * self.state
+        self.state = y.detach()
+        return y
+
+
+class Noting(nn.Module):
+    """Leaves its activations in attributes, for people to look at."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.history = nn.Linear(6, 3), []
+
+    def forward(self, x):
+        self.last = self.linear(x)
+        self.history.append(self.last)
+        return self.last
+
+
+def test_model_that_remembers_its_last_pass_trains_as_in_an_ordinary_loop():
+    task = mlp_task(model=Remembering(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    with pytest.warns(vs.FallbackWarning, match="`state`"):
+        runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=10)
+    for i, lr in enumerate([0.01, 0.1]):
+        np.testing.assert_allclose(runs.train_loss[:, i], stock.train(task, lr, 10).losses, rtol=1e-5)
+
+
+def test_model_that_only_notes_its_activations_trains_in_one_pass_and_keeps_no_wrappers():
+    task = mlp_task(model=Noting(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=10)
+    assert runs.engine.startswith("vectorized, traced")
+    for i, lr in enumerate([0.01, 0.1]):
+        np.testing.assert_allclose(runs.train_loss[:, i], stock.train(task, lr, 10).losses, rtol=1e-5)
+    assert runs.model(1).history == []
+
+
+def test_factory_that_returns_the_callers_own_module_leaves_it_alone():
+    own = nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 3)).eval()
+    before = copy.deepcopy(own.state_dict())
+    task = mlp_task(model=lambda: own, optimizer=lambda p: torch.optim.SGD(list(p)[:1], lr=0.1))
+    vs.sweep(task, lrs=[0.1], num_steps=3, engine="sequential")
+    assert not own.training
+    assert all(p.requires_grad for p in own.parameters())
+    assert_bitwise_equal(own.state_dict(), before)
+
+
+def test_programs_of_many_kinds_of_batches_do_not_keep_the_parameters_alive():
+    import gc
+
+    model = nn.Linear(6, 3)
+    batches = [{"x": torch.randn(4, 6), "name": f"batch {i}"} for i in range(60)]
+    alive = []
+
+    def step(model, batch):
+        gc.collect()
+        alive.append(sum(isinstance(o, torch.Tensor) and o.shape == (2, 3, 6) for o in gc.get_objects()))
+        return model(batch["x"]).square().mean()
+
+    task = vs.Task(model, batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    vs.sweep(task, lrs=[0.01, 0.1], num_steps=60)
+    assert alive[-1] <= alive[len(alive) // 2] + 2
 
 
 def test_loss_that_depends_on_more_than_it_is_given_is_not_traced():

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import stock
 import torch
@@ -47,6 +48,23 @@ class ThirdParty(torch.optim.Optimizer):
                 p.add_(torch.tanh(memory), alpha=-group["lr"])
 
 
+class ScheduleFree(torch.optim.Optimizer):
+    """An optimizer that keeps a count in its group, numbers in its state and an attribute of its own."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr, "k": 0})
+        self.half_life = 10.0
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["k"] += 1
+            for p in group["params"]:
+                state = self.state[p]
+                state["norm"] = state.get("norm", 0.0) + p.grad.square().sum().item()
+                p.sub_(group["lr"] * 0.5 ** (group["k"] / self.half_life) * p.grad / (1 + state["norm"]) ** 0.5)
+
+
 OPTIMIZERS = {
     "sgd": lambda p: SGD(p, lr=0.1),
     "sgd-momentum": lambda p: SGD(p, lr=0.1, momentum=0.9),
@@ -68,6 +86,7 @@ OPTIMIZERS = {
     "asgd": lambda p: ASGD(p, lr=0.1),
     "rprop": lambda p: Rprop(p, lr=0.1),
     "third-party": lambda p: ThirdParty(p, lr=0.1),
+    "schedule-free": lambda p: ScheduleFree(p, lr=0.1),
     "sgd-subclass": lambda p: type("Own", (SGD,), {})(p, lr=0.1, momentum=0.5),
 }
 
@@ -110,15 +129,34 @@ def test_template_optimizer_trains_as_the_function_that_built_it():
     stock.assert_equal(runs, by_function, 10)
 
 
-def test_stepped_template_trains_from_a_fresh_state():
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name not in ("third-party", "schedule-free")])
+def test_stepped_template_trains_from_a_fresh_state(optimizer):
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
-    template = Adagrad(model.parameters(), lr=0.1, initial_accumulator_value=0.5)
+    template = OPTIMIZERS[optimizer](model.parameters())
     model(torch.randn(4, 6)).sum().backward()
     template.step()
     task = smooth_task(template, model=model)
-    fresh = smooth_task(lambda p: Adagrad(p, lr=0.1, initial_accumulator_value=0.5), model=model)
+    fresh = smooth_task(OPTIMIZERS[optimizer], model=model)
     for engine in ("vectorized", "sequential"):
-        stock.assert_equal(vs.sweep(task, lrs=LRS, num_steps=10, engine=engine), fresh, 10)
+        stock.assert_equal(vs.sweep(task, lrs=LRS, num_steps=5, engine=engine, divergence_factor=None), fresh, 5)
+
+
+def test_stepped_template_of_an_unknown_class_is_refused():
+    model = nn.Linear(6, 3)
+    template = ThirdParty(model.parameters())
+    model(torch.randn(4, 6)).sum().backward()
+    template.step()
+    with pytest.raises(ValueError, match="`optimizer` must not have been stepped; ThirdParty holds state"):
+        vs.sweep(smooth_task(template, model=model), lrs=[0.1], num_steps=1)
+
+
+@pytest.mark.parametrize("optimizer", ["schedule-free", "third-party", "adamw"])
+def test_members_keep_their_optimizer_state_when_their_chunk_shrinks(optimizer):
+    task = smooth_task(OPTIMIZERS[optimizer])
+    runs = vs.sweep(task, lrs=[0.01, 1e9, 1e10, 1e11, 1e12], num_steps=40)
+    assert all(member.diverged_at is not None for member in runs.members[1:])
+    expected = stock.train(task, 0.01, 40)
+    np.testing.assert_allclose(runs.train_loss[:, 0], expected.losses, rtol=1e-9)
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])

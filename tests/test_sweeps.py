@@ -114,6 +114,56 @@ def test_iterator_trains_until_it_runs_out():
         vs.sweep(linear_task(generator_function()), lrs=[0.1], num_steps=7)
 
 
+def test_iterator_serves_one_seed_once():
+    with pytest.raises(ValueError, match="An iterator serves one seed"):
+        vs.sweep(linear_task(generator_function()), lrs=[0.1], num_steps=2, seeds=2)
+    with pytest.raises(ValueError, match="`check` trains several times"):
+        vs.check(linear_task(generator_function()))
+    with pytest.raises(ValueError, match="`epochs` needs batches that can be counted"):
+        vs.sweep(linear_task(generator_function()), lrs=[0.1], epochs=1)
+
+
+def test_loader_with_persistent_workers_serves_each_seed_and_the_caller():
+    loader = DataLoader(SlowRows(), 8, shuffle=True, num_workers=1, persistent_workers=True)
+    callers = iter(loader)
+    next(callers)
+    alone = vs.sweep(linear_task(loader), lrs=[0.1], num_steps=8).train_loss
+    both = vs.sweep(linear_task(loader), lrs=[0.1], num_steps=8, seeds=2).train_loss
+    np.testing.assert_allclose(both[:, 0], alone[:, 0], rtol=1e-6)
+    assert len(list(callers)) == 5
+
+
+def test_noise_in_the_batches_is_not_the_noise_in_the_model():
+    def batches():
+        while True:
+            yield torch.randn(8, 6)
+
+    def step(model, x):
+        return (model(x).sum() * 0.0) + (x - torch.randn_like(x)).abs().mean()
+
+    runs = vs.sweep(linear_task(batches, training_step=step), lrs=[0.1], num_steps=3)
+    assert (runs.train_loss > 0.5).all()
+
+
+def test_class_weights_of_a_loss_module_are_cast_and_left_alone():
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    report = vs.check(linear_task(loss_fn=loss))
+    assert report.is_equal
+    assert {d.dtype for d in report.deviations} == {"float64", "float32"}
+    assert loss.weight.dtype == torch.float32
+
+
+def test_check_compares_a_model_in_bf16():
+    batches = [(X[:8].bfloat16(), Y[:8])]
+    report = vs.check(linear_task(batches, model=nn.Linear(6, 3).bfloat16()))
+    assert report.is_equal
+    assert {d.dtype for d in report.deviations} == {"float64", "bfloat16"}
+
+
+def test_counts_come_from_numpy_too():
+    assert len(vs.sweep(linear_task(), lrs=[0.1], num_steps=np.int64(2), seed=np.int64(1)).train_loss) == 2
+
+
 def test_nested_batches_with_entries_that_are_no_tensors():
     batches = [
         {"rows": {"x": x, "names": ["a", "b"]}, "targets": [y, None], "scale": 0.5, "id": i}
@@ -318,6 +368,7 @@ def test_check_says_when_there_is_no_batched_pass():
     assert "no batched pass" in report.verdict
     assert "equals" not in report.verdict
     assert report.deviations == ()
+    assert not report.is_equal
 
 
 def test_check_reports_a_task_that_does_not_run_in_float64():
@@ -369,6 +420,7 @@ def test_bad_lrs_are_refused_before_any_work(lrs, error, message):
         ({"num_steps": 1, "seed": -1}, ValueError, "`seed` must be a whole number"),
         ({"num_steps": 1, "engine": "vectorised"}, ValueError, "Did you mean 'vectorized'"),
         ({"num_steps": 1, "device": "abacus"}, ValueError, "`device` must be one that PyTorch knows"),
+        ({"num_steps": 1, "device": "mps"}, ValueError, "`device` must have float64"),
         ({"num_steps": 1, "precision": "fp8"}, ValueError, "`precision` must be one of 'bf16', 'fp16', or None"),
         ({"num_steps": 1, "chunk_size": 0}, ValueError, "`chunk_size` must be a whole number"),
         ({"num_steps": 1, "accumulation_steps": 0}, ValueError, "`accumulation_steps` must be"),
@@ -423,6 +475,7 @@ MODEL = nn.Linear(6, 3)
         ({"loss_fn": None}, ValueError, "Exactly one of `loss_fn` and `training_step` must be given; got neither"),
         ({"training_step": lambda model, batch: 0}, ValueError, "got both"),
         ({"loss_fn": "mse"}, TypeError, "`loss_fn` must be a function"),
+        ({"loss_fn": nn.CrossEntropyLoss}, TypeError, "got the class CrossEntropyLoss"),
         ({"optimizer": None}, TypeError, "`optimizer` must be given"),
         ({"optimizer": torch.optim.SGD}, TypeError, "Wrap a class in a lambda"),
         ({"optimizer": "sgd"}, TypeError, "`optimizer` must be a torch.optim optimizer"),

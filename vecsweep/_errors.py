@@ -1,10 +1,22 @@
 """The errors and warnings that are vecsweep's own; everything else is a ValueError or a TypeError."""
 
+import sys
+import warnings
+from pathlib import Path
 from typing import Any
 
 
 class FallbackWarning(UserWarning):
     """A task trains another way than asked for, because PyTorch cannot batch some part of it."""
+
+
+def warn_of_fallback(message: str) -> None:
+    """Warn at the line of the caller's that called vecsweep."""
+    here, depth = str(Path(__file__).parent), 1
+    frame = sys._getframe(1)  # warnings.warn can skip a package's own frames from Python 3.12 on
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, FallbackWarning, stacklevel=depth)
 
 
 class ResultFileError(ValueError):

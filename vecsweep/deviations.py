@@ -44,8 +44,8 @@ class CheckReport:
 
     @property
     def is_equal(self) -> bool:
-        """Whether every deviation is within its tolerance."""
-        return all(d.value <= self.tolerances[d.dtype] for d in self.deviations)
+        """Whether something was compared, and every deviation is within its tolerance."""
+        return bool(self.deviations) and all(d.value <= self.tolerances[d.dtype] for d in self.deviations)
 
     @property
     def verdict(self) -> str:

@@ -3,7 +3,7 @@
 import difflib
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypedDict, get_args
+from typing import Any, Literal, SupportsIndex, TypedDict, get_args
 
 import torch
 
@@ -72,8 +72,7 @@ class Execution:
                 f"`divergence_factor` must be a number above 1; got {self.divergence_factor!r}. Pass None to end "
                 "members only at a loss that is not finite."
             )
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"`seed` must be a whole number of at least 0; got {self.seed!r}.")
+        check_count("seed", self.seed, least=0)
         object.__setattr__(self, "device", _check_device(self.device))
 
     @classmethod
@@ -95,7 +94,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...], note: str =
 
 def check_count(name: str, value: object, *, least: int = 1, note: str = "") -> None:
     """Raise ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or value.__index__() < least:
         raise ValueError(f"`{name}` must be a whole number of at least {least}{note}; got {value!r}.")
 
 
@@ -117,6 +116,8 @@ def _check_device(device: torch.device | str | None) -> torch.device | None:
         raise ValueError(
             f"`device` must be one that PyTorch knows, such as 'cpu' or 'cuda'; got {device!r}."
         ) from error
+    if checked.type == "mps":
+        raise ValueError("`device` must have float64, for the bookkeeping of losses; 'mps' has not. Pass 'cpu'.")
     if checked.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`device` must be available; got {str(device)!r}, and PyTorch sees no GPU. Pass 'cpu'.")
     if checked.type == "cuda" and checked.index is None:

@@ -19,6 +19,8 @@ from vecsweep.plan import Plan, spaced
 from vecsweep.results import MemberRecord, RangeTest, Sweep
 from vecsweep.task import Task
 
+_RESTARTABLE = "Pass a list, a DataLoader, or the generator function itself."
+
 
 def sweep(
     task: Task,
@@ -37,8 +39,10 @@ def sweep(
         seeds: how many seeds, or the seeds themselves. All members of a seed see the same initial weights, batches and
             dropout masks.
         num_steps: optimizer updates of each member.
-        epochs: passes over the batches, in place of `num_steps`.
-        **execution: how; see `Execution`.
+        epochs: passes over the batches, in place of `num_steps`; steps are rounded down where `accumulation_steps`
+            does not divide them. A source without a length is read through once, to count its batches.
+        **execution: `device`, `precision`, `engine`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
+            `divergence_factor`, `progress`, `seed`; see `Execution`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -57,6 +61,7 @@ def sweep(
     """
     options = _checked(task, execution)
     rates, seed_list = _check_lrs(lrs), _check_seeds(seeds, options)
+    _check_one_pass(task, seed_list)
     if (num_steps is None) == (epochs is None):
         raise ValueError(
             f"Exactly one of `num_steps` and `epochs` must be given; got {'neither' if epochs is None else 'both'}."
@@ -66,6 +71,8 @@ def sweep(
         check_count("num_steps", num_steps)
     else:
         check_count("epochs", epochs)
+        if task.is_one_pass:
+            raise ValueError(f"`epochs` needs batches that can be counted; got an iterator. {_RESTARTABLE}")
         assert epochs is not None
         num_batches = count_batches(task, seed_list[0], options)
         steps_per_epoch = num_batches / options.accumulation_steps
@@ -108,7 +115,8 @@ def range_test(
         seeds: how many seeds, or the seeds themselves.
         method: "grid" or "ramp".
         spacing: "exponential" for equal ratios between learning rates, "linear" for equal differences.
-        **execution: how; see `Execution`.
+        **execution: `device`, `precision`, `engine`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
+            `divergence_factor`, `progress`, `seed`; see `Execution`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -136,6 +144,7 @@ def range_test(
         raise ValueError(f"`start_lr` must be below `end_lr`; got {low:.3g} and {high:.3g}. Swap them?")
     check_count("num_steps", num_steps, least=2 if method == "ramp" else 1)
     seed_list = _check_seeds(seeds, options)
+    _check_one_pass(task, seed_list)
     if method == "ramp":
         if num_lrs is not None:
             raise ValueError(
@@ -176,7 +185,7 @@ def check(
         lrs: the learning rates of the members; None for a tenth, half and all of the optimizer's own.
         num_steps: optimizer updates that are compared.
         seeds: how many seeds, or the seeds themselves.
-        **execution: how; see `Execution`. `engine` has no say here.
+        **execution: as in `sweep`; see `Execution`. `engine` has no say here.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -184,12 +193,14 @@ def check(
     """
     options = replace(_checked(task, execution), progress=False)
     check_count("num_steps", num_steps)
+    if task.is_one_pass:
+        raise ValueError(f"`check` trains several times over the same batches; got an iterator. {_RESTARTABLE}")
     seed_list = _check_seeds(seeds, options)
     rates = _check_lrs(template_lr(task, seed_list[0], options) * np.array([0.1, 0.5, 1.0]) if lrs is None else lrs)
     plan = Plan.constant(rates, seed_list, num_steps)
     passes: list[tuple[float, Execution, torch.dtype | None]] = [
         (1e-9, replace(options, precision=None), torch.float64),
-        (5e-2 if options.precision else 1e-3, options, None),
+        (1e-3, options, None),
     ]
     deviations: list[Deviation] = []
     tolerances: dict[str, float] = {}
@@ -207,15 +218,15 @@ def check(
             notes.append(f"In float64 the task does not run, so nothing was compared there: {str(error).rstrip('.')}.")
             continue
         engine = batched.engine
-        if engine.startswith("sequential"):
+        if not batched.is_batched:
             continue
         own = next(iter(stock.states[0].parameters.values())).dtype
         name = how.precision or str(own).removeprefix("torch.")
         if name in tolerances:
             continue  # the task's own dtype is float64
-        tolerances[name] = tolerance
+        tolerances[name] = 5e-2 if how.precision or own in (torch.bfloat16, torch.float16) else tolerance
         deviations += _deviations(name, plan, batched, stock)
-    if engine.startswith("sequential"):
+    if not deviations:
         notes.append(f"There was no batched pass to compare with stock PyTorch: {engine}.")
     ordered = tuple(sorted(deviations, key=lambda d: -d.value))
     return CheckReport(ordered, tolerances, engine, tuple(notes), num_steps)
@@ -227,7 +238,7 @@ def _deviations(dtype: str, plan: Plan, batched: Record, stock: Record) -> list[
     for i, member in enumerate(plan.members):
         pairs: list[tuple[str, Any, Any]] = [("loss", batched.loss[:, i], stock.loss[:, i])]
         pairs += [
-            (name, p.cpu().numpy(), stock.states[i].parameters[name].cpu().numpy())
+            (name, p.double().cpu().numpy(), stock.states[i].parameters[name].double().cpu().numpy())
             for name, p in batched.states[i].parameters.items()
         ]
         rows += [Deviation(dtype, i, member.lr, name, _relative(a, b)) for name, a, b in pairs]
@@ -282,7 +293,7 @@ def _checked(task: Task, execution: ExecutionOptions) -> Execution:
 
 def _check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:
     """Return learning rates as an array `[lr]`."""
-    values = lrs.detach().cpu().numpy() if isinstance(lrs, Tensor) else np.asarray(lrs)
+    values = lrs.detach().cpu().double().numpy() if isinstance(lrs, Tensor) else np.asarray(lrs)
     if values.dtype.kind not in "iuf":
         raise TypeError(f"`{name}` must be numbers; got {lrs!r:.80}.")
     rates = values.astype(np.float64)
@@ -298,6 +309,11 @@ def _check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:
             remedy = f" Drop it, or pass {abs(rate):.3g}." if np.isfinite(rate) and rate < 0 else " Drop it."
             raise ValueError(f"`{name}` must be positive and finite; got {rate}{where}.{remedy}")
     return rates
+
+
+def _check_one_pass(task: Task, seeds: Sequence[int]) -> None:
+    if task.is_one_pass and len(seeds) > 1:
+        raise ValueError(f"An iterator serves one seed; got `seeds` {list(seeds)}. {_RESTARTABLE}")
 
 
 def _check_seeds(seeds: Seeds, execution: Execution) -> list[int]:

@@ -23,13 +23,15 @@ class Task:
         model: a module, or a function without arguments that builds one. A function is called once for each
             seed, under that seed, so that every seed has its own initial weights.
         batches: a DataLoader, a list, any iterable of batches, a generator function, or a function from a
-            seed to an iterable. Batches start over when they run out; a function is then called again.
+            seed to an iterable. Batches start over when they run out; a function is then called again. An iterator
+            serves one seed, once.
         loss_fn: `(outputs, targets) -> scalar`, for batches that are pairs `(inputs, targets)`.
         optimizer: a torch.optim optimizer over the model's parameters, used as a template and never stepped,
             or a function from parameters to an optimizer. Its class, hyperparameters and parameter groups
             are what every member trains with. A member's lr is that of the first group; the other groups
             keep their ratio to it.
-        training_step: `(model, batch) -> scalar loss`, in place of `loss_fn`, for batches of any structure.
+        training_step: `(model, batch) -> scalar loss`, in place of `loss_fn`, for batches of any structure. It must
+            reach what is trained through its `model`; other modules that it refers to are used as they are.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -69,8 +71,11 @@ class Task:
                 "that are pairs; `training_step(model, batch)` suits all others."
             )
         for name, function in (("loss_fn", self.loss_fn), ("training_step", self.training_step)):
-            if function is not None and not callable(function):
-                raise TypeError(f"`{name}` must be a function; got {_describe(function)}.")
+            if function is not None and (isinstance(function, type) or not callable(function)):
+                raise TypeError(
+                    f"`{name}` must be a function, or an instance such as `nn.CrossEntropyLoss()`; got "
+                    f"{_describe(function)}."
+                )
         if self.optimizer is None:
             raise TypeError(
                 "`optimizer` must be given: a torch.optim optimizer over the model's parameters, or a function "

@@ -23,6 +23,10 @@ def linear(
     del drawn
     if input.dim() < 2 or weight.dim() != 2:
         return NotImplemented  # vectors are left to vmap
+    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+        # Here rather than inside, so that autograd casts the gradients back.
+        dtype = torch.get_autocast_dtype(input.device.type)
+        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     output: Tensor = _Linear.apply(input, weight, bias)
     return output
 

@@ -19,7 +19,7 @@ Example:
 
 import torch
 
-from ._update import State, Update
+from ._update import State, Update, over_members, per_member
 from .adadelta import ADADELTA
 from .adagrad import ADAGRAD
 from .adam import ADAM
@@ -29,7 +29,7 @@ from .radam import RADAM
 from .rmsprop import RMSPROP
 from .sgd import SGD
 
-__all__ = ["UPDATES", "State", "Update"]
+__all__ = ["UPDATES", "State", "Update", "over_members", "per_member"]
 
 # Keyed by exact class: a subclass may step differently.
 UPDATES: dict[type[torch.optim.Optimizer], Update] = {

@@ -1,12 +1,14 @@
 """Batches as the engine takes them: endless, on the device, one stream for each seed."""
 
+import copy
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
+from torch.utils.data import DataLoader
 
 from vecsweep._engine.rng import Streams
 from vecsweep._types import Batch
@@ -42,6 +44,11 @@ class BatchStream:
     def __init__(
         self, task: Task, seed: int, streams: Streams, device: torch.device, dtype: torch.dtype | None = None
     ) -> None:
+        if isinstance(task.batches, DataLoader) and task.batches.persistent_workers:
+            # Such a loader has one iterator, which the other seeds and the caller use too.
+            loader = copy.copy(task.batches)
+            loader._iterator = None
+            task = replace(task, batches=loader)
         self._task = task
         self._seed = seed
         self._streams = streams

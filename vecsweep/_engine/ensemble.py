@@ -14,7 +14,18 @@ from torch import Tensor
 from vecsweep._engine.divergence import Fate
 from vecsweep._types import Precision
 
-OptimizerState = dict[str, dict[str, Any]]  # parameter name -> torch.optim's state of it
+
+@dataclass(frozen=True, slots=True)
+class OptimizerState:
+    """What one member's optimizer remembers.
+
+    Attributes:
+        of_parameters: torch.optim's state of each parameter, by its name.
+        of_groups: what the optimizer keeps in each parameter group, lr and parameters aside.
+    """
+
+    of_parameters: dict[str, dict[str, Any]]
+    of_groups: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +39,11 @@ class LossScale:
 
     value: Tensor
     streak: Tensor
+
+    @property
+    def inverse(self) -> Tensor:
+        """What gradients are multiplied by, as GradScaler computes it."""
+        return self.value.double().reciprocal().float()
 
     @classmethod
     def start(cls, num_members: int, device: torch.device) -> "LossScale":
@@ -55,7 +71,7 @@ class MemberState:
     Attributes:
         parameters: what is trained, by name.
         buffers: what the model changes as it runs, by name.
-        optimizer: torch.optim's state of each parameter, by its name; None before the first step.
+        optimizer: what its optimizer remembers; None before the first step.
         fate: the member's, as an ensemble of one.
         scale: the member's loss scale, as an ensemble of one; None without fp16.
     """
@@ -84,7 +100,7 @@ class Ensemble:
         seeds: `[member]`.
         parameters: what is trained, by name.
         buffers: what the model changes as it runs, by name.
-        split: the names of the buffers that have the member axis; the others are common to all members.
+        member_buffers: the names of the buffers that have the member axis; the others are common to all members.
         optimizer: the state of each parameter's update, by its name.
         fate: how the members have fared.
         scale: their loss scales; None without fp16.
@@ -93,7 +109,7 @@ class Ensemble:
     seeds: list[int]
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
-    split: frozenset[str]
+    member_buffers: frozenset[str]
     optimizer: dict[str, dict[str, Tensor]]
     fate: Fate
     scale: LossScale | None = field(default=None)
@@ -107,26 +123,26 @@ class Ensemble:
         return len(set(self.seeds)) > 1
 
     @classmethod
-    def stack(cls, members: Sequence[MemberState], seeds: Sequence[int], split: frozenset[str]) -> "Ensemble":
-        """Stack members; the buffers that are not `split` are taken from the first."""
+    def stack(cls, members: Sequence[MemberState], seeds: Sequence[int], member_buffers: frozenset[str]) -> "Ensemble":
+        """Stack members; the other buffers are taken from the first."""
         first = members[0]
         optimizer: dict[str, dict[str, Tensor]] = {}
         if first.optimizer is not None:
             optimizer = {
                 name: {
-                    key: _stack_values([m.optimizer[name][key] for m in members if m.optimizer is not None])
+                    key: _stack_values([m.optimizer.of_parameters[name][key] for m in members if m.optimizer])
                     for key in state
                 }
-                for name, state in first.optimizer.items()
+                for name, state in first.optimizer.of_parameters.items()
             }
         return cls(
             seeds=list(seeds),
             parameters={name: torch.stack([m.parameters[name] for m in members]) for name in first.parameters},
             buffers={
-                name: torch.stack([m.buffers[name] for m in members]) if name in split else buffer.clone()
+                name: torch.stack([m.buffers[name] for m in members]) if name in member_buffers else buffer.clone()
                 for name, buffer in first.buffers.items()
             },
-            split=split,
+            member_buffers=member_buffers,
             optimizer=optimizer,
             fate=Fate(*(torch.cat([getattr(m.fate, f) for m in members]) for f in ("first", "best", "alive"))),
             scale=None
@@ -147,7 +163,13 @@ class Ensemble:
         """The same members with other tensors, nested as `tensors` gives them."""
         parameters, buffers, optimizer, fate, scale = tensors
         return Ensemble(
-            self.seeds, parameters, buffers, self.split, optimizer, Fate(*fate), LossScale(*scale) if scale else None
+            self.seeds,
+            parameters,
+            buffers,
+            self.member_buffers,
+            optimizer,
+            Fate(*fate),
+            LossScale(*scale) if scale else None,
         )
 
     def select(self, keep: Sequence[int]) -> "Ensemble":
@@ -157,7 +179,7 @@ class Ensemble:
             self,
             seeds=[self.seeds[i] for i in keep],
             parameters={name: p[index] for name, p in self.parameters.items()},
-            buffers={name: b[index] if name in self.split else b.clone() for name, b in self.buffers.items()},
+            buffers={name: b[index] if name in self.member_buffers else b.clone() for name, b in self.buffers.items()},
             optimizer={n: {k: v[index] for k, v in state.items()} for n, state in self.optimizer.items()},
             fate=self.fate.select(index),
             scale=self.scale.select(index) if self.scale else None,
@@ -168,11 +190,10 @@ class Ensemble:
         one = self.select([i])
         return MemberState(
             parameters={name: p[0] for name, p in one.parameters.items()},
-            buffers={name: b[0] if name in self.split else b for name, b in one.buffers.items()},
-            optimizer={
-                name: {key: _to_torch(key, value[0]) for key, value in state.items()}
-                for name, state in one.optimizer.items()
-            },
+            buffers={name: b[0] if name in self.member_buffers else b for name, b in one.buffers.items()},
+            optimizer=OptimizerState(
+                {name: {k: _to_torch(k, v[0]) for k, v in state.items()} for name, state in one.optimizer.items()}, []
+            ),
             fate=one.fate,
             scale=one.scale,
         )

@@ -5,21 +5,20 @@ for each seed as the pattern of its members.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
 
 from vecsweep._engine.ensemble import MemberState
-from vecsweep._engine.rng import Streams, is_same_state
+from vecsweep._engine.rng import Streams
 from vecsweep._types import Batch, Precision
 from vecsweep.execution import Execution
-from vecsweep.kernels.rules import Draw, Recorder
 from vecsweep.kernels.updates import UPDATES
 from vecsweep.task import Task
 
@@ -92,22 +91,9 @@ class Group:
     options: dict[str, Any]
     lr_ratio: float
 
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What one ordinary forward pass over a batch shows.
-
-    Attributes:
-        draws: what the model draws at random.
-        carried: names of the buffers that the pass changes.
-        split: names of those among them that other weights change otherwise.
-        obstacle: why members cannot be batched, if the pass shows a reason.
-    """
-
-    draws: list[Draw]
-    carried: frozenset[str]
-    split: frozenset[str]
-    obstacle: str | None
+    def hyper(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
+        """The hyperparameters of this group in a step, from those of the first group."""
+        return {**hyper, "lr": hyper["lr"] * self.lr_ratio}
 
 
 class Learner:
@@ -154,7 +140,7 @@ class Learner:
             _check_trainable(task.model)
             if template is not None:
                 _groups(task.model, template)  # checked while both are the caller's, so that the message fits
-            model, optimizer = _copy(task.model, template)
+            model, optimizer = copy_model(task.model, template)
         else:
             streams.use("weights", seed)
             model, optimizer = task.model(), None
@@ -175,6 +161,8 @@ class Learner:
         else:
             _forget(optimizer)
         _check_needs_no_closure(optimizer)
+        if isinstance(task.loss_fn, nn.Module):  # it may hold class weights, which go where the model goes
+            task = replace(task, loss_fn=copy.deepcopy(task.loss_fn).to(device=execution.device, dtype=dtype))
         learner = cls(task, model, optimizer, execution.precision)
         learner.frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         for name, parameter in model.named_parameters():
@@ -183,13 +171,13 @@ class Learner:
 
     def copy(self) -> "Learner":
         """Make an independent learner in the same state."""
-        model, optimizer = _copy(self.model, self.optimizer)
+        model, optimizer = copy_model(self.model, self.optimizer)
         assert optimizer is not None
         return Learner(self.task, model, optimizer, self.precision)
 
     def model_of(self, state: MemberState) -> nn.Module:
         """Make a module of its own that has a member's parameters and buffers."""
-        model, _ = _copy(self.model, None)
+        model, _ = copy_model(self.model)
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         with torch.no_grad():
             for name, value in (state.parameters | state.buffers).items():
@@ -201,73 +189,46 @@ class Learner:
     def set_hyper(self, hyper: Mapping[str, float]) -> None:
         """Set the hyperparameters of the next update; `lr` is that of the first parameter group."""
         for group, own in zip(self.groups, self.optimizer.param_groups, strict=True):
-            own["lr"] = hyper["lr"] * group.lr_ratio
-
-    def probe(self, batch: Batch, seed: int, streams: Streams) -> Probe:
-        """Run ordinary forward passes over a batch, to see what training does; nothing is changed.
-
-        Raises:
-            TypeError: the loss is not a tensor.
-            ValueError: the loss is not a scalar, or does not depend on what is trained.
-        """
-        start = streams.mark("model", seed)
-        recorder = Recorder()
-        with _attributes_restored(self.model) as changed, recorder:
-            loss, carried = self._trial(batch, dict(self.parameters))
-        end = streams.mark("model", seed)
-        if not loss.requires_grad:
-            raise ValueError(
-                "The loss must depend on the trained parameters; got one that does not require grad. Look for "
-                "`.detach()`, `.item()` or `torch.no_grad()` between the model's output and the loss."
-            )
-        streams.rewind("model", seed, start)
-        for draw in recorder.draws:
-            draw()
-        is_repeatable = is_same_state(streams.mark("model", seed), end)
-        split: frozenset[str] = frozenset()
-        if carried:
-            streams.rewind("model", seed, start)
-            with torch.no_grad():
-                others = {name: p + 0.01 * torch.ones_like(p) + 0.1 * p for name, p in self.parameters.items()}
-            with _attributes_restored(self.model):
-                _, others_carried = self._trial(batch, others)
-            split = frozenset(
-                name for name in carried if not is_same(carried[name], others_carried.get(name, carried[name]))
-            )
-        streams.rewind("model", seed, start)
-        obstacle = None
-        if changed:
-            obstacle = f"the forward pass changes the Python attribute {changed[0]}"
-        elif not is_repeatable:
-            obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
-        return Probe(recorder.draws, frozenset(carried), split, obstacle)
-
-    def _trial(self, batch: Batch, parameters: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Evaluate the objective on copies of the buffers; return those that it changed."""
-        before = dict(self.model.named_buffers())
-        tensors = parameters | {name: buffer.clone() for name, buffer in before.items()}
-        loss = self.objective.evaluate(tensors, batch)
-        return loss, {name: tensors[name] for name in before if not is_same(tensors[name], before[name])}
+            own.update(group.hyper(hyper))
 
 
-def _copy(model: nn.Module, optimizer: Optimizer | None) -> tuple[nn.Module, Optimizer | None]:
-    """Copy a model together with an optimizer over its parameters."""
+def copy_model(model: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn.Module, Optimizer | None]:
+    """Copy a model, and with it an optimizer over its parameters."""
     # Tensors computed from parameters (weight_norm keeps one) refuse to be copied; they are computed anew anyway.
-    computed = {
-        id(value): value.detach().clone()
+    memo: dict[int, Any] = {
+        id(leaf): leaf.detach().clone()
         for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
+        for leaf in pytree.tree_leaves(vars(module))
+        if isinstance(leaf, Tensor) and not leaf.is_leaf
     }
-    copied: tuple[nn.Module, Optimizer | None] = copy.deepcopy((model, optimizer), computed)
+    copied = copy.deepcopy(model, memo)
+    return copied, None if optimizer is None else copy_optimizer(optimizer, memo)
+
+
+def copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """Copy an optimizer over to other parameters.
+
+    Args:
+        optimizer: the optimizer; what torch.optim leaves out of its copies, attributes of a class's own, is copied too.
+        memo: as in `copy.deepcopy`: from the ids of the parameters to what stands for them.
+    """
+    copied = copy.deepcopy(optimizer, memo)
+    for key, value in vars(optimizer).items():
+        # A scheduler puts a `step` of its own on the caller's optimizer, which refers to that optimizer.
+        if key not in vars(copied) and key != "step":
+            setattr(copied, key, copy.deepcopy(value, memo))
     return copied
 
 
 def _forget(optimizer: Optimizer) -> None:
     """Take from a copied template what it learned in steps of the caller's."""
-    if type(optimizer) not in UPDATES:
-        optimizer.load_state_dict(optimizer.state_dict())  # moves its state to where the parameters are now
+    if not optimizer.state:
         return
+    if not any(isinstance(optimizer, known) for known in (*UPDATES, torch.optim.ASGD, torch.optim.Rprop)):
+        raise ValueError(
+            f"`optimizer` must not have been stepped; {type(optimizer).__name__} holds state, and vecsweep does not "
+            "know how to make it fresh. Pass a function that builds a new one: `lambda params: ...`."
+        )
     optimizer.state.clear()
     if isinstance(optimizer, torch.optim.Adagrad):  # the one class that fills its state when it is built
         for group in optimizer.param_groups:
@@ -333,32 +294,6 @@ def _check_needs_no_closure(optimizer: Optimizer) -> None:
             "`optimizer` must take one gradient a step; LBFGS evaluates a closure several times in each, so that its "
             "members cannot step together. Use a first-order optimizer, such as SGD or AdamW."
         )
-
-
-@contextmanager
-def _attributes_restored(model: nn.Module) -> Iterator[list[str]]:
-    """Note which plain Python attributes of the modules change inside, and set them back."""
-    plain = (bool, int, float, str, type(None))
-
-    def snapshot() -> dict[tuple[str, str], Any]:
-        return {
-            (path, key): value
-            for path, module in model.named_modules()
-            for key, value in vars(module).items()
-            if isinstance(value, plain)
-        }
-
-    before = snapshot()
-    changed: list[str] = []
-    try:
-        yield changed
-    finally:
-        modules = dict(model.named_modules())
-        for (path, key), value in snapshot().items():
-            old = before.get((path, key), value)
-            if old is not value and old != value:
-                setattr(modules[path], key, old)
-                changed.append(f"`{path}.{key}`" if path else f"`{key}`")
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:

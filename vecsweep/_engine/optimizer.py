@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vecsweep._engine.ensemble import OptimizerState
-from vecsweep._engine.learner import Learner
+from vecsweep._engine.learner import Learner, copy_optimizer
 from vecsweep.kernels.updates import UPDATES, State
 
 
@@ -26,7 +26,7 @@ class StackedUpdate:
     def __init__(self, learner: Learner) -> None:
         self._update = UPDATES[type(learner.optimizer)]
         self._groups = [
-            (group.names, group.lr_ratio, {k: v for k, v in group.options.items() if k in self._update.hyperparameters})
+            (group, {k: v for k, v in group.options.items() if k in self._update.hyperparameters})
             for group in learner.groups
         ]
 
@@ -44,8 +44,8 @@ class StackedUpdate:
             loaded: states stacked from torch.optim's, by parameter name; may lack keys that torch does not keep.
         """
         states = {}
-        for names, _, options in self._groups:
-            for name in names:
+        for group, options in self._groups:
+            for name in group.names:
                 fresh = self._update.init(parameters[name], lr=0.0, **options)
                 own = loaded.get(name, {})
                 if own and "step" not in own and "step" in fresh:
@@ -62,9 +62,9 @@ class StackedUpdate:
     ) -> tuple[dict[str, Tensor], dict[str, State]]:
         """Compute the new parameters and states; a parameter without gradient stays, as in torch.optim."""
         parameters, states = dict(parameters), dict(states)
-        for names, lr_ratio, options in self._groups:
-            own = options | dict(hyper) | {"lr": hyper["lr"] * lr_ratio}
-            for name in names:
+        for group, options in self._groups:
+            own = options | group.hyper(hyper)
+            for name in group.names:
                 if (grad := grads[name]) is not None:
                     parameters[name], states[name] = self._update.apply(parameters[name], grad, states[name], **own)
         return parameters, states
@@ -89,7 +89,7 @@ class MemberOptimizers:
         for i, state in enumerate(states):
             views = {name: nn.Parameter(stacked[i]) for name, stacked in parameters.items()}
             memo = {id(learner.parameters[name]): view for name, view in views.items()}
-            optimizer = copy.deepcopy(learner.optimizer, memo)
+            optimizer = copy_optimizer(learner.optimizer, memo)
             load_state(optimizer, views, state)
             self._views.append(views)
             self._optimizers.append(optimizer)
@@ -101,7 +101,7 @@ class MemberOptimizers:
         is_stepped: Sequence[bool],  # [member]
     ) -> None:
         """Step the members named, each at its own hyperparameters."""
-        lrs = hyper["lr"].tolist()
+        values = {name: of_members.tolist() for name, of_members in hyper.items()}
         for i, (views, optimizer) in enumerate(zip(self._views, self._optimizers, strict=True)):
             if not is_stepped[i]:
                 continue
@@ -109,7 +109,7 @@ class MemberOptimizers:
                 stacked = grads[name]
                 view.grad = None if stacked is None else stacked[i]
             for group, own in zip(self._groups, optimizer.param_groups, strict=True):
-                own["lr"] = lrs[i] * group.lr_ratio
+                own.update(group.hyper({name: of_members[i] for name, of_members in values.items()}))
             step_(optimizer)
 
     def state(self, i: int) -> OptimizerState:
@@ -134,11 +134,18 @@ def step_(optimizer: Optimizer) -> None:
 
 
 def save_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-    """Copy an optimizer's state, by parameter name."""
-    return {name: copy.deepcopy(dict(optimizer.state[p])) for name, p in parameters.items() if p in optimizer.state}
+    """Copy what an optimizer remembers."""
+    return OptimizerState(
+        {name: copy.deepcopy(dict(optimizer.state[p])) for name, p in parameters.items() if p in optimizer.state},
+        [copy.deepcopy({k: v for k, v in g.items() if k not in ("params", "lr")}) for g in optimizer.param_groups],
+    )
 
 
 def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState | None) -> None:
     """Put a state that `save_state` gave, or an ensemble's, into an optimizer."""
-    for name, own in (state or {}).items():
-        optimizer.state[parameters[name]] = copy.deepcopy(own)
+    if state is None:
+        return
+    for name, of_parameter in state.of_parameters.items():
+        optimizer.state[parameters[name]] = copy.deepcopy(of_parameter)
+    for own, of_group in zip(optimizer.param_groups, state.of_groups, strict=False):
+        own.update(copy.deepcopy(of_group))

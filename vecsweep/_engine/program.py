@@ -5,7 +5,6 @@ batch comes for the second time, and checked against the eager step when it come
 trace froze by mistake show on numbers that it was not made from.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.step import Grads, Step
-from vecsweep._errors import FallbackWarning
+from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 
 _CHECKED_CALL = 3
@@ -64,7 +63,8 @@ class Program:
 
     def __init__(self, step: Step, ensemble: Ensemble, inputs: Inputs, *, is_traceable: bool) -> None:
         self._step = step
-        self._ensemble = ensemble.with_tensors(ensemble.tensors)
+        outline = pytree.tree_map(lambda tensor: torch.empty_like(tensor, device="meta"), ensemble.tensors)
+        self._ensemble = ensemble.with_tensors(outline)  # only what it looks like; the tensors may go
         state, self._state_structure = pytree.tree_flatten(ensemble.tensors)
         self._num_state = len(state)
         leaves, self._input_structure = pytree.tree_flatten(inputs)
@@ -139,11 +139,9 @@ class Program:
             torch.allclose(a, b, rtol=_RTOL, atol=_ATOL, equal_nan=True) for a, b in zip(results, expected, strict=True)
         ):
             return results
-        warnings.warn(
+        warn_of_fallback(
             "The traced step gives other numbers than the eager one, so the model's loss must depend on more than its "
-            "parameters, its buffers and the batch. The sweep goes on without tracing.",
-            FallbackWarning,
-            stacklevel=2,
+            "parameters, its buffers and the batch. The sweep goes on without tracing."
         )
         self._is_eager = True
         return expected

@@ -1,5 +1,6 @@
 """Random streams that take turns at the global generators, which the caller gets back as they were."""
 
+import hashlib
 import random
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,20 +13,22 @@ State = tuple[Any, ...]
 
 
 class Streams:
-    """Independent random streams: one for the batches of each seed, one for what the models of that seed draw.
+    """Independent random streams: of the weights and batches of each seed, and of what its models draw.
 
-    A stream is the state of all global generators (Python, NumPy, torch on the CPU and on the device) and of the
-    generators that belong to the caller's data loader. Only one stream is in place at a time, so that a run with a
-    single stream swaps nothing.
+    A stream is the state of all global generators (Python, NumPy, torch on the CPU and on GPUs) and of the generators
+    that belong to the caller's data loader. Only one stream is in place at a time, so that a run with a single stream
+    swaps nothing.
 
     Args:
-        device: the device whose generator takes part besides the CPU's.
+        device: where members train; None if it is not known yet.
         generators: the caller's own generators, which are seeded and put back with the global ones.
     """
 
-    def __init__(self, device: torch.device, generators: Sequence[torch.Generator] = ()) -> None:
-        self._device = device
-        self._generators = tuple(generators)
+    def __init__(self, device: torch.device | None, generators: Sequence[torch.Generator] = ()) -> None:
+        if device is not None and device.type == "cuda":
+            torch.cuda.init()
+        gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+        self._generators = (torch.default_generator, *gpus, *generators)
         self._states: dict[Hashable, State] = {}
         self._current: Hashable = None
 
@@ -40,7 +43,7 @@ class Streams:
             self._current = None
 
     def use(self, name: str, seed: int) -> None:
-        """Put a stream in place; one that was never used begins as after `torch.manual_seed(seed)`."""
+        """Put a stream in place. Those of weights and of models begin as after `torch.manual_seed(seed)`."""
         stream = (name, seed)
         if stream == self._current:
             return
@@ -50,7 +53,7 @@ class Streams:
         if stream in self._states:
             self._restore(self._states[stream])
         else:
-            self._seed(seed)
+            self._seed(_seed_of(stream))
 
     def mark(self, name: str, seed: int) -> State:
         """Note where a stream stands."""
@@ -66,36 +69,34 @@ class Streams:
     def _seed(self, seed: int) -> None:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - the legacy global state is what users' transforms draw from
-        torch.manual_seed(seed)
         for generator in self._generators:
-            generator.manual_seed(seed)
+            generator.manual_seed(seed)  # torch.manual_seed would reach GPUs that nobody gives back
 
     def _capture(self) -> State:
-        return (
-            random.getstate(),
-            np.random.get_state(),  # noqa: NPY002
-            torch.get_rng_state(),
-            torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None,
-            tuple(generator.get_state() for generator in self._generators),
-        )
+        numpy_state = np.random.get_state()  # noqa: NPY002
+        return random.getstate(), numpy_state, [generator.get_state() for generator in self._generators]
 
     def _restore(self, state: State) -> None:
-        python, legacy_numpy, cpu, cuda, generators = state
+        python, legacy_numpy, generators = state
         random.setstate(python)
         np.random.set_state(legacy_numpy)  # noqa: NPY002
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state(cuda, self._device)
         for generator, own in zip(self._generators, generators, strict=True):
             generator.set_state(own)
 
 
+def _seed_of(stream: tuple[str, int]) -> int:
+    """The seed itself, as in an ordinary loop; for batches another, lest noise in data equals noise in the model."""
+    name, seed = stream
+    if name != "batches":
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{name} {seed}".encode(), digest_size=7).digest(), "little")
+
+
 def is_same_state(a: State, b: State) -> bool:
     """Whether two marks are equal, bit for bit."""
-    (python_a, numpy_a, cpu_a, cuda_a, _), (python_b, numpy_b, cpu_b, cuda_b, _) = a, b
+    (python_a, numpy_a, torch_a), (python_b, numpy_b, torch_b) = a, b
     return (
         python_a == python_b
         and all(np.array_equal(x, y) for x, y in zip(numpy_a, numpy_b, strict=True))
-        and torch.equal(cpu_a, cpu_b)
-        and (cuda_a is None or torch.equal(cuda_a, cuda_b))
+        and all(torch.equal(x, y) for x, y in zip(torch_a, torch_b, strict=True))
     )

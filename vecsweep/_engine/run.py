@@ -4,7 +4,6 @@ A chunk of members is carried through a window of buffered batches before the ne
 parameters stay in the cache. Between windows the host looks at the losses, once, and takes out what diverged.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,10 +16,11 @@ from vecsweep._engine.batches import BatchStream, size_bytes
 from vecsweep._engine.contract import Chunk, Curve, Engine, SeedsDiffer, Unmappable, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
+from vecsweep._engine.probe import probe
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sequential import Sequential
 from vecsweep._engine.vectorized import Vectorized
-from vecsweep._errors import FallbackWarning
+from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, FloatArray, IntArray
 from vecsweep.execution import Execution
 from vecsweep.plan import Plan
@@ -39,9 +39,10 @@ class Record:
     Attributes:
         loss: `[step, member]`, before each update; NaN after a member diverged.
         diverged_at: `[member]`, the step at which a member diverged; -1 if it did not.
-        states: `[member]`, at the end, or where it diverged.
+        states: `[member]`, at the end, or where it diverged; empty if they were not asked for, or not complete.
         learners: by seed; to make a model of a state.
         engine: how the members were stepped, in words.
+        is_batched: whether they were stepped in one pass to the end.
         is_complete: False when Ctrl-C stopped the run; it then has fewer steps than the plan.
     """
 
@@ -50,6 +51,7 @@ class Record:
     states: list[MemberState]
     learners: dict[int, Learner]
     engine: str
+    is_batched: bool
     is_complete: bool
 
 
@@ -73,22 +75,17 @@ def train(
         dtype: of parameters, buffers and batches; None leaves them as they are.
         keeps_states: whether to return the members' states.
     """
-    streams = Streams(_random_device(task, execution), _own_generators(task.batches))
+    streams = Streams(_device_of(task, execution), _own_generators(task.batches))
     with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
         return _Run(task, plan, execution, streams, dtype, keeps_states=keeps_states).train()
 
 
 def count_batches(task: Task, seed: int, execution: Execution) -> int:
     """How many batches an epoch has: the length of the loader, or, where it has none, what one pass yields."""
-    if task.is_one_pass:
-        raise ValueError(
-            "`epochs` needs batches that can start over; got an iterator. Pass a list, a DataLoader or the generator "
-            "function itself, or `num_steps` in place of `epochs`."
-        )
     try:
         return len(task.batches)  # type: ignore[arg-type]  # whether it has a length is what is asked
     except TypeError:
-        streams = Streams(_random_device(task, execution), _own_generators(task.batches))
+        streams = Streams(_device_of(task, execution), _own_generators(task.batches))
         with streams.borrowed():
             streams.use("batches", seed)
             return sum(1 for _ in task.iterate(seed))
@@ -96,7 +93,7 @@ def count_batches(task: Task, seed: int, execution: Execution) -> int:
 
 def template_lr(task: Task, seed: int, execution: Execution) -> float:
     """The learning rate that the task's optimizer was given."""
-    streams = Streams(_random_device(task, execution))
+    streams = Streams(_device_of(task, execution))
     with streams.borrowed():
         return float(Learner.build(task, seed, streams, execution).optimizer.param_groups[0]["lr"])
 
@@ -128,7 +125,7 @@ class _Run:
             1, min(_WINDOW_STEPS, _WINDOW_BYTES // max(1, size_bytes(first) * execution.accumulation_steps))
         )
         self.engine: Engine
-        self.why = ""
+        self.obstacle: str | None = None
         self._choose_engine(first)
         self.loss = np.full(plan.lr.shape, np.nan)
         self.diverged_at = np.full(len(plan.members), -1)
@@ -153,22 +150,26 @@ class _Run:
                 num_done, is_complete = self.plan.num_steps, True
             except KeyboardInterrupt:
                 is_complete = False
-        for group in groups:
-            self._keep_states(group, range(len(group.members)))
+        if is_complete:
+            for group in groups:
+                self._keep_states(group, range(len(group.members)))
+        why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
         name = f"vectorized, {self.engine.level}" if isinstance(self.engine, Vectorized) else "sequential"
         return Record(
             loss=self.loss[:num_done],
             diverged_at=np.where(self.diverged_at < num_done, self.diverged_at, -1),
-            states=[state for state in self.states if state is not None],
+            # After Ctrl-C some members may be further than others.
+            states=[state for state in self.states if state is not None] if is_complete else [],
             learners=self.learners,
-            engine=f"{name}, {num_members} members in {num_chunks} chunk{'s' if num_chunks > 1 else ''}{self.why}",
+            engine=f"{name}, {num_members} members in {num_chunks} chunk{'s' if num_chunks > 1 else ''}{why}",
+            is_batched=isinstance(self.engine, Vectorized),
             is_complete=is_complete,
         )
 
     def _choose_engine(self, first: Batch) -> None:
         if self.execution.engine == "sequential":
             # Only to see, before any work, that the loss is fit to be trained.
-            self.learners[self.plan.seeds[0]].probe(first, self.plan.seeds[0], self.streams)
+            probe(self.learners[self.plan.seeds[0]], first, self.plan.seeds[0], self.streams)
             self.engine = Sequential(self.learners, self.execution, self.streams)
             return
         try:
@@ -178,13 +179,11 @@ class _Run:
 
     def _fall_back(self, reason: str) -> None:
         """Go on with the sequential engine, and say why, once."""
-        warnings.warn(
+        warn_of_fallback(
             f"The members are trained one after another, because PyTorch cannot batch them: {reason}. The result is "
-            'the same; `engine="sequential"` asks for it without this warning.',
-            FallbackWarning,
-            stacklevel=2,
+            'the same; `engine="sequential"` asks for it without this warning.'
         )
-        self.why = f", because PyTorch cannot batch them: {reason}"
+        self.obstacle = reason
         self.engine = Sequential(self.learners, self.execution, self.streams)
 
     def _load(self, members: Sequence[int]) -> Chunk:
@@ -216,13 +215,14 @@ class _Run:
 
     def _advance(self, groups: list[_Group], window: Window, start: int) -> list[_Group]:
         """Carry every chunk through a window; return the chunks that go on."""
-        marks = {seed: self.streams.mark("model", seed) for seed in window[0]}
+        starts = {seed: self.streams.mark("model", seed) for seed in window[0]}
+        ends = dict(starts)
         pending, advanced = list(groups), list[_Group]()
         while pending:
             group = pending.pop(0)
             seeds = dict.fromkeys(self.plan.seeds[i] for i in group.members)
             for seed in seeds:
-                self.streams.rewind("model", seed, marks[seed])
+                self.streams.rewind("model", seed, starts[seed])
             hyper = {
                 name: values[start : start + len(window), group.members] for name, values in self.plan.hyper.items()
             }
@@ -238,6 +238,11 @@ class _Run:
                 pending.insert(0, group)
             else:
                 advanced += self._settle(group, curve, start)
+                # Where a seed's stream stands now is what its members that are alive have drawn.
+                for seed in {self.plan.seeds[i] for i in group.members if self.diverged_at[i] < 0}:
+                    ends[seed] = self.streams.mark("model", seed)
+        for seed, end in ends.items():
+            self.streams.rewind("model", seed, end)
         return advanced
 
     def _settle(self, group: _Group, curve: Curve, start: int) -> list[_Group]:
@@ -275,13 +280,13 @@ class _Run:
                 self.states[group.members[i]] = group.chunk.member(i)
 
 
-def _random_device(task: Task, execution: Execution) -> torch.device:
-    """The device whose random generator the members will draw from."""
+def _device_of(task: Task, execution: Execution) -> torch.device | None:
+    """Where members will train; None if only building the model will tell."""
     if execution.device is not None:
         return torch.device(execution.device)
     if isinstance(task.model, nn.Module):
-        return next((p.device for p in task.model.parameters()), torch.device("cpu"))
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+        return next((p.device for p in task.model.parameters()), None)
+    return None
 
 
 def _own_generators(batches: object) -> list[torch.Generator]:

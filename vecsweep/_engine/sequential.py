@@ -40,45 +40,49 @@ class Sequential:
 
     def load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> "SequentialChunk":
         """Make a learner for each member."""
-        trainees = [_Trainee(self, member, seed) for member, seed in zip(members, seeds, strict=True)]
-        return SequentialChunk(self, trainees)
+        return SequentialChunk(self, [_Member(self, state, seed) for state, seed in zip(members, seeds, strict=True)])
 
 
 class SequentialChunk:
     """Members that take turns; see `contract.Chunk`."""
 
-    def __init__(self, engine: Sequential, trainees: Sequence["_Trainee"]) -> None:
+    def __init__(self, engine: Sequential, members: Sequence["_Member"]) -> None:
         self._engine = engine
-        self._trainees = list(trainees)
+        self._members = list(members)
 
     def __len__(self) -> int:
-        return len(self._trainees)
+        return len(self._members)
 
     def run(self, window: Window, hyper: Hyper) -> Curve:
         """Train each member through the whole window, from the same random numbers."""
         streams = self._engine.streams
-        marks = {seed: streams.mark("model", seed) for seed in {t.seed for t in self._trainees}}
+        starts = {seed: streams.mark("model", seed) for seed in {member.seed for member in self._members}}
+        ends = dict(starts)
         curves = []
-        for i, trainee in enumerate(self._trainees):
-            streams.rewind("model", trainee.seed, marks[trainee.seed])
-            streams.use("model", trainee.seed)
+        for i, member in enumerate(self._members):
+            streams.rewind("model", member.seed, starts[member.seed])
+            streams.use("model", member.seed)
             steps = [
-                trainee.step(batches[trainee.seed], {name: float(values[t, i]) for name, values in hyper.items()})
+                member.step(batches[member.seed], {name: float(values[t, i]) for name, values in hyper.items()})
                 for t, batches in enumerate(window)
             ]
             curves.append(Curve(*(torch.cat(column) for column in zip(*steps, strict=True))))
+            if curves[-1].alive[-1]:  # a member that diverged has not drawn all
+                ends[member.seed] = streams.mark("model", member.seed)
+        for seed, end in ends.items():
+            streams.rewind("model", seed, end)
         return Curve(*(torch.stack(column, dim=1) for column in zip(*curves, strict=True)))
 
     def member(self, i: int) -> MemberState:
         """Copy the state of one member."""
-        return self._trainees[i].state()
+        return self._members[i].state()
 
     def select(self, keep: Sequence[int]) -> "SequentialChunk":
         """Take some members out."""
-        return SequentialChunk(self._engine, [self._trainees[i] for i in keep])
+        return SequentialChunk(self._engine, [self._members[i] for i in keep])
 
 
-class _Trainee:
+class _Member:
     """One member as an ordinary training loop has it.
 
     Args:
@@ -137,10 +141,11 @@ class _Trainee:
         """Take the loss scale out of the gradients; say whether they are finite, so that the step is taken."""
         if self._scale is None:
             return True
-        inverse = self._scale.value.double().reciprocal().float()
         grads = [p.grad for p in parameters if p.grad is not None]
         for grad in grads:
-            grad.mul_(inverse.to(grad.dtype))
-        is_finite = torch.stack([grad.isfinite().all() for grad in grads]).all()
+            grad.mul_(self._scale.inverse.to(grad.dtype))
+        is_finite = torch.stack(
+            [torch.ones_like(self._fate.alive[0]), *(grad.isfinite().all() for grad in grads)]
+        ).all()
         self._scale = self._scale.after(is_finite[None])
         return bool(is_finite)

@@ -18,8 +18,10 @@ from vecsweep._engine.batches import member_dims
 from vecsweep._engine.ensemble import Ensemble, LossScale
 from vecsweep._engine.learner import Objective
 from vecsweep._engine.optimizer import StackedUpdate
+from vecsweep._engine.probe import attributes_restored
 from vecsweep._types import Batch
 from vecsweep.kernels.rules import MemberRules
+from vecsweep.kernels.updates import over_members, per_member
 
 Grads = dict[str, Tensor | None]  # [member, *shape]; None where the loss does not depend on the parameter
 
@@ -96,10 +98,10 @@ class Step:
                     }
                 grads = {}
             buffers = {
-                name: _where(was_alive, b, ensemble.buffers[name]) if name in ensemble.split else b
+                name: _where(was_alive, b, ensemble.buffers[name]) if name in ensemble.member_buffers else b
                 for name, b in buffers.items()
             }
-            after = Ensemble(ensemble.seeds, parameters, buffers, ensemble.split, optimizer, fate, scale)
+            after = Ensemble(ensemble.seeds, parameters, buffers, ensemble.member_buffers, optimizer, fate, scale)
             return StepResult(after, torch.where(was_alive, loss, torch.nan), is_stepped, grads)
 
     def _gradients(
@@ -111,7 +113,7 @@ class Step:
         loss = torch.zeros((), dtype=torch.float64, device=ensemble.fate.alive.device)
         grads: Grads = dict.fromkeys(parameters)
         for batch, own_drawn in zip(batches, drawn, strict=True):
-            losses, buffers = self._losses(parameters, buffers, ensemble.split, batch, own_drawn)
+            losses, buffers = self._losses(parameters, buffers, ensemble.member_buffers, batch, own_drawn)
             loss = loss + losses.detach().double() / len(batches)
             total = losses / len(batches)
             if ensemble.scale is not None:
@@ -126,14 +128,14 @@ class Step:
         self,
         parameters: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
-        split: frozenset[str],
+        member_buffers: frozenset[str],
         batch: Batch,
         drawn: Sequence[Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the losses `[member]` of one batch, and the buffers after it."""
         buffers = {name: b.clone() for name, b in buffers.items()}  # which models change in place
-        shared = {name: b for name, b in buffers.items() if name not in split}
-        own = {name: b for name, b in buffers.items() if name in split}
+        shared = {name: b for name, b in buffers.items() if name not in member_buffers}
+        own = {name: b for name, b in buffers.items() if name in member_buffers}
 
         def member(
             parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch, drawn: Sequence[Tensor]
@@ -146,35 +148,35 @@ class Step:
                 raise RuntimeError("the mapped pass draws fewer random numbers than an ordinary one")
             return loss, {name: tensors[name] for name in buffers}
 
-        out_dims: Any = (0, {name: 0 if name in split else None for name in buffers})
+        out_dims: Any = (0, {name: 0 if name in member_buffers else None for name in buffers})
         batch_dims = member_dims(batch) if self._is_mixed else None
         mapped = vmap(
             member,
             in_dims=(0, 0, batch_dims, 0 if self._is_mixed and drawn else None),
             out_dims=out_dims,
         )
-        return mapped(dict(parameters), own, batch, list(drawn))
+        with attributes_restored(self._objective.model):  # nothing that vmap wraps may stay behind in a module
+            return mapped(dict(parameters), own, batch, list(drawn))
 
 
 def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """Choose per member between two tensors `[member, *shape]`."""
-    return torch.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
-
-def _per_member(value: Tensor, like: Tensor) -> Tensor:
-    return value.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
+    return torch.where(over_members(mask, new), new, old)
 
 
 def _unscale(grads: Grads, scale: LossScale) -> tuple[Grads, Tensor]:
     """Take the loss scale out of the gradients, and say whose are finite: `[member]`."""
-    inverse = scale.value.double().reciprocal().float()
-    grads = {name: g if g is None else g * _per_member(inverse, g) for name, g in grads.items()}
+    grads = {name: g if g is None else g * per_member(scale.inverse, g) for name, g in grads.items()}
+    if all(g is None for g in grads.values()):
+        return grads, torch.ones_like(scale.value, dtype=torch.bool)
     is_finite = torch.stack([g.isfinite().flatten(1).all(1) for g in grads.values() if g is not None]).all(0)
     return grads, is_finite
 
 
 def _clip(grads: Grads, max_norm: float) -> Grads:
     """Clip each member's gradient to a norm, as torch.nn.utils.clip_grad_norm_ does one model's."""
+    if all(g is None for g in grads.values()):
+        return grads
     norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads.values() if g is not None]
     coefficient = (max_norm / (torch.linalg.vector_norm(torch.stack(norms), dim=0) + 1e-6)).clamp(max=1.0)
-    return {name: g if g is None else g * _per_member(coefficient, g) for name, g in grads.items()}
+    return {name: g if g is None else g * per_member(coefficient, g) for name, g in grads.items()}

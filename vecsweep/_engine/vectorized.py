@@ -4,12 +4,14 @@ Not here: the mathematics of a step (`step.py`), how it is run fast (`program.py
 and what becomes of members that diverged (`run.py`).
 """
 
+import os
 import re
 import traceback
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,15 +21,18 @@ from vecsweep import kernels
 from vecsweep._engine.batches import Key, key_of, stack
 from vecsweep._engine.contract import Curve, SeedsDiffer, StepBatches, Unmappable, Window
 from vecsweep._engine.ensemble import Ensemble, MemberState
-from vecsweep._engine.learner import Learner, Probe, is_same
+from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
+from vecsweep._engine.probe import Probe, probe
 from vecsweep._engine.program import Inputs, Program
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.step import Step
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
-_LIBRARIES = [str(Path(module.__file__ or "").parent) for module in (torch, kernels)] + [str(Path(__file__).parents[1])]
+_FOLDERS = (Path(torch.__file__).parent, Path(str(kernels.__file__)).parent, Path(__file__).parents[1])
+_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
+_MAX_KINDS = 256  # of batches that are remembered
 _MAX_GRAPHS = 16  # loaders that never repeat a shape would trace for ever
 
 
@@ -52,10 +57,10 @@ class Vectorized:
         self.update = StackedUpdate(self.pattern) if StackedUpdate.suits(self.pattern) else None
         self._probes: dict[Key, Probe] = {}
         self._programs: dict[Hashable, Program] = {}
-        self._carried: frozenset[str] = frozenset()
+        self._changed: frozenset[str] = frozenset()
         self._differing = _differing(list(learners.values()))
-        probe = self.probe(first, next(iter(learners)), is_first=True)
-        self._carried, self._split = probe.carried, probe.split
+        seen = self.probe(first, next(iter(learners)), is_first=True)
+        self._changed, self._stacked = seen.changed_buffers, seen.member_buffers
 
     @property
     def level(self) -> str:
@@ -66,15 +71,15 @@ class Vectorized:
         """The state of a member of this seed before its first step."""
         learner = self.learners[seed]
         constants = dict(learner.model.named_parameters()) | dict(learner.model.named_buffers())
-        names = self._carried | self._differing
+        names = self._changed | self._differing
         buffers = {name: tensor.detach() for name, tensor in constants.items() if name in names}
         parameters = {name: p.detach() for name, p in learner.parameters.items()}
         return MemberState.start(parameters, buffers, self.execution.precision)
 
     def load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> "VectorizedChunk":
         """Stack members into a chunk."""
-        split = self._split if len(set(seeds)) == 1 else self._carried | self._differing
-        ensemble = Ensemble.stack(members, seeds, split)
+        member_buffers = self._stacked if len(set(seeds)) == 1 else self._changed | self._differing
+        ensemble = Ensemble.stack(members, seeds, member_buffers)
         if self.update is None:
             states = [member.optimizer for member in members]
             return VectorizedChunk(self, ensemble, MemberOptimizers(self.pattern, ensemble.parameters, states))
@@ -90,19 +95,19 @@ class Vectorized:
         key = key_of(batch)
         if key in self._probes:
             return self._probes[key]
-        probe = self.learners[seed].probe(batch, seed, self.streams)
-        if probe.obstacle:
-            raise Unmappable(probe.obstacle)
-        if not is_first and not (probe.carried <= self._carried and probe.split <= self._split):
+        seen = probe(self.learners[seed], batch, seed, self.streams)
+        if seen.obstacle:
+            raise Unmappable(seen.obstacle)
+        if not is_first and not (seen.changed_buffers <= self._changed and seen.member_buffers <= self._stacked):
             raise Unmappable("some batches change buffers that the first batch leaves alone")
         if key.is_plain:
-            self._probes[key] = probe
-        return probe
+            _remember(self._probes, key, seen)
+        return seen
 
     def program(self, ensemble: Ensemble, inputs: Inputs) -> Program:
         """The program for batches of this kind and an ensemble of this size."""
         kinds = tuple(key_of(batch) for batch in inputs.batches)
-        key = (len(ensemble), ensemble.split, ensemble.is_mixed, kinds)
+        key = (len(ensemble), ensemble.member_buffers, ensemble.is_mixed, kinds)
         if key in self._programs:
             return self._programs[key]
         is_plain = all(kind.is_plain for kind in kinds)
@@ -113,9 +118,10 @@ class Vectorized:
             divergence_factor=self.execution.divergence_factor,
             is_mixed=ensemble.is_mixed,
         )
-        program = Program(step, ensemble, inputs, is_traceable=is_plain and len(self._programs) < _MAX_GRAPHS)
+        num_traced = sum(program.is_traced for program in self._programs.values())
+        program = Program(step, ensemble, inputs, is_traceable=is_plain and num_traced < _MAX_GRAPHS)
         if is_plain:
-            self._programs[key] = program
+            _remember(self._programs, key, program)
         return program
 
 
@@ -216,6 +222,13 @@ class VectorizedChunk:
                     raise SeedsDiffer
 
 
+def _remember(kinds: dict[Any, Any], key: Any, value: Any) -> None:
+    """Keep what was learned about a kind of batch, and forget the oldest when there are very many."""
+    while len(kinds) >= _MAX_KINDS:
+        del kinds[next(iter(kinds))]
+    kinds[key] = value
+
+
 def _differing(learners: Sequence[Learner]) -> frozenset[str]:
     """The names of what is not trained and yet not the same for all seeds."""
     constants = [
@@ -239,6 +252,6 @@ def _explain(error: Exception) -> str:
     operator = re.search(r"aten::\w+(\.\w+)?|\.item\(\)", message)
     reason = operator.group() if operator else re.split(r"(?<=\w)[.:](?:\s|$)|\n", message)[0]
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not any(frame.filename.startswith(folder) for folder in _LIBRARIES):
+        if not frame.filename.startswith(_LIBRARIES):
             return f"{reason}, at {frame.filename}:{frame.lineno}"
     return reason

@@ -1,0 +1,163 @@
+"""Probe: what one kind of batch does to a model, seen by ordinary forward passes before anything is batched."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vecsweep._engine.learner import Learner, is_same
+from vecsweep._engine.rng import Streams, is_same_state
+from vecsweep._types import Batch
+from vecsweep.kernels.rules import Draw, Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What training on a kind of batch does.
+
+    Attributes:
+        draws: what the model draws at random.
+        changed_buffers: the names of the buffers that a pass changes.
+        member_buffers: those among them that other weights change otherwise, so that each member needs its own.
+        obstacle: why members cannot be batched, if a pass shows a reason.
+    """
+
+    draws: list[Draw]
+    changed_buffers: frozenset[str]
+    member_buffers: frozenset[str]
+    obstacle: str | None
+
+
+def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
+    """Run ordinary forward passes over a batch; nothing of the learner changes, nor where the streams stand.
+
+    Args:
+        learner: of the seed.
+        batch: one batch.
+        seed: whose random stream the model draws from.
+        streams: the random streams of the run.
+
+    Raises:
+        TypeError: the loss is not a tensor.
+        ValueError: the loss is not a scalar, or does not depend on what is trained.
+    """
+    start = streams.mark("model", seed)
+    recorder = Recorder()
+    parameters: dict[str, Tensor] = dict(learner.parameters)
+    with attributes_restored(learner.model) as attributes:
+        with recorder:
+            loss, changed = _forward(learner, parameters, batch)
+        end = streams.mark("model", seed)
+        if not loss.requires_grad:
+            raise ValueError(
+                "The loss must depend on the trained parameters; got one that does not require grad. Look for "
+                "`.detach()`, `.item()` or `torch.no_grad()` between the model's output and the loss."
+            )
+        counters, others = attributes.changed()
+        remembers = others
+        if others and not counters:  # written at each pass, but is it read at the next?
+            streams.rewind("model", seed, start)
+            again, _ = _forward(learner, parameters, batch)
+            remembers = [] if is_same(loss, again) else others
+    streams.rewind("model", seed, start)
+    for draw in recorder.draws:
+        draw()
+    is_repeatable = is_same_state(streams.mark("model", seed), end)
+    member_buffers: frozenset[str] = frozenset()
+    if changed:
+        streams.rewind("model", seed, start)
+        with torch.no_grad(), attributes_restored(learner.model):
+            _, elsewhere = _forward(learner, {name: 1.1 * p + 0.01 for name, p in parameters.items()}, batch)
+        member_buffers = frozenset(
+            name for name, buffer in changed.items() if name not in elsewhere or not is_same(buffer, elsewhere[name])
+        )
+    streams.rewind("model", seed, start)
+    obstacle = None
+    if counters or remembers:
+        obstacle = f"the forward pass keeps something for the next in the Python attribute {(counters + remembers)[0]}"
+    elif not is_repeatable:
+        obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
+    return Probe(recorder.draws, frozenset(changed), member_buffers, obstacle)
+
+
+def _forward(learner: Learner, parameters: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Evaluate the loss on copies of the buffers; return also the buffers that this changed."""
+    before = dict(learner.model.named_buffers())
+    tensors = parameters | {name: buffer.clone() for name, buffer in before.items()}
+    loss = learner.objective.evaluate(tensors, batch)
+    return loss, {name: tensors[name] for name in before if not is_same(tensors[name], before[name])}
+
+
+class Attributes:
+    """The Python attributes of a model's modules, as they were."""
+
+    _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+    _OWN = frozenset(vars(nn.Module()))  # parameters, buffers, hooks: PyTorch's own
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = dict(model.named_modules())
+        self._before = {path: self._attributes(module) for path, module in self._modules.items()}
+        self._contents = {
+            (path, key): value.copy()
+            for path, attributes in self._before.items()
+            for key, value in attributes.items()
+            if isinstance(value, list | dict | set)
+        }
+
+    def changed(self) -> tuple[list[str], list[str]]:
+        """Name the attributes that are no longer the same: those that are plain values, and the others."""
+        plain, others = [], []
+        for path, module in self._modules.items():
+            for key, value in self._attributes(module).items():
+                if not self._is_same(path, key, value):
+                    is_plain = isinstance(value, self._PLAIN) and key in self._before[path]
+                    (plain if is_plain else others).append(f"`{path}.{key}`" if path else f"`{key}`")
+        return plain, others
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for path, module in self._modules.items():
+            before = self._before[path]
+            for key in self._attributes(module).keys() - before.keys():
+                del module.__dict__[key]
+            module.__dict__.update(before)
+        for (path, key), content in self._contents.items():
+            container = self._before[path][key]
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+
+    def _is_same(self, path: str, key: str, value: Any) -> bool:
+        if key not in self._before[path]:
+            return False
+        before = self._before[path][key]
+        if value is not before:
+            return isinstance(value, self._PLAIN) and isinstance(before, self._PLAIN) and value == before
+        return (path, key) not in self._contents or _has_same_items(value, self._contents[path, key])
+
+    def _attributes(self, module: nn.Module) -> dict[str, Any]:
+        return {key: value for key, value in vars(module).items() if key not in self._OWN}
+
+
+def _has_same_items(a: Any, b: Any) -> bool:
+    """Whether two containers hold the same objects."""
+    if isinstance(a, set):
+        return bool(a == b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(a[key] is b[key] for key in a)
+    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+
+
+@contextmanager
+def attributes_restored(model: nn.Module) -> Iterator[Attributes]:
+    """Set the attributes of a model's modules back in the end; buffers and parameters are not among them."""
+    attributes = Attributes(model)
+    try:
+        yield attributes
+    finally:
+        attributes.restore()
