@@ -26,7 +26,7 @@ LAYERS = {
         kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop kernels.updates.sgd""",
     "kernels, all": "kernels.rules kernels.updates",
     "what is asked": "execution plan suggest task",
-    "engine, parts": "_engine _engine.divergence _engine.rng",
+    "engine, parts": "_engine _engine.copying _engine.divergence _engine.objective _engine.rng",
     "engine, what is stepped": "_engine.batches _engine.ensemble",
     "engine, what is trained": "_engine.contract _engine.learner",
     "engine, updates": "_engine.optimizer _engine.probe",

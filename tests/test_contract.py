@@ -1,8 +1,10 @@
 """The engine's contract beyond equality: independence, divergence as data, restoration, common random numbers."""
 
 import copy
+import gc
 import random
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -370,7 +372,7 @@ def test_seed_option_moves_all_seeds():
 class Body(nn.Module):
     """Notes whether what passes through it has the member axis."""
 
-    seen = []
+    seen: ClassVar[list[bool]] = []
 
     def __init__(self):
         super().__init__()
@@ -542,6 +544,134 @@ def test_model_that_only_notes_its_activations_trains_in_one_pass_and_keeps_no_w
     assert runs.model(1).history == []
 
 
+def penalty(model):
+    return sum(p.square().sum() for p in model.parameters() if p.requires_grad and isinstance(p, nn.Parameter))
+
+
+def writes_into_its_batch(model, batch):
+    batch[0].add_(1)
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+def takes_its_batch_apart(model, batch):
+    batch = list(batch)
+    return F.cross_entropy(model(batch.pop(0)), batch.pop(0))
+
+
+def branches_on_numpy(model, batch):
+    x = batch[0] * 2 if batch[0].numpy()[0, 0] > 0 else batch[0]
+    return F.cross_entropy(model(x), batch[1])
+
+
+def selects_rows(model, batch):
+    keep = batch[0][:, 0] > 0
+    return F.cross_entropy(model(batch[0][keep]), batch[1][keep], reduction="sum") / 8
+
+
+def draws_as_its_batch_says(model, batch):
+    noise = torch.randint(0, 1 + int(batch[0].abs().max() * 10), batch[0].shape)
+    return F.cross_entropy(model(batch[0] + 0.01 * noise), batch[1])
+
+
+def writes_into_its_parameters(model, batch):
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.99)
+    return F.cross_entropy(model(batch[0]), batch[1])
+
+
+AWKWARD = {
+    "penalty on what requires grad": lambda m, b: F.cross_entropy(m(b[0]), b[1]) + 0.1 * penalty(m),
+    "writes into its batch": writes_into_its_batch,
+    "takes its batch apart": takes_its_batch_apart,
+    "branches on numpy": branches_on_numpy,
+    "selects rows": selects_rows,
+    "draws as its batch says": draws_as_its_batch_says,
+    "writes into its parameters": writes_into_its_parameters,
+    "gradient penalty": lambda m, b: (
+        F.cross_entropy(m(b[0]), b[1])
+        + torch.autograd.grad(m(x := b[0].clone().requires_grad_()).sum(), x, create_graph=True)[0].square().sum()
+    ),
+    "functional gradient": lambda m, b: (
+        F.cross_entropy(m(b[0]), b[1]) + torch.func.grad(lambda x: torch.tanh(m(x)).sum())(b[0]).square().mean()
+    ),
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("loss", AWKWARD)
+def test_awkward_loss_trains_as_in_an_ordinary_loop_and_leaves_the_batches_alone(loss, engine):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+    batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(7)]
+    before = copy.deepcopy(batches)
+    task = vs.Task(
+        model, batches, training_step=AWKWARD[loss], optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)
+    )
+    runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=14, engine=engine, divergence_factor=None)
+    assert_same(batches, before)
+    for i, lr in enumerate([0.01, 0.1]):
+        fresh = [copy.deepcopy(before[step % 7]) for step in range(14)]
+        expected = stock.train(task, lr, 14, batches=fresh)
+        np.testing.assert_allclose(runs.train_loss[:, i], expected.losses, rtol=1e-9)
+
+
+def test_loss_on_a_model_that_is_not_the_one_given_is_refused():
+    outer = nn.Linear(6, 3)
+    task = vs.Task(
+        outer,
+        mlp_task().batches,
+        training_step=lambda model, b: F.cross_entropy(model(b[0]), b[1]) + outer.weight.square().sum(),
+        optimizer=torch.optim.SGD(outer.parameters(), lr=0.1),
+    )
+    for engine in ENGINES:
+        with pytest.raises(ValueError, match="reach them through its `model` argument"):
+            vs.sweep(task, lrs=[0.1], num_steps=1, engine=engine)
+    assert outer.weight.grad is None
+
+
+def halve_first_gradient(optimizer, args, kwargs):
+    optimizer.param_groups[0]["params"][0].grad.mul_(0.5)
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
+@pytest.mark.parametrize("kind", ["parameter", "module", "optimizer"])
+def test_hooks_are_called_for_every_member(kind):
+    def build():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+        if kind == "parameter":
+            model[0].weight.register_hook(lambda grad: grad * 0.5)
+        if kind == "module":
+            model[2].register_full_backward_hook(lambda module, grads, _: tuple(0.5 * g for g in grads))
+        return model
+
+    def optimizer(params):
+        own = torch.optim.SGD(params, lr=0.1)
+        if kind == "optimizer":
+            own.register_step_pre_hook(halve_first_gradient)
+        return own
+
+    task = mlp_task(model=build, optimizer=optimizer)
+    batches = [(x.double(), y) for x, y in task.batches]
+    task = vs.Task(build, batches, F.cross_entropy, optimizer=optimizer)
+    runs = vs.sweep(task, lrs=[0.05, 0.2], num_steps=10)
+    for i, lr in enumerate([0.05, 0.2]):
+        expected = stock.train_in_place(build(), task, lr, 10)
+        np.testing.assert_allclose(runs.train_loss[:, i], expected.losses, rtol=1e-9)
+
+
+def test_optimizer_whose_step_was_replaced_is_refused():
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.step = lambda closure=None: None
+    with pytest.raises(ValueError, match="the `step` of this SGD has been replaced"):
+        vs.sweep(mlp_task(model=model, optimizer=optimizer), lrs=[0.1], num_steps=1)
+
+
 def test_factory_that_returns_the_callers_own_module_leaves_it_alone():
     own = nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 3)).eval()
     before = copy.deepcopy(own.state_dict())
@@ -553,15 +683,13 @@ def test_factory_that_returns_the_callers_own_module_leaves_it_alone():
 
 
 def test_programs_of_many_kinds_of_batches_do_not_keep_the_parameters_alive():
-    import gc
-
     model = nn.Linear(6, 3)
     batches = [{"x": torch.randn(4, 6), "name": f"batch {i}"} for i in range(60)]
     alive = []
 
     def step(model, batch):
         gc.collect()
-        alive.append(sum(isinstance(o, torch.Tensor) and o.shape == (2, 3, 6) for o in gc.get_objects()))
+        alive.append(sum(type(o) is torch.Tensor and o.shape == (2, 3, 6) and not o.is_meta for o in gc.get_objects()))
         return model(batch["x"]).square().mean()
 
     task = vs.Task(model, batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))

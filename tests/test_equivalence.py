@@ -65,6 +65,18 @@ class ScheduleFree(torch.optim.Optimizer):
                 p.sub_(group["lr"] * 0.5 ** (group["k"] / self.half_life) * p.grad / (1 + state["norm"]) ** 0.5)
 
 
+class Rebinding(torch.optim.Optimizer):
+    """An optimizer that puts a new tensor into each parameter."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.data = p.data - group["lr"] * p.grad
+
+
 OPTIMIZERS = {
     "sgd": lambda p: SGD(p, lr=0.1),
     "sgd-momentum": lambda p: SGD(p, lr=0.1, momentum=0.9),
@@ -87,6 +99,7 @@ OPTIMIZERS = {
     "rprop": lambda p: Rprop(p, lr=0.1),
     "third-party": lambda p: ThirdParty(p, lr=0.1),
     "schedule-free": lambda p: ScheduleFree(p, lr=0.1),
+    "rebinding": lambda p: Rebinding(p, lr=0.1),
     "sgd-subclass": lambda p: type("Own", (SGD,), {})(p, lr=0.1, momentum=0.5),
 }
 
@@ -129,7 +142,9 @@ def test_template_optimizer_trains_as_the_function_that_built_it():
     stock.assert_equal(runs, by_function, 10)
 
 
-@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name not in ("third-party", "schedule-free")])
+@pytest.mark.parametrize(
+    "optimizer", [name for name in OPTIMIZERS if name not in ("third-party", "schedule-free", "rebinding")]
+)
 def test_stepped_template_trains_from_a_fresh_state(optimizer):
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
     template = OPTIMIZERS[optimizer](model.parameters())
@@ -169,6 +184,19 @@ def test_parameter_groups_keep_their_ratios_and_hyperparameters(optimizer, engin
     task = smooth_task(two_groups)
     runs = vs.sweep(task, lrs=LRS, num_steps=20, engine=engine, divergence_factor=None)
     stock.assert_equal(runs, task, 20)
+
+
+def test_template_under_a_warming_scheduler_keeps_the_ratios_of_its_groups():
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+    def two_groups(params):
+        params = list(params)
+        return SGD([{"params": params[:2]}, {"params": params[2:], "lr": 1.0}], lr=0.1)
+
+    template = two_groups(model.parameters())
+    torch.optim.lr_scheduler.LambdaLR(template, lambda step: step / 100)
+    runs = vs.sweep(smooth_task(template, model=model), lrs=LRS, num_steps=10, divergence_factor=None)
+    stock.assert_equal(runs, smooth_task(two_groups, model=model), 10)
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])

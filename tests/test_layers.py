@@ -166,6 +166,10 @@ LAYERS = {
     ),
     "attention-dropout": (lambda: flat(Attention(dropout_p=0.3), features=40), SEQUENCE),
     "attention-dropout-causal": (lambda: flat(Attention(dropout_p=0.3, is_causal=True), features=40), SEQUENCE),
+    "attention-dropout-of-a-masked-row": (
+        lambda: flat(Attention(mask=lambda x: causal_bool(x).tril(-1), dropout_p=0.3), features=40),
+        SEQUENCE,
+    ),
     "multihead": (lambda: flat(SelfAttention(need_weights=True), features=40), SEQUENCE),
     "multihead-without-weights": (lambda: flat(SelfAttention(need_weights=False), features=40), SEQUENCE),
     "multihead-dropout": (lambda: flat(SelfAttention(need_weights=False, dropout=0.2), features=40), SEQUENCE),

@@ -73,6 +73,7 @@ class Execution:
                 "members only at a loss that is not finite."
             )
         check_count("seed", self.seed, least=0)
+        object.__setattr__(self, "seed", int(self.seed))
         object.__setattr__(self, "device", _check_device(self.device))
 
     @classmethod

@@ -80,8 +80,8 @@ class Sweep:
         """
         if self._make_model is None:
             raise ValueError(
-                "The weights of the members are not here: a range test does not keep them, and a file does not hold "
-                "them. Call `model` on what `vecsweep.sweep` returns."
+                "The weights of the members are not here: neither a range test nor an interrupted sweep keeps them, "
+                "and a file does not hold them. Call `model` on what a complete `vecsweep.sweep` returns."
             )
         if not -len(self.members) <= i < len(self.members):
             raise IndexError(f"`i` must be one of the {len(self.members)} members; got {i}.")

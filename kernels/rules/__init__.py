@@ -6,15 +6,16 @@ works on what vmap shows it, one member's tensors, or goes below vmap by an `aut
 A rule returns NotImplemented for a case that it leaves to torch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from . import attention, linear, loss, normalization, recurrent
-from ._mode import CallMode
+from ._mode import CallMode, takes_values
 from .random import Draw, find_draw, replay
 
 __all__ = ["Draw", "MemberRules", "Recorder"]
@@ -33,6 +34,8 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.rnn_tanh_cell: recurrent.rnn_tanh_cell,
     torch.rnn_relu_cell: recurrent.rnn_relu_cell,
 }
+
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]  # a getter that torch makes in C
 
 # What these draw inside, where no mode can see it.
 _HIDDEN_DRAWS: dict[Callable[..., Any], Callable[..., list[Draw]]] = {
@@ -62,24 +65,59 @@ class Recorder(CallMode):
 
 
 class MemberRules(CallMode):
-    """Compute the operators of the code under it by the rules, and its random draws from `drawn`.
+    """Compute the operators of the code under it by the rules, and its random draws from what was drawn.
 
     Args:
-        drawn: what the `Draw`s of a recorded pass gave, in their order.
+        draws: what a recorded pass drew.
+        drawn: what these draws gave, in their order.
+
+    Raises:
+        RuntimeError: at a draw, when the code draws otherwise than it was recorded.
     """
 
-    def __init__(self, drawn: Iterator[Tensor]) -> None:
+    def __init__(self, draws: Sequence[Draw], drawn: Sequence[Tensor]) -> None:
         super().__init__()
-        self.drawn = drawn
+        self._draws = iter(draws)
+        self._drawn = iter(drawn)
+
+    def check_all_drawn(self) -> None:
+        """Raise RuntimeError if the code has drawn less than was recorded."""
+        if next(self._draws, None) is not None:
+            raise RuntimeError("the loss draws fewer random numbers than in an ordinary pass")
 
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute one call by its rule, if it has one."""
-        if find_draw(func, args, kwargs) is not None:
-            return replay(func, args, kwargs, next(self.drawn))
-        if (rule := RULES.get(func)) is not None:
+        if func == _REQUIRES_GRAD:
+            return _innermost(args[0]).requires_grad  # autograd runs outside vmap, and has the answer
+        if get_proxy_mode() is not None and takes_values(func, args):
+            raise RuntimeError(f"{func.__name__} takes values out of tensors, which a trace would keep for ever")
+        if (draw := find_draw(func, args, kwargs)) is not None:
+            if not draw.is_like(next(self._draws, None)):
+                raise RuntimeError("the loss draws other random numbers than in an ordinary pass")
+            return replay(func, args, kwargs, next(self._drawn))
+        if func in RULES and _is_mapped_last():
             # A rule is made of torch functions, which may have rules themselves.
             with self:
-                result = rule(*args, **kwargs, drawn=self.drawn)
+                result = RULES[func](*args, **kwargs, drawn=self._hidden_drawn())
             if result is not NotImplemented:
                 return result
         return super().handle(func, args, kwargs)
+
+    def _hidden_drawn(self) -> Iterator[Tensor]:
+        """What was drawn for a function that draws inside."""
+        for drawn in self._drawn:
+            next(self._draws, None)
+            yield drawn
+
+
+def _innermost(tensor: Tensor) -> Tensor:
+    """The tensor under all that vmap wraps around it."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
+    return tensor
+
+
+def _is_mapped_last() -> bool:
+    """Whether the innermost transform is vmap; the code may have put a `torch.func.grad` of its own inside."""
+    stack = torch._C._functorch.peek_interpreter_stack()
+    return stack is not None and stack.key() == torch._C._functorch.TransformType.Vmap

@@ -5,7 +5,9 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
@@ -38,6 +40,36 @@ class CallMode(TorchFunctionMode):
                 return _body(func)(*args, **kwargs)
         finally:
             self._running.pop()
+
+
+_VALUE_TAKERS = frozenset(
+    {
+        Tensor.__array__,
+        Tensor.argwhere,
+        Tensor.masked_select,
+        Tensor.nonzero,
+        Tensor.numpy,
+        Tensor.tolist,
+        Tensor.unique,
+        Tensor.unique_consecutive,
+        torch.argwhere,
+        torch.masked_select,
+        torch.nonzero,
+        torch.unique,
+        torch.unique_consecutive,
+    }
+)
+
+
+def takes_values(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+    """Whether a call turns numbers in a tensor into Python values or into a shape, unseen by the dispatcher.
+
+    Taking one number out (`.item()`, `if tensor:`) is not among them: tracing refuses it by itself.
+    """
+    if func in (Tensor.__getitem__, Tensor.__setitem__):
+        indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+        return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
+    return func in _VALUE_TAKERS
 
 
 @functools.cache

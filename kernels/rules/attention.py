@@ -40,7 +40,10 @@ def scaled_dot_product_attention(
         scores = scores.masked_fill(~attn_mask, -math.inf)
     elif attn_mask is not None:
         scores = scores + attn_mask
-    return (scores.softmax(-1) * next(drawn)) @ value
+    # Where nothing may be attended to, torch's attention is 0.
+    is_masked = (scores == -math.inf).all(-1, keepdim=True)
+    weights = scores.masked_fill(is_masked, 0.0).softmax(-1).masked_fill(is_masked, 0.0)
+    return (weights * next(drawn)) @ value
 
 
 def attention_draws(

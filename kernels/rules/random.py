@@ -51,6 +51,15 @@ class Draw:
     start: Tensor | None = None
     device: torch.device | None = None
 
+    def is_like(self, other: "Draw | None") -> bool:
+        """Whether the other draws from the same distribution into the same shape."""
+        return (
+            other is not None
+            and (self.function, self.args, self.kwargs) == (other.function, other.args, other.kwargs)
+            and (self.start is None) == (other.start is None)
+            and (self.start is None or other.start is None or self.start.shape == other.start.shape)
+        )
+
     def __call__(self) -> Tensor:
         """Draw anew from the global random generator."""
         if self.start is None:

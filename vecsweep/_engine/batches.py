@@ -126,6 +126,11 @@ def stack(batches: Sequence[Batch]) -> Batch:
     return pytree.tree_map(stack_leaves, *batches)
 
 
+def copy_batch(batch: Batch) -> Batch:
+    """Copy the containers and tensors of a batch, so that what a loss writes into it stays there."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+
+
 def member_dims(batch: Batch) -> Batch:
     """The `in_dims` of a stacked batch: 0 for tensors, None for all else."""
     return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vecsweep._engine.copying import copy_optimizer
 from vecsweep._engine.ensemble import OptimizerState
-from vecsweep._engine.learner import Learner, copy_optimizer
+from vecsweep._engine.learner import Learner
 from vecsweep.kernels.updates import UPDATES, State
 
 
@@ -33,8 +34,10 @@ class StackedUpdate:
     @staticmethod
     def suits(learner: Learner) -> bool:
         """Whether there is a formula for this optimizer and these parameters."""
-        is_real = not any(p.is_complex() for p in learner.parameters.values())
-        return type(learner.optimizer) in UPDATES and is_real
+        optimizer = learner.optimizer
+        has_hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
+        is_complex = any(p.is_complex() for p in learner.parameters.values())
+        return type(optimizer) in UPDATES and not has_hooks and not is_complex
 
     def init(self, parameters: Mapping[str, Tensor], loaded: Mapping[str, Mapping[str, Tensor]]) -> dict[str, State]:
         """Make the state of each parameter, from what was loaded where there is something.
@@ -111,6 +114,11 @@ class MemberOptimizers:
             for group, own in zip(self._groups, optimizer.param_groups, strict=True):
                 own.update(group.hyper({name: of_members[i] for name, of_members in values.items()}))
             step_(optimizer)
+            for name, view in views.items():
+                stacked_view = self._parameters[name][i]
+                if view.data_ptr() != stacked_view.data_ptr():  # the optimizer has put a new tensor into `p.data`
+                    stacked_view.copy_(view.data)
+                    view.data = stacked_view
 
     def state(self, i: int) -> OptimizerState:
         """Copy the state of one member's optimizer, by parameter name."""

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vecsweep._engine.batches import copy_batch
+from vecsweep._engine.copying import hooks_of
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.rng import Streams, is_same_state
 from vecsweep._types import Batch
@@ -44,18 +46,16 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         TypeError: the loss is not a tensor.
         ValueError: the loss is not a scalar, or does not depend on what is trained.
     """
+    learner = learner.copy()  # what a loss does to parameters or attributes in place stays there
+    parameters: dict[str, Tensor] = dict(learner.parameters)
+    versions = _versions(learner)
     start = streams.mark("model", seed)
     recorder = Recorder()
-    parameters: dict[str, Tensor] = dict(learner.parameters)
     with attributes_restored(learner.model) as attributes:
         with recorder:
             loss, changed = _forward(learner, parameters, batch)
         end = streams.mark("model", seed)
-        if not loss.requires_grad:
-            raise ValueError(
-                "The loss must depend on the trained parameters; got one that does not require grad. Look for "
-                "`.detach()`, `.item()` or `torch.no_grad()` between the model's output and the loss."
-            )
+        _check_depends_on(loss, learner)
         counters, others = attributes.changed()
         remembers = others
         if others and not counters:  # written at each pass, but is it read at the next?
@@ -76,18 +76,67 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         )
     streams.rewind("model", seed, start)
     obstacle = None
-    if counters or remembers:
-        obstacle = f"the forward pass keeps something for the next in the Python attribute {(counters + remembers)[0]}"
+    if kept := [*counters, *remembers]:
+        obstacle = f"the forward pass keeps something for the next in the Python attribute {kept[0]}"
+    elif written := [name for name, version in _versions(learner).items() if version != versions.get(name, version)]:
+        obstacle = f"the forward pass changes {written[0]} in place"
     elif not is_repeatable:
         obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
+    elif hooked := _hooked(learner):
+        obstacle = f"gradients pass through a hook of {hooked}"
     return Probe(recorder.draws, frozenset(changed), member_buffers, obstacle)
+
+
+def _check_depends_on(loss: Tensor, learner: Learner) -> None:
+    """Raise ValueError unless the loss depends on the learner's parameters, and on no others."""
+    if not loss.requires_grad:
+        raise ValueError(
+            "The loss must depend on the trained parameters; got one that does not require grad. Look for "
+            "`.detach()`, `.item()` or `torch.no_grad()` between the model's output and the loss."
+        )
+    own = {id(p) for p in learner.model.parameters()}
+    pending, seen = [loss.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, nn.Parameter) and id(variable) not in own:
+            raise ValueError(
+                "The loss must depend on the parameters of the model it is given; got one of shape "
+                f"{tuple(variable.shape)} that is not this model's. Members are copies: let the loss reach them "
+                "through its `model` argument."
+            )
+        pending += [following for following, _ in node.next_functions]
+
+
+def _versions(learner: Learner) -> dict[str, int]:
+    """How often each parameter, and each tensor in a plain attribute, has been written to in place."""
+    tensors: dict[str, Tensor] = {f"the parameter {name!r}": p for name, p in learner.model.named_parameters()}
+    for path, module in learner.objective.named_modules():
+        for key, value in vars(module).items():
+            if isinstance(value, Tensor):
+                tensors[f"the attribute `{path}.{key}`"] = value
+    return {name: tensor._version for name, tensor in tensors.items()}
+
+
+def _hooked(learner: Learner) -> str | None:
+    """Name a part of the model that has a hook on gradients, which autograd outside vmap would not call."""
+    for name, parameter in learner.model.named_parameters():
+        if hooks_of(parameter):
+            return f"the parameter {name!r}"
+    for path, module in learner.model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            return f"the module {path!r}"
+    return None
 
 
 def _forward(learner: Learner, parameters: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """Evaluate the loss on copies of the buffers; return also the buffers that this changed."""
     before = dict(learner.model.named_buffers())
     tensors = parameters | {name: buffer.clone() for name, buffer in before.items()}
-    loss = learner.objective.evaluate(tensors, batch)
+    loss = learner.objective.evaluate(tensors, copy_batch(batch))
     return loss, {name: tensors[name] for name in before if not is_same(tensors[name], before[name])}
 
 
@@ -109,7 +158,7 @@ class Attributes:
 
     def changed(self) -> tuple[list[str], list[str]]:
         """Name the attributes that are no longer the same: those that are plain values, and the others."""
-        plain, others = [], []
+        plain, others = list[str](), list[str]()
         for path, module in self._modules.items():
             for key, value in self._attributes(module).items():
                 if not self._is_same(path, key, value):

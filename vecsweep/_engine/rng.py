@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+import threading
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 import torch
 
 State = tuple[Any, ...]
+
+_TURN = threading.RLock()  # the generators are global: sweeps in several threads take turns
 
 
 class Streams:
@@ -34,13 +37,14 @@ class Streams:
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:
-        """Give the caller's generators back at the end, also after an exception."""
-        callers = self._capture()
-        try:
-            yield
-        finally:
-            self._restore(callers)
-            self._current = None
+        """Give the caller's generators back at the end, also after an exception; other threads wait meanwhile."""
+        with _TURN:
+            callers = self._capture()
+            try:
+                yield
+            finally:
+                self._restore(callers)
+                self._current = None
 
     def use(self, name: str, seed: int) -> None:
         """Put a stream in place. Those of weights and of models begin as after `torch.manual_seed(seed)`."""

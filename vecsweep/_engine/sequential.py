@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from vecsweep._engine.batches import copy_batch
 from vecsweep._engine.contract import Curve, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
@@ -102,7 +103,7 @@ class _Member:
             for name, value in member.buffers.items():
                 # A buffer of several seeds' ensembles may also be a frozen parameter that each seed has for itself.
                 if name in buffers:
-                    buffers[name].copy_(value)
+                    buffers[name].data = value.clone()
         load_state(self._learner.optimizer, self._learner.parameters, member.optimizer)
         self._fate = member.fate
         self._scale = member.scale
@@ -115,7 +116,7 @@ class _Member:
         optimizer.zero_grad()
         loss = torch.zeros_like(self._fate.best)
         for batch in batches:
-            batch_loss = self._learner.objective(batch)
+            batch_loss = self._learner.objective(copy_batch(batch))
             loss += batch_loss.detach().double() / len(batches)
             batch_loss = batch_loss / len(batches)
             (batch_loss if self._scale is None else batch_loss * self._scale.value[0]).backward()

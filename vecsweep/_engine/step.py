@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from vecsweep._engine.batches import member_dims
+from vecsweep._engine.batches import copy_batch, member_dims
 from vecsweep._engine.ensemble import Ensemble, LossScale
-from vecsweep._engine.learner import Objective
+from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import StackedUpdate
 from vecsweep._engine.probe import attributes_restored
 from vecsweep._types import Batch
-from vecsweep.kernels.rules import MemberRules
+from vecsweep.kernels.rules import Draw, MemberRules
 from vecsweep.kernels.updates import over_members, per_member
 
 Grads = dict[str, Tensor | None]  # [member, *shape]; None where the loss does not depend on the parameter
@@ -72,11 +72,12 @@ class Step:
         self,
         ensemble: Ensemble,
         batches: Sequence[Batch],  # more than one when accumulating
-        drawn: Sequence[Sequence[Tensor]],  # what the model draws at random, for each batch
+        draws: Sequence[Sequence[Draw]],  # what the model draws at random, for each batch
+        drawn: Sequence[Sequence[Tensor]],  # and what was drawn
         hyper: Mapping[str, Tensor],  # [member] float64
     ) -> StepResult:
         """Compute the members after one step; nothing given is changed."""
-        loss, grads, buffers = self._gradients(ensemble, batches, drawn)
+        loss, grads, buffers = self._gradients(ensemble, batches, draws, drawn)
         with torch.no_grad():
             was_alive, scale = ensemble.fate.alive, ensemble.scale
             fate = ensemble.fate.after(loss, self._divergence_factor)
@@ -105,15 +106,19 @@ class Step:
             return StepResult(after, torch.where(was_alive, loss, torch.nan), is_stepped, grads)
 
     def _gradients(
-        self, ensemble: Ensemble, batches: Sequence[Batch], drawn: Sequence[Sequence[Tensor]]
+        self,
+        ensemble: Ensemble,
+        batches: Sequence[Batch],
+        draws: Sequence[Sequence[Draw]],
+        drawn: Sequence[Sequence[Tensor]],
     ) -> tuple[Tensor, Grads, dict[str, Tensor]]:
         """Average losses `[member]` and gradients over the batches of the step; return also the new buffers."""
         parameters = {name: p.detach().requires_grad_() for name, p in ensemble.parameters.items()}
         buffers = ensemble.buffers
         loss = torch.zeros((), dtype=torch.float64, device=ensemble.fate.alive.device)
         grads: Grads = dict.fromkeys(parameters)
-        for batch, own_drawn in zip(batches, drawn, strict=True):
-            losses, buffers = self._losses(parameters, buffers, ensemble.member_buffers, batch, own_drawn)
+        for batch, own_draws, own_drawn in zip(batches, draws, drawn, strict=True):
+            losses, buffers = self._losses(parameters, buffers, ensemble.member_buffers, batch, own_draws, own_drawn)
             loss = loss + losses.detach().double() / len(batches)
             total = losses / len(batches)
             if ensemble.scale is not None:
@@ -130,22 +135,24 @@ class Step:
         buffers: Mapping[str, Tensor],
         member_buffers: frozenset[str],
         batch: Batch,
+        draws: Sequence[Draw],
         drawn: Sequence[Tensor],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the losses `[member]` of one batch, and the buffers after it."""
-        buffers = {name: b.clone() for name, b in buffers.items()}  # which models change in place
+        buffers = {name: b.clone() for name, b in buffers.items()}  # which models change in place,
+        batch = copy_batch(batch)  # as some losses do the batch
         shared = {name: b for name, b in buffers.items() if name not in member_buffers}
         own = {name: b for name, b in buffers.items() if name in member_buffers}
 
         def member(
             parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch, drawn: Sequence[Tensor]
         ) -> tuple[Tensor, dict[str, Tensor]]:
+            for parameter in parameters.values():
+                parameter._is_param = True  # what isinstance(parameter, nn.Parameter) asks
             tensors = parameters | shared | own
-            unused = iter(drawn)
-            with MemberRules(unused):
+            with MemberRules(draws, drawn) as rules:
                 loss = self._objective.evaluate(tensors, batch)
-            if next(unused, None) is not None:
-                raise RuntimeError("the mapped pass draws fewer random numbers than an ordinary one")
+            rules.check_all_drawn()
             return loss, {name: tensors[name] for name in buffers}
 
         out_dims: Any = (0, {name: 0 if name in member_buffers else None for name in buffers})

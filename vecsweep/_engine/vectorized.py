@@ -29,6 +29,7 @@ from vecsweep._engine.rng import Streams
 from vecsweep._engine.step import Step
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
+from vecsweep.kernels.rules import Draw
 
 _FOLDERS = (Path(torch.__file__).parent, Path(str(kernels.__file__)).parent, Path(__file__).parents[1])
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
@@ -182,8 +183,7 @@ class VectorizedChunk:
         state, structure = pytree.tree_flatten(self._ensemble.tensors)
         losses, alive = [], []
         for t, step_batches in enumerate(window):
-            batches, drawn = self._gather(step_batches)
-            inputs = Inputs(batches, drawn, {name: values[t] for name, values in rows.items()})
+            inputs = Inputs(*self._gather(step_batches), {name: values[t] for name, values in rows.items()})
             state, loss, is_alive, is_stepped, grads = self._engine.program(self._ensemble, inputs)(state, inputs)
             if self._optimizers is not None:
                 self._optimizers.step_(grads, inputs.hyper, is_stepped.tolist())
@@ -192,26 +192,22 @@ class VectorizedChunk:
         self._ensemble = self._ensemble.with_tensors(pytree.tree_unflatten(state, structure))
         return Curve(torch.stack(losses), torch.stack(alive))
 
-    def _gather(self, step_batches: StepBatches) -> tuple[list[Batch], list[list[Tensor]]]:
-        """The batches of one step and what is drawn for each, with the member axis if the seeds are several."""
+    def _gather(self, step_batches: StepBatches) -> tuple[list[Batch], list[list[Draw]], list[list[Tensor]]]:
+        """The batches of one step, and what is drawn for each, with the member axis if the seeds are several."""
         seeds = self._ensemble.seeds
-        batches, drawn = {}, {}
+        draws = [self._engine.probe(batch, seeds[0]).draws for batch in step_batches[seeds[0]]]
+        drawn = {}
         for seed in dict.fromkeys(seeds):
-            batches[seed] = step_batches[seed]
-            drawn[seed] = [self._draw(seed, batch) for batch in step_batches[seed]]
+            if any(draws):
+                self._engine.streams.use("model", seed)
+            drawn[seed] = [[draw() for draw in of_batch] for of_batch in draws]
         if not self._ensemble.is_mixed:
-            return list(batches[seeds[0]]), drawn[seeds[0]]
+            return list(step_batches[seeds[0]]), draws, drawn[seeds[0]]
         return (
-            [stack(of_members) for of_members in zip(*(batches[seed] for seed in seeds), strict=True)],
+            [stack(of_members) for of_members in zip(*(step_batches[seed] for seed in seeds), strict=True)],
+            draws,
             [stack(of_members) for of_members in zip(*(drawn[seed] for seed in seeds), strict=True)],
         )
-
-    def _draw(self, seed: int, batch: Batch) -> list[Tensor]:
-        """Draw what the model will draw on a batch, from the seed's own stream."""
-        draws = self._engine.probe(batch, seed).draws
-        if draws:
-            self._engine.streams.use("model", seed)
-        return [draw() for draw in draws]
 
     def _check_seeds_agree(self, window: Window) -> None:
         """Raise SeedsDiffer unless the seeds have batches of one kind in every step."""

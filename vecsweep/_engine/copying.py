@@ -1,0 +1,66 @@
+"""Copies of the caller's models and optimizers: whole, where Python's own would leave something out."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+
+def copy_model(model: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn.Module, Optimizer | None]:
+    """Copy a model with the hooks on its parameters, and with it an optimizer over them."""
+    # Tensors computed from parameters (weight_norm keeps one) refuse to be copied; they are computed anew anyway.
+    memo: dict[int, Any] = {
+        id(leaf): leaf.detach().clone()
+        for module in model.modules()
+        for leaf in pytree.tree_leaves(vars(module))
+        if isinstance(leaf, Tensor) and not leaf.is_leaf
+    }
+    copied = copy.deepcopy(model, memo)
+    for own, parameter in zip(copied.parameters(), model.parameters(), strict=True):
+        for hook in hooks_of(parameter):
+            own.register_hook(hook)
+    return copied, None if optimizer is None else copy_optimizer(optimizer, memo)
+
+
+def copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """Copy an optimizer over to other parameters, with its hooks and the attributes of its class's own.
+
+    Args:
+        optimizer: the optimizer; torch.optim leaves those out of its copies.
+        memo: as in `copy.deepcopy`: from the ids of the parameters to what stands for them.
+    """
+    copied = copy.deepcopy(optimizer, memo)
+    for key, value in vars(optimizer).items():
+        # A scheduler puts a `step` of its own on the caller's optimizer, which refers to that optimizer.
+        if key not in vars(copied) and key != "step":
+            setattr(copied, key, copy.deepcopy(value, memo))
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        copied.register_step_pre_hook(hook)
+    for hook in optimizer._optimizer_step_post_hooks.values():
+        copied.register_step_post_hook(hook)
+    return copied
+
+
+def hooks_of(parameter: Tensor) -> list[Any]:
+    """The hooks that a parameter's gradient passes through."""
+    return list((parameter._backward_hooks or {}).values())
+
+
+def forget_(optimizer: Optimizer) -> None:
+    """Take from a copied template what it learned in steps of the caller's."""
+    if not optimizer.state:
+        return
+    if not any(kind.__module__.startswith("torch.optim.") for kind in type(optimizer).__mro__ if kind is not Optimizer):
+        raise ValueError(
+            f"`optimizer` must not have been stepped; {type(optimizer).__name__} holds state, and vecsweep does not "
+            "know how to make it fresh. Pass a function that builds a new one: `lambda params: ...`."
+        )
+    optimizer.state.clear()
+    if isinstance(optimizer, torch.optim.Adagrad):  # the one class that fills its state when it is built
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                total = torch.full_like(p, group["initial_accumulator_value"], requires_grad=False)
+                optimizer.state[p] = {"step": torch.tensor(0.0), "sum": total}
