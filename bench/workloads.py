@@ -1,0 +1,146 @@
+"""What the benchmarks train: one function for each workload, that returns a task on data of the right shape.
+
+The data are random, because only their shapes matter to the time of a step; what is learned from real data is shown by
+`make demo` and the tests.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import vecsweep as vs
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A task and how it is measured.
+
+    Attributes:
+        make: builds the task.
+        num_members: how many copies are trained.
+        target: the ratio to the sequential loop that is aimed at.
+    """
+
+    make: Callable[[], vs.Task]
+    num_members: int
+    target: float
+
+
+class CharGPT(nn.Module):
+    """A decoder of two layers on characters: width 64, four heads, 32 positions."""
+
+    def __init__(self, num_symbols: int = 65, width: int = 64, length: int = 32) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(num_symbols, width), nn.Embedding(length, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(2))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, num_symbols)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From `[batch, position]` to logits `[batch, symbol, position]`."""
+        y = self.tokens(x) + self.positions(torch.arange(x.shape[1], device=x.device))
+        for block in self.blocks:
+            y = block(y)
+        return self.head(self.norm(y)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    """Causal self-attention and a feed-forward layer, each after a norm."""
+
+    def __init__(self, width: int, num_heads: int = 4) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+        self.num_heads = num_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From and to `[batch, position, width]`."""
+        q, k, v = (y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in self.qkv(self.norm1(x)).chunk(3, -1))
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return x + self.feed(self.norm2(x))
+
+
+class LSTMClassifier(nn.Module):
+    """An LSTM of width 64 whose last output is classified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(64, 64, batch_first=True), nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From `[batch, time, 64]` to `[batch, class]`."""
+        return self.head(self.lstm(x)[0][:, -1])
+
+
+def _task(model: nn.Module, inputs: Callable[[], Tensor], targets: Callable[[], Tensor], optimizer: object) -> vs.Task:
+    batches = [(inputs(), targets()) for _ in range(8)]
+    return vs.Task(model, batches, F.cross_entropy, optimizer=optimizer)
+
+
+def _momentum(params: object) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.01, momentum=0.9, foreach=True)
+
+
+def _adamw(params: object) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(params, lr=1e-3, foreach=True)
+
+
+def digits_mlp() -> vs.Task:
+    """MLP 64-64-64-10, batch 64."""
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    return _task(model, lambda: torch.rand(64, 64), lambda: torch.randint(10, (64,)), _momentum)
+
+
+def mnist_mlp(optimizer: object = _momentum) -> vs.Task:
+    """MLP 784-500-256-10, batch 64."""
+    model = nn.Sequential(nn.Linear(784, 500), nn.ReLU(), nn.Linear(500, 256), nn.ReLU(), nn.Linear(256, 10))
+    return _task(model, lambda: torch.rand(64, 784), lambda: torch.randint(10, (64,)), optimizer)
+
+
+def cnn() -> vs.Task:
+    """Convolutions 1-16-32 of 3x3 with a pool after each, one linear layer, 28x28, batch 64."""
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(32 * 49, 10)),
+    )
+    return _task(model, lambda: torch.rand(64, 1, 28, 28), lambda: torch.randint(10, (64,)), _momentum)
+
+
+def frozen_body() -> vs.Task:
+    """A frozen convolutional body and a head of ten outputs, 28x28, batch 64."""
+    body = nn.Sequential(
+        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()),
+    ).requires_grad_(False)
+    model = nn.Sequential(body, nn.Linear(64 * 49, 10))
+    return _task(
+        model,
+        lambda: torch.rand(64, 1, 28, 28),
+        lambda: torch.randint(10, (64,)),
+        lambda params: _momentum([p for p in params if p.requires_grad]),
+    )
+
+
+def char_gpt() -> vs.Task:
+    """CharGPT, 8 sequences of 32 characters."""
+    return _task(CharGPT(), lambda: torch.randint(65, (8, 32)), lambda: torch.randint(65, (8, 32)), _adamw)
+
+
+def lstm() -> vs.Task:
+    """LSTM of width 64, 32 sequences of 20."""
+    return _task(LSTMClassifier(), lambda: torch.randn(32, 20, 64), lambda: torch.randint(10, (32,)), _momentum)
+
+
+WORKLOADS = {
+    "digits-mlp": Workload(digits_mlp, 64, 11.0),
+    "mnist-mlp": Workload(mnist_mlp, 32, 1.4),
+    "mnist-mlp-adamw": Workload(lambda: mnist_mlp(_adamw), 32, 1.7),
+    "cnn": Workload(cnn, 16, 1.3),
+    "char-gpt": Workload(char_gpt, 16, 1.8),
+    "lstm": Workload(lstm, 16, 1.2),
+    "frozen-body": Workload(frozen_body, 32, 20.0),
+}
