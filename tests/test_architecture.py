@@ -18,10 +18,10 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from the layers below its own. Put a new one as low as it goes.
 LAYERS = {
     "words": "_errors _types",
-    "kernels, common": "kernels kernels.rules._mode kernels.rules.random kernels.updates._update",
+    "kernels, common": "kernels kernels._compile kernels.rules._mode kernels.rules.random kernels.updates._update",
     "kernels, one each": """
-        kernels.rules.attention kernels.rules.linear kernels.rules.loss kernels.rules.normalization
-        kernels.rules.recurrent
+        kernels.rules.attention kernels.rules.convolution kernels.rules.linear kernels.rules.loss
+        kernels.rules.normalization kernels.rules.recurrent
         kernels.updates.adadelta kernels.updates.adagrad kernels.updates.adam kernels.updates.adamax
         kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop kernels.updates.sgd""",
     "kernels, all": "kernels.rules kernels.updates",

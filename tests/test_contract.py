@@ -424,6 +424,47 @@ def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
     assert len(traced) == 2, "chunks of one size share a trace"
 
 
+def test_run_is_compiled_only_if_it_is_long_enough_to_earn_that_back(monkeypatch):
+    from vecsweep._engine import program
+
+    compiled = []
+    monkeypatch.setattr(program, "compile_graph", lambda graph: compiled.append(graph) or graph.forward)
+    vs.sweep(mlp_task(), lrs=[0.01, 0.1], num_steps=50)
+    assert not compiled
+    wide = nn.Sequential(nn.Linear(6, 2048), nn.ReLU(), nn.Linear(2048, 3))
+    task = mlp_task(model=wide, optimizer=torch.optim.SGD(wide.parameters(), lr=0.1, momentum=0.9))
+    assert vs.sweep(task, lrs=np.full(64, 0.01), num_steps=150, compile=False).engine.startswith("vectorized, traced")
+    assert not compiled
+    assert vs.sweep(task, lrs=np.full(64, 0.01), num_steps=3_000, divergence_factor=1.0001)
+    assert len(compiled) == 1
+
+
+def test_step_that_cannot_be_compiled_runs_on_with_one_warning(monkeypatch):
+    from vecsweep._engine import program
+
+    def fail(graph):
+        raise RuntimeError("there is no C++ compiler")
+
+    monkeypatch.setattr(program, "compile_graph", fail)
+    with pytest.warns(vs.FallbackWarning, match=r"runs uncompiled: there is no C\+\+ compiler") as caught:
+        runs = vs.sweep(mlp_task(), lrs=[0.01, 0.1], num_steps=20, compile=True)
+    assert len(caught) == 1
+    expected = vs.sweep(mlp_task(), lrs=[0.01, 0.1], num_steps=20, compile=False)
+    np.testing.assert_array_equal(runs.train_loss, expected.train_loss)
+
+
+def test_wrongly_compiled_step_is_not_used(monkeypatch):
+    from vecsweep._engine import program
+
+    def wrong(graph):
+        return lambda *tensors: [t * 1.01 if t.is_floating_point() else t for t in graph.forward(*tensors)]
+
+    monkeypatch.setattr(program, "compile_graph", wrong)
+    with pytest.warns(vs.FallbackWarning, match="compiled step gives other numbers"):
+        runs = vs.sweep(mlp_task(), lrs=[0.01, 0.1], num_steps=20, compile=True)
+    assert runs.engine.startswith("vectorized, traced")
+
+
 # --- fallbacks --------------------------------------------------------------------------------------------------------
 
 

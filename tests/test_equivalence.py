@@ -307,3 +307,11 @@ def test_fp16_keeps_a_loss_scale_for_each_member_as_gradscaler_does(optimizer, e
         )
         for trained, expected in zip(runs.model(i).parameters(), own.parameters(), strict=True):
             torch.testing.assert_close(trained, expected, rtol=1e-2, atol=5e-3)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd-nesterov", "adamw-amsgrad"])
+def test_compiled_step_trains_as_an_ordinary_loop_does(optimizer):
+    task = smooth_task(OPTIMIZERS[optimizer])
+    runs = vs.sweep(task, lrs=LRS, num_steps=20, compile=True, max_grad_norm=0.5, divergence_factor=None)
+    assert runs.engine.startswith("vectorized, compiled")
+    stock.assert_equal(runs, task, 20, max_grad_norm=0.5)

@@ -128,6 +128,19 @@ LAYERS = {
     ),
     "conv2d-strided-dilated": (lambda: image(nn.Conv2d(2, 4, 2, stride=2, dilation=2), features=16), IMAGE),
     "conv2d-depthwise": (lambda: image(nn.Conv2d(2, 4, 3, groups=2), features=64), IMAGE),
+    "conv2d-same-in-strings": (lambda: image(nn.Conv2d(2, 3, 3, padding="same", bias=False), features=108), IMAGE),
+    "conv2d-grouped-stack": (
+        lambda: image(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 3, groups=2), features=16),
+        IMAGE,
+    ),
+    "conv2d-frozen-after-trained": (
+        lambda: image(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.Conv2d(4, 3, 3).requires_grad_(False), features=12),
+        IMAGE,
+    ),
+    "linear-frozen-after-trained": (
+        lambda: flat(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8).requires_grad_(False), nn.Tanh()),
+        VECTOR,
+    ),
     "conv2d-reflect": (lambda: image(nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), features=108), IMAGE),
     "conv3d": (lambda: image(nn.Conv3d(2, 3, 2), features=81), VOLUME),
     "conv-transposed-1d": (lambda: flat(nn.ConvTranspose1d(5, 4, 3, stride=2), nn.Tanh(), features=68), SEQUENCE),
@@ -234,7 +247,12 @@ def layer_task(build, shape):
     is_tokens = shape == TOKENS
     inputs = [torch.randint(11, shape) if is_tokens else torch.randn(shape) for _ in range(4)]
     batches = [(x, torch.randint(3, shape[:1])) for x in inputs]
-    return vs.Task(model, batches, F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    return vs.Task(
+        model,
+        batches,
+        F.cross_entropy,
+        optimizer=lambda params: torch.optim.SGD([p for p in params if p.requires_grad], lr=0.1, momentum=0.9),
+    )
 
 
 @pytest.mark.parametrize("chunk_size", [2, "auto"])

@@ -41,7 +41,7 @@ def sweep(
         num_steps: optimizer updates of each member.
         epochs: passes over the batches, in place of `num_steps`; steps are rounded down where `accumulation_steps`
             does not divide them. A source without a length is read through once, to count its batches.
-        **execution: `device`, `precision`, `engine`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
+        **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
     Raises:
@@ -115,7 +115,7 @@ def range_test(
         seeds: how many seeds, or the seeds themselves.
         method: "grid" or "ramp".
         spacing: "exponential" for equal ratios between learning rates, "linear" for equal differences.
-        **execution: `device`, `precision`, `engine`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
+        **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
     Raises:

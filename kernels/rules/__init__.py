@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from . import attention, linear, loss, normalization, recurrent
+from . import attention, convolution, linear, loss, normalization, recurrent
 from ._mode import CallMode, takes_values
 from .random import Draw, find_draw, replay
 
@@ -23,6 +23,9 @@ __all__ = ["Draw", "MemberRules", "Recorder"]
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear.linear,
     F.cross_entropy: loss.cross_entropy,
+    torch.conv1d: convolution.conv1d,
+    torch.conv2d: convolution.conv2d,
+    torch.conv3d: convolution.conv3d,
     F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
     torch._weight_norm: normalization.weight_norm,
     torch.lstm: recurrent.lstm,

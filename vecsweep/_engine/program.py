@@ -1,10 +1,12 @@
-"""Program: the step for one kind of batch, run first eagerly, then as a traced graph.
+"""Program: the step for one kind of batch, run first eagerly, then as a traced graph, then perhaps compiled.
 
 A graph is a flat list of aten operators, free of the Python of modules, vmap and autograd. It is traced when a kind of
 batch comes for the second time, and checked against the eager step when it comes for the third, and now and then later:
-constants that the trace froze by mistake show on numbers that it was not made from.
+constants that the trace froze by mistake show on numbers that it was not made from. If enough steps are still to come
+the graph is compiled, and what was compiled is checked against the graph.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,11 +22,12 @@ from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
+from vecsweep.kernels._compile import compile_graph, is_worth_compiling
 from vecsweep.kernels.rules import Draw
 
 _CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
-# Between two runs of the same operators, which on a CPU are equal bit for bit; on a GPU sums may come in another order.
-_RTOL = {torch.float64: 1e-12, torch.float32: 1e-6}
+# Rounding, where operators are fused or sums reordered, by the least precise dtype that a step computes in.
+_RTOL = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 class Inputs(NamedTuple):
@@ -62,9 +65,18 @@ class Program:
         ensemble: what the ensembles look like that it will be called with.
         inputs: what its inputs look like; all that is not a tensor in them stays as it is here.
         is_traceable: whether a graph may stand for the step; False keeps it eager.
+        is_compiled: whether the graph is compiled; None leaves it to the number of calls to come.
     """
 
-    def __init__(self, step: Step, ensemble: Ensemble, inputs: Inputs, *, is_traceable: bool) -> None:
+    def __init__(
+        self,
+        step: Step,
+        ensemble: Ensemble,
+        inputs: Inputs,
+        *,
+        is_traceable: bool,
+        is_compiled: bool | None = False,
+    ) -> None:
         self._step = step
         outline = pytree.tree_map(lambda tensor: torch.empty_like(tensor, device="meta"), ensemble.tensors)
         self._ensemble = ensemble.with_tensors(outline)  # only what it looks like; the tensors may go
@@ -74,32 +86,49 @@ class Program:
         self._constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         self._grad_names: list[str] = []
-        self._graph: Callable[..., list[Tensor]] | None = None
-        self._num_calls = 0
+        self._graph: GraphModule | None = None
+        self._compiled: Callable[..., list[Tensor]] | None = None
+        self._is_compiled = is_compiled
         self._is_eager = not is_traceable
+        self.num_calls = 0
 
     @property
     def is_traced(self) -> bool:
         """Whether a graph stands for the step."""
         return self._graph is not None and not self._is_eager
 
-    def __call__(self, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
-        """Compute one step from an ensemble's flat tensors."""
+    @property
+    def is_compiled(self) -> bool:
+        """Whether compiled code stands for the graph."""
+        return self._compiled is not None and not self._is_eager
+
+    def __call__(self, state: Sequence[Tensor], inputs: Inputs, num_left: int = 0) -> Outputs:
+        """Compute one step from an ensemble's flat tensors.
+
+        Args:
+            state: the ensemble's tensors, flat.
+            inputs: the rest.
+            num_left: how often the program will be called after this.
+        """
         tensors = [*state, *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))]
-        results = self._run(tensors)
+        results = self._run(tensors, num_left)
         new_state, (loss, alive, is_stepped, *grads) = results[: self._num_state], results[self._num_state :]
         named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, grads, strict=True))
         return Outputs(new_state, loss, alive, is_stepped, named)
 
-    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        self._num_calls += 1
-        if self._is_eager or self._num_calls == 1:
+    def _run(self, tensors: Sequence[Tensor], num_left: int) -> list[Tensor]:
+        self.num_calls += 1
+        if self._is_eager or self.num_calls == 1:
             return self._eager(*tensors)
         if self._graph is None:
             return self._trace(tensors)
+        if self._compiled is None and self.num_calls > _CHECKED_CALLS[0] and self._is_compiled is not False:
+            self._is_compiled = self._is_compiled or is_worth_compiling(self._graph, num_left)
+            if self._is_compiled:
+                return self._compile(tensors)
         with torch.no_grad():
-            results = self._graph(*tensors)
-        return self._checked(results, tensors) if self._num_calls in _CHECKED_CALLS else results
+            results = (self._graph.forward if self._compiled is None else self._compiled)(*tensors)
+        return self._checked(results, tensors) if self.num_calls in _CHECKED_CALLS else results
 
     def _eager(self, *tensors: Tensor) -> list[Tensor]:
         """Take the step, from flat tensors to flat tensors."""
@@ -132,13 +161,35 @@ class Program:
             self._is_eager = True
             return self._eager(*tensors)
         _drop_aliases(graph)
-        self._graph = graph.forward
+        self._graph = graph
+        return results
+
+    def _compile(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Compile the graph, and compare what it computes with the graph; keep the graph when that fails."""
+        assert self._graph is not None
+        self._is_compiled = False
+        with torch.no_grad():
+            expected = self._graph.forward(*tensors)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # what the compiler says of its own parts is not for the caller
+                    compiled = compile_graph(self._graph)
+                    results = compiled(*tensors)
+            except Exception as error:
+                why = str(error).strip().splitlines()[0]
+                warn_of_fallback(f"The step cannot be compiled here, and runs uncompiled: {why}")
+                return expected
+        if not _are_close(results, expected, self._graph):
+            warn_of_fallback("The compiled step gives other numbers than the traced one, which is used on.")
+            return expected
+        self._compiled = compiled
         return results
 
     def _checked(self, results: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compare what the graph computed with the eager step; give the graph up when they differ."""
+        assert self._graph is not None
         expected = self._eager(*tensors)
-        if all(_is_close(a, b) for a, b in zip(results, expected, strict=True)):
+        if _are_close(results, expected, self._graph):
             return results
         warn_of_fallback(
             "The traced step gives other numbers than the eager one, so the model's loss must depend on more than its "
@@ -148,12 +199,18 @@ class Program:
         return expected
 
 
-def _is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether two results are equal but for rounding, relative to the largest number in them."""
+def _are_close(results: Sequence[Tensor], expected: Sequence[Tensor], graph: GraphModule) -> bool:
+    """Whether two runs of a graph gave the same but for rounding, relative to the largest number in each tensor."""
+    dtypes = {value.dtype for node in graph.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
+    rtol = next((rtol for dtype, rtol in _RTOL.items() if dtype in dtypes), 0.0)
+    return all(_is_close(a, b, rtol) for a, b in zip(results, expected, strict=True))
+
+
+def _is_close(a: Tensor, b: Tensor, rtol: float) -> bool:
     if not a.is_floating_point() or a.numel() == 0:
         return a.equal(b)
     a, b = a.nan_to_num(), b.nan_to_num()
-    return bool(((a - b).abs() <= _RTOL.get(a.dtype, 1e-2) * b.abs().max()).all())
+    return bool(((a - b).abs() <= rtol * b.abs().max()).all())
 
 
 def _drop_aliases(graph: GraphModule) -> None:

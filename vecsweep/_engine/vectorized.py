@@ -24,7 +24,7 @@ from vecsweep._engine.ensemble import Ensemble, MemberState
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
 from vecsweep._engine.probe import Probe, probe
-from vecsweep._engine.program import Inputs, Program
+from vecsweep._engine.program import Inputs, Outputs, Program
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.step import Step
 from vecsweep._types import Batch, Hyper
@@ -45,17 +45,22 @@ class Vectorized:
         execution: precision, clipping, divergence.
         streams: the random streams of the run.
         first: the first batch of the first seed.
+        num_steps: how many steps the chunks of the run will take in all.
 
     Raises:
         Unmappable: an ordinary pass over the first batch already shows that members cannot be batched.
     """
 
-    def __init__(self, learners: Mapping[int, Learner], execution: Execution, streams: Streams, first: Batch) -> None:
+    def __init__(
+        self, learners: Mapping[int, Learner], execution: Execution, streams: Streams, first: Batch, num_steps: int
+    ) -> None:
         self.learners = learners
         self.execution = execution
         self.streams = streams
         self.pattern = next(iter(learners.values()))
         self.update = StackedUpdate(self.pattern) if StackedUpdate.suits(self.pattern) else None
+        self.num_steps = num_steps
+        self._num_steps = 0  # so far
         self._probes: dict[Key, Probe] = {}
         self._programs: dict[Hashable, Program] = {}
         self._changed: frozenset[str] = frozenset()
@@ -65,8 +70,11 @@ class Vectorized:
 
     @property
     def level(self) -> str:
-        """How the steps were run: "traced" as soon as some kind of batch was, else "eager"."""
-        return "traced" if any(program.is_traced for program in self._programs.values()) else "eager"
+        """How the steps were run: "compiled" or "traced" as soon as some kind of batch was, else "eager"."""
+        programs = self._programs.values()
+        if any(program.is_compiled for program in programs):
+            return "compiled"
+        return "traced" if any(program.is_traced for program in programs) else "eager"
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
@@ -120,10 +128,24 @@ class Vectorized:
             is_mixed=ensemble.is_mixed,
         )
         num_traced = sum(program.is_traced for program in self._programs.values())
-        program = Program(step, ensemble, inputs, is_traceable=is_plain and num_traced < _MAX_GRAPHS)
+        program = Program(
+            step,
+            ensemble,
+            inputs,
+            is_traceable=is_plain and num_traced < _MAX_GRAPHS,
+            is_compiled=None if self.execution.compile == "auto" else self.execution.compile,
+        )
         if is_plain:
             _remember(self._programs, key, program)
         return program
+
+    def step(self, ensemble: Ensemble, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
+        """Compute one step of an ensemble from its flat tensors."""
+        program = self.program(ensemble, inputs)
+        self._num_steps += 1
+        # This kind of batch will be as frequent in what is to come as it has been.
+        num_left = (self.num_steps - self._num_steps) * (program.num_calls + 1) // self._num_steps
+        return program(state, inputs, num_left)
 
 
 class VectorizedChunk:
@@ -184,7 +206,7 @@ class VectorizedChunk:
         losses, alive = [], []
         for t, step_batches in enumerate(window):
             inputs = Inputs(*self._gather(step_batches), {name: values[t] for name, values in rows.items()})
-            state, loss, is_alive, is_stepped, grads = self._engine.program(self._ensemble, inputs)(state, inputs)
+            state, loss, is_alive, is_stepped, grads = self._engine.step(self._ensemble, state, inputs)
             if self._optimizers is not None:
                 self._optimizers.step_(grads, inputs.hyper, is_stepped.tolist())
             losses.append(loss)
