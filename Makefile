@@ -4,13 +4,16 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo test lint types clean
+.PHONY: demo test bench lint types clean
 
 demo: $(STAMP)
 	$(BIN)/python -m vecsweep demo
 
 test: lint types
 	$(BIN)/python -m pytest
+
+bench: $(STAMP)
+	$(BIN)/python bench/bench_sweep.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check

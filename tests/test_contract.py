@@ -424,21 +424,6 @@ def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
     assert len(traced) == 2, "chunks of one size share a trace"
 
 
-def test_run_is_compiled_only_if_it_is_long_enough_to_earn_that_back(monkeypatch):
-    from vecsweep._engine import program
-
-    compiled = []
-    monkeypatch.setattr(program, "compile_graph", lambda graph: compiled.append(graph) or graph.forward)
-    vs.sweep(mlp_task(), lrs=[0.01, 0.1], num_steps=50)
-    assert not compiled
-    wide = nn.Sequential(nn.Linear(6, 2048), nn.ReLU(), nn.Linear(2048, 3))
-    task = mlp_task(model=wide, optimizer=torch.optim.SGD(wide.parameters(), lr=0.1, momentum=0.9))
-    assert vs.sweep(task, lrs=np.full(64, 0.01), num_steps=150, compile=False).engine.startswith("vectorized, traced")
-    assert not compiled
-    assert vs.sweep(task, lrs=np.full(64, 0.01), num_steps=3_000, divergence_factor=1.0001)
-    assert len(compiled) == 1
-
-
 def test_step_that_cannot_be_compiled_runs_on_with_one_warning(monkeypatch):
     from vecsweep._engine import program
 

@@ -17,6 +17,7 @@ EXECUTION_OPTIONS = (
     "device",
     "precision",
     "engine",
+    "compile",
     "chunk_size",
     "accumulation_steps",
     "max_grad_norm",
@@ -186,6 +187,9 @@ def _add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None
             choices=("auto", "vectorized", "sequential"),
             help="how members are stepped (default: auto)",
         )
+    group.add_argument(
+        "--compile", action="store_true", default=argparse.SUPPRESS, help="compile the step (default: no)"
+    )
     group.add_argument("--chunk-size", type=_chunk_size, metavar="N", help="members stepped together (default: auto)")
     group.add_argument("--accumulation-steps", type=int, metavar="N", help="batches in each update (default: 1)")
     group.add_argument("--max-grad-norm", type=float, metavar="NORM", help="clip each member's gradient (default: no)")

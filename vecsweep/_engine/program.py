@@ -1,9 +1,9 @@
-"""Program: the step for one kind of batch, run first eagerly, then as a traced graph, then perhaps compiled.
+"""Program: the step for one kind of batch, run first eagerly, then as a traced graph, on request compiled.
 
 A graph is a flat list of aten operators, free of the Python of modules, vmap and autograd. It is traced when a kind of
 batch comes for the second time, and checked against the eager step when it comes for the third, and now and then later:
-constants that the trace froze by mistake show on numbers that it was not made from. If enough steps are still to come
-the graph is compiled, and what was compiled is checked against the graph.
+constants that the trace froze by mistake show on numbers that it was not made from. Where it is asked for, the graph is
+compiled after that, and what was compiled is checked against the graph.
 """
 
 import warnings
@@ -22,7 +22,7 @@ from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
-from vecsweep.kernels._compile import compile_graph, is_worth_compiling
+from vecsweep.kernels._compile import compile_graph
 from vecsweep.kernels.rules import Draw
 
 _CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
@@ -65,7 +65,7 @@ class Program:
         ensemble: what the ensembles look like that it will be called with.
         inputs: what its inputs look like; all that is not a tensor in them stays as it is here.
         is_traceable: whether a graph may stand for the step; False keeps it eager.
-        is_compiled: whether the graph is compiled; None leaves it to the number of calls to come.
+        is_to_be_compiled: whether the graph is compiled.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Program:
         inputs: Inputs,
         *,
         is_traceable: bool,
-        is_compiled: bool | None = False,
+        is_to_be_compiled: bool = False,
     ) -> None:
         self._step = step
         outline = pytree.tree_map(lambda tensor: torch.empty_like(tensor, device="meta"), ensemble.tensors)
@@ -88,9 +88,9 @@ class Program:
         self._grad_names: list[str] = []
         self._graph: GraphModule | None = None
         self._compiled: Callable[..., list[Tensor]] | None = None
-        self._is_compiled = is_compiled
+        self._is_to_be_compiled = is_to_be_compiled
         self._is_eager = not is_traceable
-        self.num_calls = 0
+        self._num_calls = 0
 
     @property
     def is_traced(self) -> bool:
@@ -102,33 +102,25 @@ class Program:
         """Whether compiled code stands for the graph."""
         return self._compiled is not None and not self._is_eager
 
-    def __call__(self, state: Sequence[Tensor], inputs: Inputs, num_left: int = 0) -> Outputs:
-        """Compute one step from an ensemble's flat tensors.
-
-        Args:
-            state: the ensemble's tensors, flat.
-            inputs: the rest.
-            num_left: how often the program will be called after this.
-        """
+    def __call__(self, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
+        """Compute one step from an ensemble's flat tensors."""
         tensors = [*state, *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))]
-        results = self._run(tensors, num_left)
+        results = self._run(tensors)
         new_state, (loss, alive, is_stepped, *grads) = results[: self._num_state], results[self._num_state :]
         named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, grads, strict=True))
         return Outputs(new_state, loss, alive, is_stepped, named)
 
-    def _run(self, tensors: Sequence[Tensor], num_left: int) -> list[Tensor]:
-        self.num_calls += 1
-        if self._is_eager or self.num_calls == 1:
+    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        self._num_calls += 1
+        if self._is_eager or self._num_calls == 1:
             return self._eager(*tensors)
         if self._graph is None:
             return self._trace(tensors)
-        if self._compiled is None and self.num_calls > _CHECKED_CALLS[0] and self._is_compiled is not False:
-            self._is_compiled = self._is_compiled or is_worth_compiling(self._graph, num_left)
-            if self._is_compiled:
-                return self._compile(tensors)
+        if self._is_to_be_compiled and self._num_calls > _CHECKED_CALLS[0]:
+            return self._compile(tensors)
         with torch.no_grad():
             results = (self._graph.forward if self._compiled is None else self._compiled)(*tensors)
-        return self._checked(results, tensors) if self.num_calls in _CHECKED_CALLS else results
+        return self._checked(results, tensors) if self._num_calls in _CHECKED_CALLS else results
 
     def _eager(self, *tensors: Tensor) -> list[Tensor]:
         """Take the step, from flat tensors to flat tensors."""
@@ -167,7 +159,7 @@ class Program:
     def _compile(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compile the graph, and compare what it computes with the graph; keep the graph when that fails."""
         assert self._graph is not None
-        self._is_compiled = False
+        self._is_to_be_compiled = False
         with torch.no_grad():
             expected = self._graph.forward(*tensors)
             try:

@@ -173,8 +173,7 @@ class _Run:
             self.engine = Sequential(self.learners, self.execution, self.streams)
             return
         try:
-            num_steps = self.plan.num_steps * len(self._divide())
-            self.engine = Vectorized(self.learners, self.execution, self.streams, first, num_steps)
+            self.engine = Vectorized(self.learners, self.execution, self.streams, first)
         except Unmappable as obstacle:
             self._fall_back(obstacle.reason)
 

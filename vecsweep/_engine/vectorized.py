@@ -24,7 +24,7 @@ from vecsweep._engine.ensemble import Ensemble, MemberState
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
 from vecsweep._engine.probe import Probe, probe
-from vecsweep._engine.program import Inputs, Outputs, Program
+from vecsweep._engine.program import Inputs, Program
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.step import Step
 from vecsweep._types import Batch, Hyper
@@ -45,22 +45,17 @@ class Vectorized:
         execution: precision, clipping, divergence.
         streams: the random streams of the run.
         first: the first batch of the first seed.
-        num_steps: how many steps the chunks of the run will take in all.
 
     Raises:
         Unmappable: an ordinary pass over the first batch already shows that members cannot be batched.
     """
 
-    def __init__(
-        self, learners: Mapping[int, Learner], execution: Execution, streams: Streams, first: Batch, num_steps: int
-    ) -> None:
+    def __init__(self, learners: Mapping[int, Learner], execution: Execution, streams: Streams, first: Batch) -> None:
         self.learners = learners
         self.execution = execution
         self.streams = streams
         self.pattern = next(iter(learners.values()))
         self.update = StackedUpdate(self.pattern) if StackedUpdate.suits(self.pattern) else None
-        self.num_steps = num_steps
-        self._num_steps = 0  # so far
         self._probes: dict[Key, Probe] = {}
         self._programs: dict[Hashable, Program] = {}
         self._changed: frozenset[str] = frozenset()
@@ -133,19 +128,11 @@ class Vectorized:
             ensemble,
             inputs,
             is_traceable=is_plain and num_traced < _MAX_GRAPHS,
-            is_compiled=None if self.execution.compile == "auto" else self.execution.compile,
+            is_to_be_compiled=self.execution.compile,
         )
         if is_plain:
             _remember(self._programs, key, program)
         return program
-
-    def step(self, ensemble: Ensemble, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
-        """Compute one step of an ensemble from its flat tensors."""
-        program = self.program(ensemble, inputs)
-        self._num_steps += 1
-        # This kind of batch will be as frequent in what is to come as it has been.
-        num_left = (self.num_steps - self._num_steps) * (program.num_calls + 1) // self._num_steps
-        return program(state, inputs, num_left)
 
 
 class VectorizedChunk:
@@ -206,7 +193,7 @@ class VectorizedChunk:
         losses, alive = [], []
         for t, step_batches in enumerate(window):
             inputs = Inputs(*self._gather(step_batches), {name: values[t] for name, values in rows.items()})
-            state, loss, is_alive, is_stepped, grads = self._engine.step(self._ensemble, state, inputs)
+            state, loss, is_alive, is_stepped, grads = self._engine.program(self._ensemble, inputs)(state, inputs)
             if self._optimizers is not None:
                 self._optimizers.step_(grads, inputs.hyper, is_stepped.tolist())
             losses.append(loss)
