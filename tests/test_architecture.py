@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A module imports from the layers below its own. Put a new one as low as it goes.
 LAYERS = {
-    "words": "_errors _types",
+    "words": "_errors _types doubts",
     "kernels, common": "kernels kernels._compile kernels.rules._mode kernels.rules.random kernels.updates._update",
     "kernels, one each": """
         kernels.rules.attention kernels.rules.convolution kernels.rules.linear kernels.rules.loss
@@ -53,7 +53,7 @@ ALL_THAT_IS_IMPORTED = {
     "kernels.updates": {"kernels.updates"},
     "execution": {"_errors", "_types"},
     "plan": {"_errors", "_types"},
-    "suggest": {"_errors", "_types"},
+    "suggest": {"_errors", "_types", "doubts"},
     "task": {"_errors", "_types"},
     "results": {"_errors", "_types", "suggest", "plot"},
     "plot": {"_errors", "_types", "suggest", "results"},

@@ -11,19 +11,17 @@ References:
 
 import difflib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vecsweep.doubts import curve_doubts, lr_doubts
+
 FloatArray = NDArray[np.float64]
 Rule = Callable[[FloatArray, FloatArray], float]
-
-MIN_POINTS = 10  # a suggestion from fewer finite points is doubted
-LEAST_FALL = 0.1  # of the deepest fall of the curve, that the loss at a suggestion should have fallen by
-FLAT_FRACTION = 0.05  # losses that differ by no more than this part of their magnitude are taken as equal
 
 
 def steepest(lrs: FloatArray, losses: FloatArray) -> float:
@@ -304,7 +302,7 @@ def suggest(lrs: ArrayLike, losses: ArrayLike, rule: str | Rule = "valley", *, s
     shown = np.ones_like(is_finite) if function in _SHOWN_DIVERGED else is_finite
     lr = _checked(function(tested[shown], curve[shown]), name)
     loss = float(np.interp(np.log(lr), np.log(tested[is_finite]), curve[is_finite]))
-    doubts = (*_curve_doubts(tested, curve), *_lr_doubts(tested, curve, lr, loss))
+    doubts = (*curve_doubts(tested, curve), *lr_doubts(tested, curve, lr, loss))
     return Suggestion(lr=lr, rule=name, loss=loss, doubts=doubts)
 
 
@@ -349,70 +347,3 @@ def _checked(answer: Any, name: str) -> float:
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"The rule `{name}` must return a positive finite lr; it returned {lr}. {remedy}")
     return lr
-
-
-def _is_flat(losses: FloatArray) -> bool:
-    return bool(np.ptp(losses) <= FLAT_FRACTION * np.max(np.abs(losses)))
-
-
-def _curve_doubts(lrs: FloatArray, curve: FloatArray) -> Iterator[str]:
-    """Yield what is doubtful about any suggestion from this curve."""
-    is_finite = np.isfinite(curve)
-    trained, losses = lrs[is_finite], curve[is_finite]
-    if trained.size < MIN_POINTS:
-        yield (
-            f"Too few points: only {trained.size} of {lrs.size} learning rates gave a finite loss, "
-            f"fewer than {MIN_POINTS}. Raise `num_lrs`, or lower `end_lr` if many diverged."
-        )
-    lowest = int(np.argmin(losses))
-    if trained.size > 1 and _is_flat(losses):
-        yield (
-            f"The curve is flat: its losses, from {losses.min():.4g} to {losses.max():.4g}, differ by "
-            f"{FLAT_FRACTION:.0%} of their magnitude or less. Widen the range, or train for more steps."
-        )
-    elif lowest == 0:
-        yield (
-            f"The loss is lowest at the lower edge of the curve, {trained[0]:.3g}: the best lr may be "
-            "smaller. Lower `start_lr`."
-        )
-    elif lowest == trained.size - 1 and trained[-1] == lrs[-1]:
-        yield (
-            f"The loss is lowest at the upper edge of the range, {lrs[-1]:.3g}: the best lr may be larger. "
-            "Raise `end_lr`."
-        )
-    elif lowest == trained.size - 1:
-        yield (
-            f"The loss is lowest at {trained[-1]:.3g}, right below {lrs[lrs > trained[-1]][0]:.3g}, which "
-            "diverged: the best lr is at the edge of stability. Stay below it, or test more lrs between them."
-        )
-    diverged = lrs[~is_finite]
-    if diverged.size and diverged[0] < trained[-1]:
-        yield (
-            f"The lr {diverged[0]:.3g} diverged although larger ones, up to {trained[-1]:.3g}, did not: the "
-            "curve is noisy there. Average over more `seeds`."
-        )
-
-
-def _lr_doubts(lrs: FloatArray, curve: FloatArray, lr: float, loss: float) -> Iterator[str]:
-    """Yield what is doubtful about this lr, at which the curve's loss is `loss`."""
-    is_finite = np.isfinite(curve)
-    diverged, first_loss = lrs[~is_finite], curve[is_finite][0]
-    is_inside = lrs[0] <= lr <= lrs[-1]
-    if not is_inside:
-        yield (
-            f"The suggestion, {lr:.3g}, is outside the range tested, {lrs[0]:.3g} to {lrs[-1]:.3g}. "
-            "Test a range that holds it."
-        )
-    if diverged.size and lr >= diverged[0]:
-        yield f"The suggestion, {lr:.3g}, is not below {diverged[0]:.3g}, which diverged. Take a smaller lr."
-    fall, deepest = first_loss - loss, first_loss - np.min(curve[is_finite])
-    if is_inside and 0 <= fall < LEAST_FALL * deepest and not _is_flat(curve[is_finite]):
-        yield (
-            f"The loss at the suggestion, {loss:.3g}, is hardly lower than at the smallest lr, {first_loss:.3g}, "
-            "where next to nothing is learned. Try another rule, such as 'lowest' or 'steepest'."
-        )
-    if loss > first_loss and not _is_flat(np.array([first_loss, loss])):
-        yield (
-            f"The loss at the suggestion, {loss:.3g}, is higher than at the smallest lr, {first_loss:.3g}. "
-            "Try another rule, or a lower `start_lr`."
-        )
