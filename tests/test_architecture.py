@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up. A module imports from the layers below its own. Put a new one as low as it goes.
 LAYERS = {
     "words": "_errors _types doubts",
-    "kernels, common": "kernels kernels._compile kernels.rules._mode kernels.rules.random kernels.updates._update",
+    "kernels, common": """
+        kernels kernels._compile kernels.rules._mapped kernels.rules._mode kernels.rules.random
+        kernels.updates._update""",
     "kernels, one each": """
         kernels.rules.attention kernels.rules.convolution kernels.rules.linear kernels.rules.loss
         kernels.rules.normalization kernels.rules.recurrent

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._mapped import Mapped, member_first
 from .random import Draw, dropout_draw
 
 
@@ -57,7 +58,7 @@ def attention_draws(
     return [dropout_draw(F.dropout, weights, dropout_p)]
 
 
-class _Attention(torch.autograd.Function):
+class _Attention(Mapped):
     """Attention without dropout, with a rule for vmap. Autograd runs outside vmap and sees the folded call."""
 
     @staticmethod
@@ -75,10 +76,6 @@ class _Attention(torch.autograd.Function):
         )
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep nothing: there is no backward of its own, because the rule below is made of differentiable calls."""
-
-    @staticmethod
     def vmap(
         info: Any,
         in_dims: tuple[int | None, ...],
@@ -93,24 +90,19 @@ class _Attention(torch.autograd.Function):
         """Fold `[member, *batch, length, channel]` into `[member * batch, ..., length, channel]`."""
         members = info.batch_size
         query, key, value = (
-            _member_first(x, dim, members) for x, dim in zip((query, key, value), in_dims[:3], strict=True)
+            member_first(x, dim, members) for x, dim in zip((query, key, value), in_dims[:3], strict=True)
         )
         batch = query.shape[1:-2]
         if not enable_gqa:  # with grouped queries the head axes differ, and torch asks for equal batches itself
             batch = torch.broadcast_shapes(query.shape[1:-2], key.shape[1:-2], value.shape[1:-2])
             query, key, value = (x.expand(members, *batch, *x.shape[-2:]) for x in (query, key, value))
         if attn_mask is not None and (in_dims[3] is not None or attn_mask.dim() > 2):
-            attn_mask = _member_first(attn_mask, in_dims[3], members)
+            attn_mask = member_first(attn_mask, in_dims[3], members)
             missing = len(batch) + 3 - attn_mask.dim()
             attn_mask = attn_mask.reshape(members, *[1] * missing, *attn_mask.shape[1:])
             attn_mask = _fold(attn_mask.expand(members, *batch[:1], *attn_mask.shape[1 + len(batch[:1]) :]))
         folded = _Attention.forward(_fold(query), _fold(key), _fold(value), attn_mask, is_causal, scale, enable_gqa)
         return folded.reshape(members, *batch, *folded.shape[-2:]), 0
-
-
-def _member_first(x: Tensor, dim: int | None, members: int) -> Tensor:
-    """Put the member axis first; members share a tensor that has none."""
-    return x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
 def _fold(x: Tensor) -> Tensor:

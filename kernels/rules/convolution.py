@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._mapped import Mapped, member_first
+
 
 def _rule(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Make a rule for torch.conv1d, conv2d or conv3d."""
@@ -35,16 +37,12 @@ def _rule(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return convolution
 
 
-class _Convolution(torch.autograd.Function):
+class _Convolution(Mapped):
     """A convolution with a rule for vmap. Autograd runs outside vmap, and differentiates what the rule calls."""
 
     @staticmethod
     def forward(function: Callable[..., Tensor], *args: Any) -> Tensor:
         return function(*args)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep nothing: the rule is made of differentiable calls."""
 
     @staticmethod
     def vmap(
@@ -67,9 +65,9 @@ class _Convolution(torch.autograd.Function):
             assert input_dim is not None  # something is mapped, or vmap would not have come here
             output = function(input.movedim(input_dim, 0).flatten(0, 1), weight, bias, *options)
             return output.unflatten(0, (members, -1)), 0
-        weight = weight.expand(members, *weight.shape) if weight_dim is None else weight.movedim(weight_dim, 0)
+        weight = member_first(weight, weight_dim, members)
         if bias is not None:
-            bias = bias.expand(members, -1) if bias_dim is None else bias.movedim(bias_dim, 0)
+            bias = member_first(bias, bias_dim, members)
         if input_dim is None and groups == 1:
             wide = function(input, weight.flatten(0, 1), None if bias is None else bias.flatten(), *options)
             return wide.unflatten(1, (members, -1)), 1

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._mapped import Mapped, member_first
+
 
 def linear(
     input: Tensor,  # [*batch, in]
@@ -31,16 +33,12 @@ def linear(
     return output
 
 
-class _Linear(torch.autograd.Function):
+class _Linear(Mapped):
     """F.linear with a rule for vmap. Autograd runs outside vmap, and differentiates what the rule calls."""
 
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.linear(input, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep nothing: the rule is made of differentiable calls."""
 
     @staticmethod
     def vmap(
@@ -54,15 +52,14 @@ class _Linear(torch.autograd.Function):
         input_dim, weight_dim, bias_dim = in_dims
         members = info.batch_size
         if weight_dim is None:  # frozen weights: more rows of an ordinary product
-            input = input.movedim(input_dim, 0) if input_dim is not None else input.expand(members, *input.shape)
-            output = F.linear(input, weight)
+            output = F.linear(member_first(input, input_dim, members), weight)
             if bias is None:
                 return output, 0
             bias = bias if bias_dim is None else bias.movedim(bias_dim, 0)
             return output + bias.reshape(-1, *[1] * (output.dim() - 2), bias.size(-1)), 0
         weight = weight.movedim(weight_dim, 0)
         if bias is not None:
-            bias = bias.expand(members, -1) if bias_dim is None else bias.movedim(bias_dim, 0)
+            bias = member_first(bias, bias_dim, members)
         if input_dim is None:
             wide = F.linear(input, weight.flatten(0, 1), None if bias is None else bias.flatten())
             return wide.unflatten(-1, (members, -1)), wide.dim() - 1

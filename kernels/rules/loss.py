@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._mapped import Mapped, member_first
+
 
 def cross_entropy(
     input: Tensor,  # [batch, class, *position]
@@ -39,16 +41,12 @@ def cross_entropy(
     return losses.sum() / torch.where(is_counted, weight[torch.where(is_counted, target, 0)], 0).sum()
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Cross-entropy without reduction, with a rule for vmap; see `attention._Attention`."""
+class _CrossEntropy(Mapped):
+    """Cross-entropy without reduction, with a rule for vmap."""
 
     @staticmethod
     def forward(input: Tensor, target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
         return F.cross_entropy(input, target, weight, ignore_index=ignore_index, reduction="none")
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Keep nothing: the rule is made of differentiable calls."""
 
     @staticmethod
     def vmap(
@@ -61,10 +59,7 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         """Fold `[member, batch, class, *position]` into `[member * batch, class, *position]`."""
         members = info.batch_size
-        input, target = (
-            x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip((input, target), in_dims[:2], strict=True)
-        )
+        input, target = (member_first(x, dim, members) for x, dim in zip((input, target), in_dims[:2], strict=True))
         if in_dims[2] is not None:
             raise RuntimeError("cross_entropy has no rule for class weights that differ between members")
         losses = _CrossEntropy.forward(input.flatten(0, 1), target.flatten(0, 1), weight, ignore_index)

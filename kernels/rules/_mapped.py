@@ -1,0 +1,22 @@
+"""What rules that go below vmap have in common."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Mapped(torch.autograd.Function):
+    """A function with a `vmap` method, which computes it for all members at once.
+
+    Autograd runs outside vmap and differentiates what that method calls, so that there is no backward here.
+    """
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Keep nothing for a backward."""
+
+
+def member_first(x: Tensor, dim: int | None, members: int) -> Tensor:
+    """Put the member axis first; members share a tensor that has none."""
+    return x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0)
