@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A module imports from the layers below its own. Put a new one as low as it goes.
 LAYERS = {
-    "words": "_errors _types doubts",
+    "words": "_allocator _errors _types doubts",
     "kernels, common": """
         kernels kernels._compile kernels.rules._mapped kernels.rules._mode kernels.rules.random
         kernels.updates._update""",
@@ -32,7 +32,7 @@ LAYERS = {
     "engine, what is stepped": "_engine.batches _engine.ensemble",
     "engine, what is trained": "_engine.contract _engine.learner",
     "engine, updates": "_engine.optimizer _engine.probe",
-    "engine, one step": "_engine.step",
+    "engine, one step": "_engine.step _engine.graph",
     "engine, traced": "_engine.program",
     "engines": "_engine.sequential _engine.vectorized",
     "the training loop": "_engine.run",

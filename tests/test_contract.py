@@ -409,6 +409,51 @@ def test_model_of_a_member_keeps_what_the_caller_had_frozen():
     assert [p.requires_grad for p in runs.model(0).parameters()] == [p.requires_grad for p in model.parameters()]
 
 
+# --- out of memory ----------------------------------------------------------------------------------------------------
+
+
+def short_of_memory(monkeypatch, *, at_most, from_call=1):
+    """Let steps of more than so many members fail as torch does on a full device."""
+    from vecsweep._engine.program import Program
+
+    step, calls = Program.__call__, []
+
+    def call(self, state, inputs):
+        calls.append(len(self._ensemble))
+        if len(calls) >= from_call and len(self._ensemble) > at_most:
+            state[0].mul_(2)  # half a step
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return step(self, state, inputs)
+
+    monkeypatch.setattr(Program, "__call__", call)
+    return calls
+
+
+@pytest.mark.parametrize("from_call", [1, 20])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Rprop])
+def test_out_of_memory_halves_the_chunks_and_loses_nothing(monkeypatch, float64, from_call, kind):
+    def optimizer(params):
+        return kind(params, lr=0.01)
+
+    lrs = list(np.geomspace(1e-3, 1e-1, 8))
+    expected = vs.sweep(mlp_task(optimizer=optimizer), lrs=lrs, num_steps=40)
+    calls = short_of_memory(monkeypatch, at_most=2, from_call=from_call)
+    with pytest.warns(vs.FallbackWarning, match=r"not enough memory for chunks of 8 members.*`chunk_size=4`") as caught:
+        runs = vs.sweep(mlp_task(optimizer=optimizer), lrs=lrs, num_steps=40)
+    assert len(caught) == 1
+    assert {8, 4, 2} <= set(calls)
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
+    for i in range(8):
+        for a, b in zip(runs.model(i).parameters(), expected.model(i).parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_out_of_memory_for_a_single_member_is_the_error_itself(monkeypatch):
+    short_of_memory(monkeypatch, at_most=0)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        vs.sweep(mlp_task(), lrs=[0.1], num_steps=4)
+
+
 # --- no recompilation -------------------------------------------------------------------------------------------------
 
 

@@ -19,6 +19,7 @@ import torch
 
 import vecsweep as vs
 from vecsweep import FallbackWarning, Interrupted, RangeTest, load
+from vecsweep._allocator import keep_memory
 from vecsweep._arguments import CHECK_OPTIONS, EXECUTION_OPTIONS, RANGE_OPTIONS, make_parser
 from vecsweep._report import describe_check, describe_range_test, format_curve, format_suggestions, to_json
 from vecsweep.suggest import RULES, suggest
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: the arguments are wrong (status 2), or ask for help (status 0).
     """
     arguments = make_parser(demo=_demo, range_test=_range_test, check=_check, plot=_plot).parse_args(argv)
+    keep_memory()
     try:
         with _fallbacks_in_a_line():
             status: int = arguments.run(arguments)

@@ -85,8 +85,8 @@ def ema_of_square(
     """
     decayed = average * per_member(decay, average)
     if isinstance(decay, Tensor):
-        return decayed.addcmul_(value * per_member(1 - decay, value), value)
-    return decayed.addcmul_(value, value, value=1 - decay)
+        return torch.addcmul(decayed, value * per_member(1 - decay, value), value)
+    return torch.addcmul(decayed, value, value, value=1 - decay)
 
 
 def descent_gradient(

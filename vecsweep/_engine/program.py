@@ -3,7 +3,8 @@
 A graph is a flat list of aten operators, free of the Python of modules, vmap and autograd. It is traced when a kind of
 batch comes for the second time, and checked against the eager step when it comes for the third, and now and then later:
 constants that the trace froze by mistake show on numbers that it was not made from. Where it is asked for, the graph is
-compiled after that, and what was compiled is checked against the graph.
+compiled after that, and what was compiled is checked against the graph. Graphs write the new state over the old: no
+step asks the system for the memory of another.
 """
 
 import warnings
@@ -19,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from vecsweep._engine.ensemble import Ensemble
+from vecsweep._engine.graph import fuse_writes_, simplify_, split_off_scalars, write_in_place
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
@@ -43,14 +45,12 @@ class Outputs(NamedTuple):
     """What a program yields; see `StepResult`.
 
     Attributes:
-        state: the ensemble's tensors, flat.
         loss: `[member]`.
         alive: `[member]`.
         is_stepped: `[member]`.
         grads: by parameter name.
     """
 
-    state: list[Tensor]
     loss: Tensor
     alive: Tensor
     is_stepped: Tensor
@@ -86,44 +86,50 @@ class Program:
         self._constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         self._grad_names: list[str] = []
-        self._graph: GraphModule | None = None
-        self._compiled: Callable[..., list[Tensor]] | None = None
+        self._graph: GraphModule | None = None  # pure
+        self._fast: Callable[..., list[Tensor]] | None = (
+            None  # the same, but that the new state is written over the old
+        )
         self._is_to_be_compiled = is_to_be_compiled
+        self._is_compiled = False
         self._is_eager = not is_traceable
         self._num_calls = 0
 
     @property
     def is_traced(self) -> bool:
         """Whether a graph stands for the step."""
-        return self._graph is not None and not self._is_eager
+        return self._fast is not None and not self._is_eager
 
     @property
     def is_compiled(self) -> bool:
         """Whether compiled code stands for the graph."""
-        return self._compiled is not None and not self._is_eager
+        return self._is_compiled and not self._is_eager
 
     def __call__(self, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
-        """Compute one step from an ensemble's flat tensors."""
+        """Take one step; an ensemble's flat tensors are overwritten with what they are after it.
+
+        A step that raises leaves them between two steps.
+        """
         tensors = [*state, *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))]
-        results = self._run(tensors)
-        new_state, (loss, alive, is_stepped, *grads) = results[: self._num_state], results[self._num_state :]
+        loss, alive, is_stepped, *grads = self._run(tensors)
         named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, grads, strict=True))
-        return Outputs(new_state, loss, alive, is_stepped, named)
+        return Outputs(loss, alive, is_stepped, named)
 
     def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         self._num_calls += 1
         if self._is_eager or self._num_calls == 1:
-            return self._eager(*tensors)
-        if self._graph is None:
-            return self._trace(tensors)
+            return self._written(tensors, self._eager(*tensors))
+        if self._fast is None:
+            return self._written(tensors, self._trace(tensors))
+        if self._num_calls in _CHECKED_CALLS:
+            return self._checked(tensors)
         if self._is_to_be_compiled and self._num_calls > _CHECKED_CALLS[0]:
             return self._compile(tensors)
         with torch.no_grad():
-            results = (self._graph.forward if self._compiled is None else self._compiled)(*tensors)
-        return self._checked(results, tensors) if self._num_calls in _CHECKED_CALLS else results
+            return self._fast(*tensors)
 
     def _eager(self, *tensors: Tensor) -> list[Tensor]:
-        """Take the step, from flat tensors to flat tensors."""
+        """Take the step, from flat tensors to flat tensors; nothing is overwritten."""
         state, rest = tensors[: self._num_state], iter(tensors[self._num_state :])
         leaves = [
             next(rest) if is_tensor else constant
@@ -136,6 +142,13 @@ class Program:
         self._grad_names = list(grads)
         new_state = pytree.tree_leaves(result.ensemble.tensors)
         return [*new_state, result.loss, result.ensemble.fate.alive, result.is_stepped, *grads.values()]
+
+    def _written(self, tensors: Sequence[Tensor], results: list[Tensor]) -> list[Tensor]:
+        """Write a new state over the old; return the rest."""
+        with torch.no_grad():
+            for old, new in zip(tensors, results[: self._num_state], strict=False):
+                old.copy_(new)
+        return results[self._num_state :]
 
     def _trace(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Trace the step, and return what it computed meanwhile."""
@@ -152,43 +165,49 @@ class Program:
         except Exception:
             self._is_eager = True
             return self._eager(*tensors)
-        _drop_aliases(graph)
-        self._graph = graph
+        simplify_(graph)
+        fast = write_in_place(graph, self._num_state)
+        fuse_writes_(fast)
+        self._graph, self._fast = graph, fast.forward
         return results
 
     def _compile(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compile the graph, and compare what it computes with the graph; keep the graph when that fails."""
         assert self._graph is not None
         self._is_to_be_compiled = False
+        parts = split_off_scalars(write_in_place(self._graph, self._num_state), len(self._ensemble))
         with torch.no_grad():
             expected = self._graph.forward(*tensors)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # what the compiler says of its own parts is not for the caller
-                    compiled = compile_graph(self._graph)
+                    compiled = compile_graph(parts)
                     results = compiled(*tensors)
             except Exception as error:
                 why = str(error).strip().splitlines()[0]
                 warn_of_fallback(f"The step cannot be compiled here, and runs uncompiled: {why}")
-                return expected
-        if not _are_close(results, expected, self._graph):
+                return self._written(tensors, expected)
+        if not _are_close([*tensors[: self._num_state], *results], expected, self._graph):
             warn_of_fallback("The compiled step gives other numbers than the traced one, which is used on.")
-            return expected
-        self._compiled = compiled
+            return self._written(tensors, expected)
+        self._fast, self._is_compiled = compiled, True
         return results
 
-    def _checked(self, results: list[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Compare what the graph computed with the eager step; give the graph up when they differ."""
+    def _checked(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Compare what the graph computes with the eager step; give the graph up when they differ."""
         assert self._graph is not None
+        assert self._fast is not None
         expected = self._eager(*tensors)
-        if _are_close(results, expected, self._graph):
+        with torch.no_grad():
+            results = self._fast(*tensors)
+        if _are_close([*tensors[: self._num_state], *results], expected, self._graph):
             return results
         warn_of_fallback(
             "The traced step gives other numbers than the eager one, so the model's loss must depend on more than its "
             "parameters, its buffers and the batch. The sweep goes on without tracing."
         )
         self._is_eager = True
-        return expected
+        return self._written(tensors, expected)
 
 
 def _are_close(results: Sequence[Tensor], expected: Sequence[Tensor], graph: GraphModule) -> bool:
@@ -203,12 +222,3 @@ def _is_close(a: Tensor, b: Tensor, rtol: float) -> bool:
         return a.equal(b)
     a, b = a.nan_to_num(), b.nan_to_num()
     return bool(((a - b).abs() <= rtol * b.abs().max()).all())
-
-
-def _drop_aliases(graph: GraphModule) -> None:
-    """Take out the `detach` operators that autograd leaves between a tensor and itself."""
-    for node in graph.graph.nodes:
-        if node.op == "call_function" and node.target is torch.ops.aten.detach.default:
-            node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
-    graph.recompile()

@@ -13,7 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from vecsweep._engine.batches import BatchStream, size_bytes
-from vecsweep._engine.contract import Chunk, Curve, Engine, SeedsDiffer, Unmappable, Window
+from vecsweep._engine.contract import Chunk, Curve, Engine, OutOfMemory, SeedsDiffer, Unmappable, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.probe import probe
@@ -126,6 +126,7 @@ class _Run:
         )
         self.engine: Engine
         self.obstacle: str | None = None
+        self.is_short_of_memory = False
         self._choose_engine(first)
         self.loss = np.full(plan.lr.shape, np.nan)
         self.diverged_at = np.full(len(plan.members), -1)
@@ -134,7 +135,7 @@ class _Run:
     def train(self) -> Record:
         """Run to the end of the plan, or to Ctrl-C."""
         num_members = len(self.plan.members)
-        groups = [_Group(self._load(members), members) for members in self._divide()]
+        groups = [self._group(members, self._starts(members)) for members in self._divide()]
         num_chunks, num_done = len(groups), 0
         hidden = None if self.execution.progress is None else not self.execution.progress
         total = self.plan.num_steps * num_members
@@ -186,9 +187,8 @@ class _Run:
         self.obstacle = reason
         self.engine = Sequential(self.learners, self.execution, self.streams)
 
-    def _load(self, members: Sequence[int]) -> Chunk:
-        seeds = [self.plan.seeds[i] for i in members]
-        return self.engine.load([self.engine.start(seed) for seed in seeds], seeds)
+    def _starts(self, members: Sequence[int]) -> list[MemberState]:
+        return [self.engine.start(self.plan.seeds[i]) for i in members]
 
     def _divide(self) -> list[list[int]]:
         """Divide the members into chunks, of one seed each where a seed has enough of them."""
@@ -230,12 +230,12 @@ class _Run:
                 curve = group.chunk.run(window, hyper)
             except SeedsDiffer:
                 pending[:0] = self._split_seeds(group)
+            except OutOfMemory as shortage:
+                pending[:0] = self._halve(group, shortage)
             except Unmappable as obstacle:
                 self._fall_back(obstacle.reason)
-                self._reload(group, obstacle.members)
-                for other in (*pending, *advanced):
-                    self._reload(other, [other.chunk.member(i) for i in range(len(other.members))])
-                pending.insert(0, group)
+                pending = [self._group(group.members, obstacle.members), *map(self._reload, pending)]
+                advanced = list(map(self._reload, advanced))
             else:
                 advanced += self._settle(group, curve, start)
                 # Where a seed's stream stands now is what its members that are alive have drawn.
@@ -259,14 +259,33 @@ class _Run:
         is_worth_it = len(keep) < len(group.members) * (1 if isinstance(self.engine, Sequential) else 0.5)
         return [self._select(group, keep) if is_worth_it else group]
 
-    def _reload(self, group: _Group, states: Sequence[MemberState]) -> None:
-        """Hand a chunk's members to the engine that is now in use."""
-        group.chunk = self.engine.load(states, [self.plan.seeds[i] for i in group.members])
+    def _group(self, members: list[int], states: Sequence[MemberState]) -> _Group:
+        """Hand members, by their positions in the plan, to the engine that is now in use."""
+        return _Group(self.engine.load(states, [self.plan.seeds[i] for i in members]), members)
+
+    def _reload(self, group: _Group) -> _Group:
+        return self._group(group.members, [group.chunk.member(i) for i in range(len(group.members))])
 
     def _split_seeds(self, group: _Group) -> list[_Group]:
         """Make a chunk of each seed."""
         seeds = [self.plan.seeds[i] for i in group.members]
         return [self._select(group, [i for i, own in enumerate(seeds) if own == seed]) for seed in dict.fromkeys(seeds)]
+
+    def _halve(self, group: _Group, shortage: OutOfMemory) -> list[_Group]:
+        """Make two chunks of one that does not fit into memory."""
+        size = len(group.members) // 2
+        if size == 0:
+            assert shortage.__cause__ is not None
+            raise shortage.__cause__
+        if not self.is_short_of_memory:
+            warn_of_fallback(
+                f"There is not enough memory for chunks of {len(group.members)} members, which are halved; "
+                f"`chunk_size={size}` asks for that without this warning."
+            )
+        self.is_short_of_memory = True
+        members = group.members
+        parts = [(members[:size], shortage.members[:size]), (members[size:], shortage.members[size:])]
+        return [self._group(own, states) for own, states in parts]
 
     def _select(self, group: _Group, keep: Sequence[int]) -> _Group:
         return _Group(group.chunk.select(keep), [group.members[i] for i in keep])

@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep import kernels
 from vecsweep._engine.batches import Key, key_of, stack
-from vecsweep._engine.contract import Curve, SeedsDiffer, StepBatches, Unmappable, Window
+from vecsweep._engine.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
 from vecsweep._engine.ensemble import Ensemble, MemberState
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
@@ -148,6 +148,7 @@ class VectorizedChunk:
         self._engine = engine
         self._ensemble = ensemble
         self._optimizers = optimizers
+        self._saved: list[Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self._ensemble)
@@ -156,19 +157,17 @@ class VectorizedChunk:
         """Train through a window."""
         if self._ensemble.is_mixed:
             self._check_seeds_agree(window)
-        # Steps make new tensors, so what is here now is still whole after a failure; only the members' own
-        # optimizers work in place.
-        before = self._ensemble
         copies = self._members() if self._optimizers is not None else []
+        self._snapshot()
         try:
             with warnings.catch_warnings():
                 # vmap's warning that it runs an operator member by member; nothing that the caller could mend.
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                 return self._run(window, hyper)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
         except Exception as error:
-            self._ensemble = before
+            self._go_back()
+            if _is_out_of_memory(error):
+                raise OutOfMemory(copies or self._members()) from error
             raise Unmappable(_explain(error), copies or self._members()) from error
 
     def member(self, i: int) -> MemberState:
@@ -183,23 +182,34 @@ class VectorizedChunk:
             return self._engine.load([self.member(i) for i in keep], seeds)
         return VectorizedChunk(self._engine, self._ensemble.select(keep), None)
 
+    def _snapshot(self) -> None:
+        """Copy the state, because steps overwrite it."""
+        state = pytree.tree_leaves(self._ensemble.tensors)
+        if self._saved is None:
+            self._saved = [torch.empty_like(tensor) for tensor in state]
+        torch._foreach_copy_(self._saved, state)
+
+    def _go_back(self) -> None:
+        """Undo the steps since the snapshot."""
+        assert self._saved is not None
+        torch._foreach_copy_(pytree.tree_leaves(self._ensemble.tensors), self._saved)
+
     def _members(self) -> list[MemberState]:
         return [self.member(i) for i in range(len(self))]
 
     def _run(self, window: Window, hyper: Hyper) -> Curve:
         device = self._ensemble.fate.alive.device
-        rows = {name: torch.as_tensor(values, device=device) for name, values in hyper.items()}
-        state, structure = pytree.tree_flatten(self._ensemble.tensors)
-        losses, alive = [], []
+        # Contiguous, because compiled code takes strides for granted.
+        rows = {name: torch.as_tensor(values, device=device).contiguous() for name, values in hyper.items()}
+        state = pytree.tree_leaves(self._ensemble.tensors)
+        losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
+        alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
         for t, step_batches in enumerate(window):
             inputs = Inputs(*self._gather(step_batches), {name: values[t] for name, values in rows.items()})
-            state, loss, is_alive, is_stepped, grads = self._engine.program(self._ensemble, inputs)(state, inputs)
+            losses[t], alive[t], is_stepped, grads = self._engine.program(self._ensemble, inputs)(state, inputs)
             if self._optimizers is not None:
                 self._optimizers.step_(grads, inputs.hyper, is_stepped.tolist())
-            losses.append(loss)
-            alive.append(is_alive)
-        self._ensemble = self._ensemble.with_tensors(pytree.tree_unflatten(state, structure))
-        return Curve(torch.stack(losses), torch.stack(alive))
+        return Curve(losses, alive)
 
     def _gather(self, step_batches: StepBatches) -> tuple[list[Batch], list[list[Draw]], list[list[Tensor]]]:
         """The batches of one step, and what is drawn for each, with the member axis if the seeds are several."""
@@ -249,6 +259,11 @@ def _differing(learners: Sequence[Learner]) -> frozenset[str]:
         for name, tensor in constants[0].items()
         if any(not is_same(tensor, others[name]) for others in constants[1:])
     )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether the machine lacks memory; on a CPU torch says so in an ordinary RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _explain(error: Exception) -> str:

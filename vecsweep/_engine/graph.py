@@ -1,0 +1,162 @@
+"""Passes over a traced step: what autograd and caution leave in it is taken out, and new state is written over the old.
+
+A traced step takes an ensemble's tensors first and returns their successors first. It is a flat list of aten operators,
+so that what may share memory with what can be read from the operators' schemas.
+"""
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.fx.passes.split_module import split_module
+
+_CLONE = torch.ops.aten.clone.default
+_COPY = torch.ops.aten.copy_.default
+
+
+def simplify_(graph: GraphModule) -> None:
+    """Take out the aliases that autograd leaves, and the copies of what nobody writes to."""
+    written = {node for node in graph.graph.nodes for node in _written_by(node)}
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten.detach.default or _is_needless_copy(node, written):
+            node.replace_all_uses_with(node.args[0])
+            graph.graph.erase_node(node)
+    graph.recompile()
+
+
+def write_in_place(graph: GraphModule, num_state: int) -> GraphModule:
+    """Make a graph that writes the new state over the old, and returns only the rest.
+
+    Args:
+        graph: a traced step; not changed.
+        num_state: how many of its first inputs and outputs are the state.
+    """
+    graph = GraphModule(graph, _copy_of(graph))
+    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    output = graph.graph.output_node()
+    results = list(output.args[0])  # type: ignore[arg-type]  # a step returns a list
+    changed = [(old, new) for old, new in zip(placeholders, results[:num_state], strict=False) if new is not old]
+    with graph.graph.inserting_before(output):
+        # What trades places is copied before anything is written.
+        values = [graph.graph.call_function(_CLONE, (new,)) if new.op == "placeholder" else new for _, new in changed]
+        for (old, _), value in zip(changed, values, strict=True):
+            graph.graph.call_function(_COPY, (old, value))
+    output.args = (results[num_state:],)
+    graph.recompile()
+    return graph
+
+
+def fuse_writes_(graph: GraphModule) -> None:
+    """Let the operators that compute the new state write it themselves, where nobody reads the old one later."""
+    order = {node: i for i, node in enumerate(graph.graph.nodes)}
+    for copy in [node for node in graph.graph.nodes if node.target is _COPY]:
+        old, new = copy.args
+        if old.op != "placeholder" or (out_variant := _out_variant(new)) is None or not _is_alike(old, new):
+            continue
+        views = set(_views_of(old)) - {old}
+        last_read = max((order[user] for alias in (old, *views) for user in alias.users if user is not copy), default=0)
+        is_returned = any(user.op == "output" for user in new.users)
+        if last_read > order[new] or is_returned or views & set(new.all_input_nodes):
+            continue
+        new.target, new.kwargs = out_variant, {**new.kwargs, "out": old}
+        graph.graph.erase_node(copy)
+    graph.recompile()
+
+
+def split_off_scalars(graph: GraphModule, num_members: int) -> GraphModule:
+    """Put what depends on hyperparameters and counters alone into a module of its own, called first.
+
+    A compiler that fuses elementwise operators would compute these numbers, powers among them, again for each element
+    of a parameter.
+
+    Args:
+        graph: a traced step; not changed.
+        num_members: how many members it steps.
+
+    Returns:
+        A module of two submodules, or of one.
+    """
+    early: set[Node] = set()
+    for node in graph.graph.nodes:
+        if node.op == "placeholder":
+            is_early = _is_per_member(node.meta.get("val"), num_members)
+        else:
+            inputs = node.all_input_nodes
+            is_early = bool(inputs) and early.issuperset(inputs) and next(_written_by(node), None) is None
+        if is_early:
+            early.add(node)
+    return split_module(graph, graph, lambda node: 0 if node in early else 1)
+
+
+def _is_per_member(value: Any, num_members: int) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.float64 and value.shape == (num_members,)
+
+
+def _copy_of(graph: GraphModule) -> torch.fx.Graph:
+    copied = torch.fx.Graph()
+    output = copied.graph_copy(graph.graph, {}, return_output_node=True)
+    assert output is not None
+    copied.output(output[0])  # type: ignore[index]  # asked to return the node, it returns a pair
+    return copied
+
+
+def _written_by(node: Node) -> Iterator[Node]:
+    """The nodes whose memory an operator writes to."""
+    for argument, value in _arguments(node):
+        if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Node):
+            yield value
+
+
+def _views_of(node: Node) -> Iterator[Node]:
+    """A node and those that share its memory because they were made from it."""
+    yield node
+    for user in node.users:
+        is_view = (
+            any(argument.alias_info is not None and value is node for argument, value in _arguments(user))
+            or user.target is operator.getitem
+        )
+        if is_view:
+            yield from _views_of(user)
+
+
+def _arguments(node: Node) -> Iterator[tuple[Any, Any]]:
+    """The arguments of an operator by its schema, with what is passed for them."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    for i, argument in enumerate(node.target._schema.arguments):
+        yield argument, node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
+
+
+def _is_needless_copy(node: Node, written: set[Node]) -> bool:
+    """Whether a node clones what could be used itself, because neither is written to."""
+    if node.target is not _CLONE or any(user.op == "output" for user in node.users):
+        return False
+    source = node.args[0]
+    assert isinstance(source, Node)
+    return _is_alike(source, node) and not any(alias in written for alias in (*_views_of(node), *_views_of(source)))
+
+
+def _is_alike(a: Node, b: Node) -> bool:
+    """Whether two nodes hold tensors of the same shape, layout and dtype."""
+    x, y = a.meta.get("val"), b.meta.get("val")
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        return False
+    return x.dtype == y.dtype and x.shape == y.shape and x.stride() == y.stride()
+
+
+def _out_variant(node: Any) -> Callable[..., Any] | None:
+    """The overload of a pointwise operator that writes its result where it is told."""
+    op = getattr(node, "target", None)
+    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.pointwise not in op.tags or node.kwargs.get("out"):
+        return None
+    own = [(a.name, str(a.type)) for a in op._schema.arguments]
+    for name in op.overloadpacket.overloads():
+        other = getattr(op.overloadpacket, name)
+        arguments = other._schema.arguments
+        is_same = [(a.name, str(a.type)) for a in arguments if not a.is_out] == own
+        if is_same and [a.name for a in arguments if a.is_out] == ["out"]:
+            return other
+    return None
