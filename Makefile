@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH_STAMP := .venv/.installed-bench
 LAYOUT := .venv/layout/vecsweep
 
 .PHONY: demo test bench lint types clean
@@ -12,8 +13,9 @@ demo: $(STAMP)
 test: lint types
 	$(BIN)/python -m pytest
 
-bench: $(STAMP)
-	$(BIN)/python bench/bench_sweep.py
+# For example make bench ARGS="-k digits --threads 1"; bench/README.md has the options.
+bench: $(BENCH_STAMP)
+	$(BIN)/python -m pytest bench $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -28,6 +30,10 @@ types: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	touch $@
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
 	touch $@
 
 clean:

@@ -1,102 +1,129 @@
-"""Whole steps: the batched pass against a plain loop over members on stock PyTorch, for each workload.
+"""Whole steps, and whole range tests: the batched pass against a plain loop over members on stock PyTorch.
 
-`python bench/bench_sweep.py [--compile] [WORKLOAD ...]` prints a table and writes a JSON file under bench/results/. The
-time of a step is the difference between a long and a short run over their difference in steps, so that what it costs to
-start is apart; the losses of both arms are compared, so that speed is never shown without correctness.
+The steps timed are those of a long sweep; what it costs to start is a fact of its own, `start_s`: seconds beyond what
+the same steps take once they are steady. The losses of both arms are compared, so that speed is never shown without
+correctness: `deviation` is the largest relative difference between them in the first steps.
 """
 
-import copy
-import statistics
-import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
+import pytest
 import torch
-from measure import interleave, median_ratio, write
-from workloads import WORKLOADS, Workload
+from arms import PausedSweep, StockLoop
+from conftest import Compare, Interleave, Record
+from measure import summary
+from workloads import WORKLOADS
 
 import vecsweep as vs
 
-ROUNDS = 3
-SHORT = 10  # steps of the short run; the compiled step is compiled in it
-SPAN_S = 1.0  # what the long run is longer, about
-STOCK_STEPS = 4
+ROUNDS = 5
+SPAN_S = 0.6  # what an arm takes in a round, at least
+CHECKED_STEPS = 5
+SHARE = 4  # of the members of a range test, one in so many is timed on stock PyTorch, and its time multiplied
+FULL = {"digits-mlp": (1, 2, 4, 8, 16, 32, 64, 128)}  # numbers of members of a plot; of other workloads:
+OTHERS = (1, 4, 16)
+LEVELS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "eager": {"engine": "vectorized", "compile": False},
+    "traced": {"engine": "vectorized", "compile": False},
+    "compiled": {"engine": "vectorized", "compile": True},
+    "sequential": {"engine": "sequential"},
+}
 
 
-def stock_losses(task: vs.Task, lrs: np.ndarray, num_steps: int) -> np.ndarray:
-    """Train one member after another, as people do; return the losses before each update, `[step, member]`."""
-    losses = np.empty((num_steps, len(lrs)))
-    for i, lr in enumerate(lrs):
-        model = copy.deepcopy(task.model)
-        optimizer = task.optimizer(model.parameters())
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        for step in range(num_steps):
-            inputs, targets = task.batches[step % len(task.batches)]
-            optimizer.zero_grad()
-            loss = task.loss_fn(model(inputs), targets)
-            loss.backward()
-            optimizer.step()
-            losses[step, i] = loss.item()
-    return losses
+class Case(NamedTuple):
+    """A workload, how many members of it, and at which level."""
+
+    workload: str
+    num_members: int
+    level: str
 
 
-def measure(name: str, workload: Workload, **how: Any) -> dict[str, Any]:
-    """Measure one workload; return a row for the table."""
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Choose the cases by the options."""
+    if "case" in metafunc.fixturenames:
+        levels = LEVELS if metafunc.config.option.levels else ["auto"]
+        cases = [
+            Case(name, num_members, level)
+            for name, workload in WORKLOADS.items()
+            for num_members in sorted(
+                {workload.num_members, *(FULL.get(name, OTHERS) if metafunc.config.option.full else ())}
+            )
+            for level in levels
+        ]
+        metafunc.parametrize("case", cases, ids=["-".join(map(str, case)) for case in cases])
+
+
+def bench_steps(case: Case, interleave: Interleave, record: Record) -> None:
+    """Time steady steps."""
+    workload = WORKLOADS[case.workload]
     torch.manual_seed(0)
     task = workload.make()
-    lrs = np.geomspace(1e-4, 1e-2, workload.num_members)
-
-    def batched(num_steps: int) -> vs.Sweep:
-        return vs.sweep(task, lrs=lrs, num_steps=num_steps, divergence_factor=None, progress=False, **how)
-
-    started = time.perf_counter()
-    first = batched(SHORT)
-    first_call_s = time.perf_counter() - started
-    expected = stock_losses(task, lrs, SHORT)
-    # How many steps take about SPAN_S; from two traced runs, for a run that compiles is no measure of its steps.
-    traced = [vs.sweep(task, lrs=lrs, num_steps=n, progress=False).duration_s for n in (SHORT, 2 * SHORT)]
-    span = max(10, min(400, int(SPAN_S * SHORT / max(traced[1] - traced[0], 1e-3))))
-    arms = {
-        "short": lambda: batched(SHORT),
-        "long": lambda: batched(SHORT + span),
-        "stock": lambda: stock_losses(task, lrs, STOCK_STEPS),
-    }
-    seconds = interleave(arms, ROUNDS)
-    step_s = [(a - b) / span for a, b in zip(seconds["long"], seconds["short"], strict=True)]
-    stock_step_s = [s / STOCK_STEPS for s in seconds["stock"]]
-    return {
-        "workload": name,
-        "num_members": workload.num_members,
-        "engine": first.engine,
-        "step_ms": 1e3 * statistics.median(step_s),
-        "stock_step_ms": 1e3 * statistics.median(stock_step_s),
-        "ratio": median_ratio(stock_step_s, step_s),
-        "target": workload.target,
-        "first_call_s": first_call_s,
-        "loss": float(first.train_loss[-1].mean()),
-        "stock_loss": float(expected[-1].mean()),
-        "deviation": float(np.abs(first.train_loss / expected - 1).max()),
-    }
-
-
-def main(arguments: list[str]) -> None:
-    """Measure the workloads named, or all; with --compile, the compiled step."""
-    is_compiled = "--compile" in arguments
-    names = [name for name in arguments if not name.startswith("--")] or list(WORKLOADS)
-    print(f"{'workload':<17}{'N':>4}{'step ms':>9}{'stock ms':>10}{'ratio':>7}{'target':>8}  deviation  engine")
-    rows = []
-    for name in names:
-        row = measure(name, WORKLOADS[name], compile=is_compiled)
-        rows.append(row)
-        print(
-            f"{name:<17}{row['num_members']:>4}{row['step_ms']:>9.2f}{row['stock_step_ms']:>10.2f}{row['ratio']:>7.2f}"
-            f"{row['target']:>8.2f}  {row['deviation']:>9.0e}  {row['engine']}",
-            flush=True,
+    lrs = np.geomspace(1e-4, 1e-2, case.num_members)
+    # There is no option for a step that is not even traced, because that is a fallback.
+    with mock.patch("vecsweep._engine.vectorized._MAX_GRAPHS", 0 if case.level == "eager" else 16):
+        sweep = PausedSweep(task, lrs, workload.window_steps, **LEVELS[case.level])
+        step_s, start_s = sweep.settle()
+        stock, num_trained = _stock(task, lrs, workload.window_steps)
+        num_windows = int(np.ceil(SPAN_S / (step_s * workload.window_steps)))
+        seconds = interleave(
+            {
+                "step": lambda: sweep.advance(num_windows),
+                "stock": lambda: stock.train(num_trained, workload.window_steps),
+            },
+            rounds=ROUNDS,
+            scales={
+                "step": 1 / (num_windows * workload.window_steps),
+                "stock": len(lrs) / (num_trained * workload.window_steps),
+            },
         )
-    print(f"Wrote {write('sweep-compiled' if is_compiled else 'sweep', rows)}.")
+        runs = sweep.stop()
+    expected = StockLoop(task, lrs, sweep.seen).train(len(lrs), CHECKED_STEPS)
+    record(
+        workload=case.workload,
+        num_members=case.num_members,
+        level=case.level,
+        target=workload.target if case[1:] == (workload.num_members, "auto") else None,
+        **summary(seconds),
+        start_s=start_s,
+        loss=float(runs.train_loss[CHECKED_STEPS - 1].mean()),
+        stock_loss=float(expected[-1].mean()),
+        deviation=float(np.abs(runs.train_loss[:CHECKED_STEPS] / expected - 1).max()),
+        stock_members_timed=num_trained,
+        window_steps=workload.window_steps,
+        engine=runs.engine,
+    )
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def bench_range_test(compare: Compare) -> None:
+    """Time a whole range test, start included, as it is called again in a process that has called it before."""
+    torch.manual_seed(0)
+    task = WORKLOADS["digits-mlp"].make()
+    how: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 0.1, "num_lrs": 64, "num_steps": 100, "progress": False}
+    lrs = np.geomspace(how["start_lr"], how["end_lr"], how["num_lrs"])[::SHARE]
+    found: list[vs.RangeTest] = []
+    expected: list[np.ndarray] = []
+    compare(
+        {
+            "vecsweep": lambda: found.append(vs.range_test(task, **how)),
+            "stock": lambda: expected.append(StockLoop(task, lrs).train(len(lrs), how["num_steps"])),
+        },
+        rounds=ROUNDS,
+        scales={"stock": SHARE},
+        num_members=how["num_lrs"],
+        num_steps=how["num_steps"],
+        stock_members_timed=len(lrs),
+    )
+    np.testing.assert_allclose(found[0].train_loss[:, ::SHARE], expected[0], rtol=1e-3)
+
+
+def _stock(task: vs.Task, lrs: np.ndarray, num_steps: int) -> tuple[StockLoop, int]:
+    """A plain loop that is warm, and how many of its members it is to train in a round."""
+    stock = StockLoop(task, lrs)
+    stock.train(1, 2)
+    started = time.perf_counter()
+    stock.train(1, num_steps)
+    return stock, min(len(lrs), int(np.ceil(SPAN_S / (time.perf_counter() - started))))

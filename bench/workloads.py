@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 import vecsweep as vs
+from vecsweep._engine.run import _WINDOW_STEPS as WINDOW_STEPS
 
 
 @dataclass(frozen=True)
@@ -21,12 +23,14 @@ class Workload:
     Attributes:
         make: builds the task.
         num_members: how many copies are trained.
-        target: the ratio to the sequential loop that is aimed at.
+        target: the ratio to the sequential loop that is aimed at; words where it is no number.
+        window_steps: steps between two looks at the losses; fewer than a sweep's own where a step takes seconds.
     """
 
     make: Callable[[], vs.Task]
     num_members: int
-    target: float
+    target: float | str
+    window_steps: int = WINDOW_STEPS
 
 
 class CharGPT(nn.Module):
@@ -73,6 +77,23 @@ class LSTMClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """From `[batch, time, 64]` to `[batch, class]`."""
         return self.head(self.lstm(x)[0][:, -1])
+
+
+class AugmentedImages(Dataset):
+    """Images of 3x32x32, as bytes; each is padded by 4, cropped, flipped or not, and normalised when it is taken."""
+
+    def __init__(self, num_images: int = 1024) -> None:
+        self.images = torch.randint(256, (num_images, 3, 32, 32), dtype=torch.uint8)
+        self.labels = torch.randint(10, (num_images,))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        top, left, is_flipped = (int(torch.randint(n, ())) for n in (9, 9, 2))
+        image = F.pad(self.images[i], (4, 4, 4, 4))[:, top : top + 32, left : left + 32]
+        image = image.flip(-1) if is_flipped else image
+        return (image.float() / 255 - 0.45) / 0.25, self.labels[i]
 
 
 def _task(model: nn.Module, inputs: Callable[[], Tensor], targets: Callable[[], Tensor], optimizer: object) -> vs.Task:
@@ -135,6 +156,28 @@ def lstm() -> vs.Task:
     return _task(LSTMClassifier(), lambda: torch.randn(32, 20, 64), lambda: torch.randint(10, (32,)), _momentum)
 
 
+def vgg() -> vs.Task:
+    """VGG of six 3x3 convolutions and two linear layers on CIFAR's 3x32x32, batch 128."""
+    model = _vgg_model()
+    return _task(model, lambda: torch.randn(128, 3, 32, 32), lambda: torch.randint(10, (128,)), _momentum)
+
+
+def vgg_augmented() -> vs.Task:
+    """The same, its batches from a DataLoader that augments image by image."""
+    loader = DataLoader(AugmentedImages(), batch_size=128, shuffle=True)
+    return vs.Task(_vgg_model(), loader, F.cross_entropy, optimizer=_momentum)
+
+
+def _vgg_model() -> nn.Module:
+    layers: list[nn.Module] = []
+    width = 3
+    for i, wider in enumerate((32, 64, 64, 128, 128, 128), 1):
+        layers += [nn.Conv2d(width, wider, 3, padding=1), nn.ReLU()]
+        layers += [nn.MaxPool2d(2)] if i in (1, 3, 6) else []
+        width = wider
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2048, 128), nn.ReLU(), nn.Linear(128, 10))
+
+
 WORKLOADS = {
     "digits-mlp": Workload(digits_mlp, 64, 11.0),
     "mnist-mlp": Workload(mnist_mlp, 32, 1.4),
@@ -143,4 +186,6 @@ WORKLOADS = {
     "char-gpt": Workload(char_gpt, 16, 1.8),
     "lstm": Workload(lstm, 16, 1.2),
     "frozen-body": Workload(frozen_body, 32, 20.0),
+    "vgg": Workload(vgg, 8, 1.15, window_steps=2),
+    "vgg-augmented": Workload(vgg_augmented, 8, "clearly above vgg", window_steps=2),
 }

@@ -7,8 +7,6 @@ about every tensor at each call, which takes a tenth of a small step.
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch._inductor
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -24,6 +22,8 @@ class _Compiled(nn.Module):
     def forward(self, *tensors: Tensor) -> Any:
         """Compute what the graph computes."""
         if self._code is None:
+            import torch._inductor  # takes longer to import than torch itself
+
             self._code = torch._inductor.compile(self._graph, list(tensors))
         return self._code(*tensors)
 

@@ -188,7 +188,10 @@ def _add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None
             help="how members are stepped (default: auto)",
         )
     group.add_argument(
-        "--compile", action="store_true", default=argparse.SUPPRESS, help="compile the step (default: no)"
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
+        help="compile the step, or not (default: where that pays)",
     )
     group.add_argument("--chunk-size", type=_chunk_size, metavar="N", help="members stepped together (default: auto)")
     group.add_argument("--accumulation-steps", type=int, metavar="N", help="batches in each update (default: 1)")

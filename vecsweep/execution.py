@@ -16,7 +16,7 @@ class ExecutionOptions(TypedDict, total=False):
     device: torch.device | str | None
     precision: Precision | None
     engine: EngineName
-    compile: bool
+    compile: bool | Literal["auto"]
     chunk_size: int | Literal["auto"]
     accumulation_steps: int
     max_grad_norm: float | None
@@ -34,11 +34,12 @@ class Execution:
         precision: of autocast, "bf16" or "fp16", the latter with a loss scale for each member; None for the model's
             own.
         engine: "vectorized" trains all members in one pass, "sequential" one after another on stock PyTorch; "auto" is
-            the first wherever PyTorch can batch the model. Both give the same result.
-        compile: whether the batched step is compiled, which takes seconds at first. On a CPU that makes the steps of
-            small and of wide fully connected models a quarter to a third faster, and those of others slower.
-        chunk_size: members that are stepped together; "auto" keeps the parameters of a chunk small enough to stay in
-            the cache of a CPU, and takes all members at once on a GPU.
+            the first wherever PyTorch can batch the model, unless the run is long enough to time both and the second
+            is faster. Both give the same result.
+        compile: whether the batched step is compiled, which takes seconds at first; "auto" tries that where the run is
+            long enough to pay for it, and takes the faster.
+        chunk_size: members that are stepped together; "auto" keeps a chunk small enough for the caches of a CPU, takes
+            all members at once on a GPU, and times other sizes in long runs.
         accumulation_steps: batches in each step, whose gradients are averaged.
         max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
         divergence_factor: a member ends at the first loss above `best + (divergence_factor - 1) * |first loss|`, and
@@ -50,7 +51,7 @@ class Execution:
     device: torch.device | str | None = None
     precision: Precision | None = None
     engine: EngineName = "auto"
-    compile: bool = False
+    compile: bool | Literal["auto"] = "auto"
     chunk_size: int | Literal["auto"] = "auto"
     accumulation_steps: int = 1
     max_grad_norm: float | None = None
@@ -62,8 +63,8 @@ class Execution:
         check_choice("engine", self.engine, get_args(EngineName))
         if self.precision is not None:
             check_choice("precision", self.precision, get_args(Precision), note=", or None")
-        if not isinstance(self.compile, bool):
-            raise TypeError(f"`compile` must be True or False; got {self.compile!r}.")
+        if not isinstance(self.compile, bool) and self.compile != "auto":
+            raise TypeError(f'`compile` must be True, False or "auto"; got {self.compile!r}.')
         if self.chunk_size != "auto":
             check_count("chunk_size", self.chunk_size, note=', or "auto"')
         check_count("accumulation_steps", self.accumulation_steps)

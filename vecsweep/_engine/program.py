@@ -27,8 +27,10 @@ from vecsweep._types import Batch
 from vecsweep.kernels._compile import compile_graph
 from vecsweep.kernels.rules import Draw
 
+_Function = Callable[..., list[Tensor]]
 _CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
 # Rounding, where operators are fused or sums reordered, by the least precise dtype that a step computes in.
+_SHARE_OFF = 0.1
 _RTOL = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -65,7 +67,7 @@ class Program:
         ensemble: what the ensembles look like that it will be called with.
         inputs: what its inputs look like; all that is not a tensor in them stays as it is here.
         is_traceable: whether a graph may stand for the step; False keeps it eager.
-        is_to_be_compiled: whether the graph is compiled.
+        is_compilable: whether the graph may be compiled; it is when `is_compiling` is set.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Program:
         inputs: Inputs,
         *,
         is_traceable: bool,
-        is_to_be_compiled: bool = False,
+        is_compilable: bool = True,
     ) -> None:
         self._step = step
         outline = pytree.tree_map(lambda tensor: torch.empty_like(tensor, device="meta"), ensemble.tensors)
@@ -87,23 +89,26 @@ class Program:
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         self._grad_names: list[str] = []
         self._graph: GraphModule | None = None  # pure
-        self._fast: Callable[..., list[Tensor]] | None = (
-            None  # the same, but that the new state is written over the old
-        )
-        self._is_to_be_compiled = is_to_be_compiled
-        self._is_compiled = False
+        self._traced: _Function | None = None  # the same, but writes the new state over the old
+        self._compiled: _Function | None = None
+        self.is_compiling = False
         self._is_eager = not is_traceable
+        self._is_compilable = is_compilable
         self._num_calls = 0
 
     @property
     def is_traced(self) -> bool:
         """Whether a graph stands for the step."""
-        return self._fast is not None and not self._is_eager
+        return self._traced is not None and not self._is_eager
 
     @property
     def is_compiled(self) -> bool:
         """Whether compiled code stands for the graph."""
-        return self._is_compiled and not self._is_eager
+        return self.is_compiling and self._compiled is not None and not self._is_eager
+
+    def restart(self) -> None:
+        """Go through the levels again, as if for the first time, so that a run does not depend on those before it."""
+        self._num_calls = 0
 
     def __call__(self, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
         """Take one step; an ensemble's flat tensors are overwritten with what they are after it.
@@ -119,14 +124,21 @@ class Program:
         self._num_calls += 1
         if self._is_eager or self._num_calls == 1:
             return self._written(tensors, self._eager(*tensors))
-        if self._fast is None:
-            return self._written(tensors, self._trace(tensors))
+        if self._num_calls == 2:
+            return self._written(tensors, self._trace(tensors) if self._traced is None else self._eager(*tensors))
         if self._num_calls in _CHECKED_CALLS:
             return self._checked(tensors)
-        if self._is_to_be_compiled and self._num_calls > _CHECKED_CALLS[0]:
+        if self.is_compiling and self._compiled is None and self._is_compilable:
             return self._compile(tensors)
         with torch.no_grad():
             return self._fast(*tensors)
+
+    @property
+    def _fast(self) -> _Function:
+        """The fastest that there is at this call."""
+        assert self._traced is not None
+        is_compiled = self.is_compiled and self._num_calls > _CHECKED_CALLS[0]
+        return self._compiled if is_compiled and self._compiled is not None else self._traced
 
     def _eager(self, *tensors: Tensor) -> list[Tensor]:
         """Take the step, from flat tensors to flat tensors; nothing is overwritten."""
@@ -166,15 +178,15 @@ class Program:
             self._is_eager = True
             return self._eager(*tensors)
         simplify_(graph)
-        fast = write_in_place(graph, self._num_state)
-        fuse_writes_(fast)
-        self._graph, self._fast = graph, fast.forward
+        traced = write_in_place(graph, self._num_state)
+        fuse_writes_(traced)
+        self._graph, self._traced = graph, traced.forward
         return results
 
     def _compile(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compile the graph, and compare what it computes with the graph; keep the graph when that fails."""
         assert self._graph is not None
-        self._is_to_be_compiled = False
+        self._is_compilable = False
         parts = split_off_scalars(write_in_place(self._graph, self._num_state), len(self._ensemble))
         with torch.no_grad():
             expected = self._graph.forward(*tensors)
@@ -187,20 +199,19 @@ class Program:
                 why = str(error).strip().splitlines()[0]
                 warn_of_fallback(f"The step cannot be compiled here, and runs uncompiled: {why}")
                 return self._written(tensors, expected)
-        if not _are_close([*tensors[: self._num_state], *results], expected, self._graph):
+        if not self._is_close(tensors, results, expected):
             warn_of_fallback("The compiled step gives other numbers than the traced one, which is used on.")
             return self._written(tensors, expected)
-        self._fast, self._is_compiled = compiled, True
+        self._compiled = compiled
         return results
 
     def _checked(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compare what the graph computes with the eager step; give the graph up when they differ."""
         assert self._graph is not None
-        assert self._fast is not None
         expected = self._eager(*tensors)
         with torch.no_grad():
             results = self._fast(*tensors)
-        if _are_close([*tensors[: self._num_state], *results], expected, self._graph):
+        if self._is_close(tensors, results, expected):
             return results
         warn_of_fallback(
             "The traced step gives other numbers than the eager one, so the model's loss must depend on more than its "
@@ -209,16 +220,24 @@ class Program:
         self._is_eager = True
         return self._written(tensors, expected)
 
+    def _is_close(self, state: Sequence[Tensor], rest: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+        """Whether two runs of the step gave the same but for rounding.
 
-def _are_close(results: Sequence[Tensor], expected: Sequence[Tensor], graph: GraphModule) -> bool:
-    """Whether two runs of a graph gave the same but for rounding, relative to the largest number in each tensor."""
-    dtypes = {value.dtype for node in graph.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
-    rtol = next((rtol for dtype, rtol in _RTOL.items() if dtype in dtypes), 0.0)
-    return all(_is_close(a, b, rtol) for a, b in zip(results, expected, strict=True))
+        The losses must agree, and most of the new state: some of it may be rounding and nothing else, such as the
+        gradient of a bias before a batch norm, which Adam scales up to a whole step.
+        """
+        assert self._graph is not None
+        dtypes = {value.dtype for node in self._graph.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
+        rtol = next((rtol for dtype, rtol in _RTOL.items() if dtype in dtypes), 0.0)
+        new = list(zip(state, expected[: self._num_state], strict=False))
+        off = sum(_num_off(a, b, rtol) for a, b in new)
+        are_losses_off = any(_num_off(a, b, rtol) for a, b in zip(rest[:3], expected[self._num_state :], strict=False))
+        return not are_losses_off and off <= _SHARE_OFF * sum(b.numel() for _, b in new)
 
 
-def _is_close(a: Tensor, b: Tensor, rtol: float) -> bool:
+def _num_off(a: Tensor, b: Tensor, rtol: float) -> int:
+    """How many numbers differ by more than rounding, relative to the largest."""
     if not a.is_floating_point() or a.numel() == 0:
-        return a.equal(b)
+        return int((a != b).sum())
     a, b = a.nan_to_num(), b.nan_to_num()
-    return bool(((a - b).abs() <= rtol * b.abs().max()).all())
+    return int(((a - b).abs() > rtol * b.abs().max()).sum())

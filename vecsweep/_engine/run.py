@@ -19,6 +19,8 @@ from vecsweep._engine.learner import Learner
 from vecsweep._engine.probe import probe
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sequential import Sequential
+from vecsweep._engine.trial import Trials, key_of_run
+from vecsweep._engine.tuning import Choice, Way, choose, recall, remember, search
 from vecsweep._engine.vectorized import Vectorized
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, FloatArray, IntArray
@@ -127,6 +129,7 @@ class _Run:
         self.engine: Engine
         self.obstacle: str | None = None
         self.is_short_of_memory = False
+        self.choice = Choice(Way(execution.engine, 1, is_compiled=False), "")
         self._choose_engine(first)
         self.loss = np.full(plan.lr.shape, np.nan)
         self.diverged_at = np.full(len(plan.members), -1)
@@ -135,7 +138,8 @@ class _Run:
     def train(self) -> Record:
         """Run to the end of the plan, or to Ctrl-C."""
         num_members = len(self.plan.members)
-        groups = [self._group(members, self._starts(members)) for members in self._divide()]
+        size = self.choice.way.chunk_size
+        groups = [self._group(members, self._starts(members)) for members in self._divide(size)]
         num_chunks, num_done = len(groups), 0
         hidden = None if self.execution.progress is None else not self.execution.progress
         total = self.plan.num_steps * num_members
@@ -144,6 +148,9 @@ class _Run:
                 while groups and num_done < self.plan.num_steps:
                     seeds = dict.fromkeys(self.plan.seeds[i] for group in groups for i in group.members)
                     window = self._window(seeds, self.plan.num_steps - num_done)
+                    if isinstance(self.engine, Vectorized) and self.execution.compile == "auto":
+                        # A chunk that shrinks late would not earn back what compiling it anew takes.
+                        self.engine.is_worth_compiling = num_done < self.plan.num_steps / 2
                     groups = self._advance(groups, window, num_done)
                     num_done += len(window)
                     bar.update(len(window) * num_members)
@@ -155,6 +162,7 @@ class _Run:
             for group in groups:
                 self._keep_states(group, range(len(group.members)))
         why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
+        why = f"{why}; {self.choice.why}" if self.choice.why else why
         name = f"vectorized, {self.engine.level}" if isinstance(self.engine, Vectorized) else "sequential"
         return Record(
             loss=self.loss[:num_done],
@@ -177,6 +185,38 @@ class _Run:
             self.engine = Vectorized(self.learners, self.execution, self.streams, first)
         except Unmappable as obstacle:
             self._fall_back(obstacle.reason)
+        else:
+            self._choose_way(self.engine)
+
+    def _choose_way(self, engine: Vectorized) -> None:
+        """Choose chunk size and level, and whether to batch at all, where that is left open."""
+        size = self.execution.chunk_size
+        default = Way(
+            "vectorized", self._default_chunk_size() if size == "auto" else size, self.execution.compile is True
+        )
+        self.choice = Choice(default, "")
+        varied = {name for name in ("engine", "chunk_size", "compile") if getattr(self.execution, name) == "auto"}
+        if not varied:
+            return
+        first_seed = self.plan.seeds[0]
+        key = key_of_run(self.learners[first_seed], self.plan, self.batches[first_seed], self.execution)
+        known = recall(key)
+        if known is None:
+            trials = Trials(engine, self.plan, self.batches, self.streams, self._divide)
+            timings = search(
+                trials.time,
+                default,
+                varied=varied,
+                num_members=len(self.plan.members),
+                num_steps=self.plan.num_steps,
+            )
+            known = choose(timings, default)
+            if timings:
+                remember(key, known)
+        self.choice = known
+        engine.is_compiling = known.way.is_compiled
+        if known.way.engine == "sequential":
+            self.engine = Sequential(self.learners, self.execution, self.streams)
 
     def _fall_back(self, reason: str) -> None:
         """Go on with the sequential engine, and say why, once."""
@@ -190,14 +230,15 @@ class _Run:
     def _starts(self, members: Sequence[int]) -> list[MemberState]:
         return [self.engine.start(self.plan.seeds[i]) for i in members]
 
-    def _divide(self) -> list[list[int]]:
-        """Divide the members into chunks, of one seed each where a seed has enough of them."""
-        size = len(self.plan.members)
-        if self.execution.chunk_size != "auto":
-            size = self.execution.chunk_size
-        elif self.device.type == "cpu":
-            parameters = self.learners[self.plan.seeds[0]].parameters.values()
-            size = max(1, _CHUNK_BYTES // sum(p.nbytes for p in parameters))
+    def _default_chunk_size(self) -> int:
+        """A chunk that is known to do without timing others."""
+        if self.device.type != "cpu":
+            return len(self.plan.members)
+        parameters = self.learners[self.plan.seeds[0]].parameters.values()
+        return min(len(self.plan.members), max(1, _CHUNK_BYTES // sum(p.nbytes for p in parameters)))
+
+    def _divide(self, size: int) -> list[list[int]]:
+        """Divide the members into chunks of at most this size, of one seed each where a seed has enough of them."""
         of_seeds: dict[int, list[int]] = {}
         for i, seed in enumerate(self.plan.seeds):
             of_seeds.setdefault(seed, []).append(i)

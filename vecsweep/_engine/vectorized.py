@@ -62,6 +62,13 @@ class Vectorized:
         self._differing = _differing(list(learners.values()))
         seen = self.probe(first, next(iter(learners)), is_first=True)
         self._changed, self._stacked = seen.changed_buffers, seen.member_buffers
+        self.is_compiling = execution.compile is True
+        self.is_worth_compiling = True  # a step that is not traced yet
+
+    def restart(self) -> None:
+        """Keep what was traced and compiled, but go through the levels as if for the first time."""
+        for program in self._programs.values():
+            program.restart()
 
     @property
     def level(self) -> str:
@@ -113,6 +120,7 @@ class Vectorized:
         kinds = tuple(key_of(batch) for batch in inputs.batches)
         key = (len(ensemble), ensemble.member_buffers, ensemble.is_mixed, kinds)
         if key in self._programs:
+            self._programs[key].is_compiling = self.is_compiling
             return self._programs[key]
         is_plain = all(kind.is_plain for kind in kinds)
         step = Step(
@@ -128,7 +136,7 @@ class Vectorized:
             ensemble,
             inputs,
             is_traceable=is_plain and num_traced < _MAX_GRAPHS,
-            is_to_be_compiled=self.execution.compile,
+            is_compilable=self.is_worth_compiling,
         )
         if is_plain:
             _remember(self._programs, key, program)

@@ -1,0 +1,119 @@
+"""What has to be measured in a process of its own, because it can be done only once: starting, and reaching a peak.
+
+`run` starts such a process; started, this file does one thing and prints what it measured as JSON.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+COMPILED_STEPS = 8  # enough for a step to be traced, checked, compiled and checked
+
+
+def run(name: str, *arguments: object, **environment: str) -> dict[str, float]:
+    """Do one of the things below in a new process, with as many threads as this one; return what it measured."""
+    done = subprocess.run(
+        [sys.executable, __file__, name, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())} | environment,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def importing() -> dict[str, float]:
+    """Import the library, after torch."""
+    started = time.perf_counter()
+    import vecsweep  # noqa: F401
+
+    return {"import_s": time.perf_counter() - started}
+
+
+def start(workload: str, is_compiled: str) -> dict[str, float]:
+    """Take the first steps of sweeps: the first eager one, the traced one, and where that is asked for a compiled one.
+
+    A step is traced when it comes for the second time.
+    """
+    sweep_s = _sweeps(workload)
+    first_step_s, again_s = sweep_s(1), sweep_s(1)
+    traced_s, retraced_s = sweep_s(2), sweep_s(2)
+    measured = {"first_step_s": first_step_s, "trace_s": traced_s - again_s, "retrace_s": retraced_s - again_s}
+    if is_compiled == "True":
+        uncompiled_s = sweep_s(COMPILED_STEPS)
+        measured["compile_s"] = sweep_s(COMPILED_STEPS, compile=True) - uncompiled_s
+    return measured
+
+
+def _sweeps(name: str) -> Callable[..., float]:
+    """A function that sweeps a workload for some steps, and returns how long it took."""
+    import numpy as np
+    from workloads import WORKLOADS
+
+    import vecsweep as vs
+
+    workload = WORKLOADS[name]
+    torch.manual_seed(0)
+    task, lrs = workload.make(), np.geomspace(1e-4, 1e-2, workload.num_members)
+    torch.ones(1, device=DEVICE)  # what a GPU takes to start is not ours
+
+    def sweep_s(num_steps: int, **how: Any) -> float:
+        started = time.perf_counter()
+        vs.sweep(task, lrs=lrs, num_steps=num_steps, device=DEVICE, progress=False, **{"compile": False, **how})
+        return time.perf_counter() - started
+
+    return sweep_s
+
+
+def memory(workload: str, num_members: str, num_steps: str, engine: Any, keeps_memory: str) -> dict[str, float]:
+    """Sweep, and see by how much memory has risen at most."""
+    import numpy as np
+    from workloads import WORKLOADS
+
+    import vecsweep as vs
+    from vecsweep._allocator import keep_memory
+
+    if keeps_memory == "True":
+        keep_memory()
+    torch.manual_seed(0)
+    task, lrs = WORKLOADS[workload].make(), np.geomspace(1e-4, 1e-2, int(num_members))
+    torch.ones(1, device=DEVICE)
+    before, _ = _memory_mb()
+    runs = vs.sweep(
+        task,
+        lrs=lrs,
+        num_steps=int(num_steps),
+        device=DEVICE,
+        engine=engine,
+        compile=False,
+        divergence_factor=None,
+        progress=False,
+    )
+    _, peak = _memory_mb()
+    own = sum(p.nbytes for p in task.model.parameters() if p.requires_grad)
+    return {"peak_mb": peak - before, "params_mb": own * len(lrs) / 1e6, "loss": float(runs.train_loss[-1].mean())}
+
+
+def _memory_mb() -> tuple[float, float]:
+    """What the process holds now, and what it held at most.
+
+    Not `getrusage`: its maximum starts from that of the process which started this one.
+    """
+    if DEVICE == "cuda":
+        return torch.cuda.memory_allocated() / 1e6, torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status").read_text()
+    now, peak = (int(re.search(rf"{name}:\s+(\d+) kB", status)[1]) / 1e3 for name in ("VmRSS", "VmHWM"))
+    return now, peak
+
+
+if __name__ == "__main__":
+    print(json.dumps(globals()[sys.argv[1]](*sys.argv[2:])))

@@ -1,0 +1,197 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import vecsweep as vs
+from vecsweep._engine import run, tuning
+from vecsweep._engine.tuning import Choice, Timing, Way, choose, recall, remember, search
+
+SEQUENTIAL = Way("sequential", 1, is_compiled=False)
+AUTO = ("engine", "chunk_size", "compile")
+
+
+def batched(size, *, is_compiled=False):
+    return Way("vectorized", size, is_compiled)
+
+
+def run_search(step_s, *, default=16, num_members=16, num_steps=1000, varied=AUTO, trace_s=0.1):
+    """Search with step times by way; return the choice, and which ways were timed."""
+    timed = []
+
+    def time(way):
+        timed.append(way)
+        return Timing(way, trace_s, step_s[way]) if way in step_s else None
+
+    way = batched(default)
+    timings = search(time, way, varied=varied, num_members=num_members, num_steps=num_steps)
+    return choose(timings, way).way, timed
+
+
+def test_short_run_is_not_timed():
+    assert run_search({SEQUENTIAL: 1.0}, num_steps=50) == (batched(16), [])
+
+
+def test_run_that_is_soon_over_is_batched_as_it_comes():
+    assert run_search({SEQUENTIAL: 0.004}) == (batched(16), [SEQUENTIAL])
+
+
+def test_loop_is_taken_where_it_is_faster():
+    chosen, _ = run_search({SEQUENTIAL: 0.1, batched(16): 0.2, batched(8): 0.19, batched(4): 0.3})
+    assert chosen == SEQUENTIAL
+
+
+def test_chunks_are_halved_for_as_long_as_that_gains():
+    times = {SEQUENTIAL: 0.2, batched(16): 0.19, batched(8): 0.15, batched(4): 0.1, batched(2): 0.12}
+    chosen, timed = run_search(times, varied=("engine", "chunk_size"))
+    assert chosen == batched(4)
+    assert timed == [SEQUENTIAL, batched(16), batched(8), batched(4), batched(2)]
+
+
+def test_chunks_are_doubled_where_smaller_ones_are_slower():
+    times = {SEQUENTIAL: 0.2, batched(4): 0.15, batched(2): 0.18, batched(8): 0.1, batched(16): 0.09}
+    assert run_search(times, default=4, varied=("engine", "chunk_size"))[0] == batched(16)
+
+
+def test_chunks_are_not_searched_beyond_what_the_run_can_pay_for():
+    times = {SEQUENTIAL: 0.2, batched(16): 0.19, batched(8): 0.15}
+    assert run_search(times, num_steps=100, varied=("engine", "chunk_size"), trace_s=1.0)[1] == [
+        SEQUENTIAL,
+        batched(16),
+    ]
+
+
+def test_long_run_is_compiled_where_that_gains():
+    times = {SEQUENTIAL: 0.2, batched(16): 0.1, batched(8): 0.1, batched(16, is_compiled=True): 0.06}
+    assert run_search(times, num_steps=10_000)[0] == batched(16, is_compiled=True)
+    assert run_search(times, num_steps=200)[0] == batched(16)
+    times[batched(16, is_compiled=True)] = 0.12
+    assert run_search(times, num_steps=10_000)[0] == batched(16)
+
+
+def test_compiling_is_not_tried_where_the_loop_is_far_ahead():
+    times = {SEQUENTIAL: 0.05, batched(16): 0.1, batched(8): 0.1, batched(16, is_compiled=True): 0.01}
+    assert run_search(times, num_steps=10_000)[0] == SEQUENTIAL
+
+
+def test_way_that_cannot_be_had_is_passed_over():
+    times = {SEQUENTIAL: 0.2, batched(16): 0.1}
+    assert run_search(times, num_steps=10_000)[0] == batched(16)
+    assert run_search({SEQUENTIAL: 0.2})[0] == SEQUENTIAL
+
+
+@pytest.mark.parametrize("asked", ["engine", "chunk_size", "compile"])
+def test_what_was_asked_for_is_not_varied(asked):
+    times = {
+        SEQUENTIAL: 0.02,
+        batched(16): 0.19,
+        batched(8): 0.15,
+        batched(4): 0.15,
+        batched(16, is_compiled=True): 0.01,
+        batched(8, is_compiled=True): 0.01,
+    }
+    varied = [name for name in AUTO if name != asked]
+    chosen, _ = run_search(times, num_steps=10_000, varied=varied)
+    assert {"engine": chosen.engine == "vectorized", "chunk_size": chosen.chunk_size in (16, 1)}.get(
+        asked, not chosen.is_compiled
+    )
+
+
+def test_choice_is_remembered(monkeypatch, tmp_path):
+    monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path / "new"))
+    assert recall("a") is None
+    remember("a", Choice(batched(4, is_compiled=True), "measured"))
+    remember("b", Choice(SEQUENTIAL, ""))
+    assert recall("a") == Choice(batched(4, is_compiled=True), "measured")
+    assert recall("b") == Choice(SEQUENTIAL, "")
+
+
+def test_only_the_newest_choices_are_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "_MAX_REMEMBERED", 2)
+    for key in "abac":
+        remember(key, Choice(SEQUENTIAL, ""))
+    assert [key for key in "abc" if recall(key)] == ["a", "c"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": {"way": {"engine": "x"}}}', "\x00"])
+def test_unreadable_memory_is_as_none(monkeypatch, tmp_path, content):
+    monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path))
+    (tmp_path / "choices.json").write_text(content)
+    assert recall("a") is None
+
+
+def test_memory_that_cannot_be_written_is_no_failure(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path / "file"))
+    remember("a", Choice(SEQUENTIAL, ""))
+    assert recall("a") is None
+
+
+# --- on a real task ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def always_timed(monkeypatch, tmp_path):
+    """Time every run, however short, and remember in a folder of its own."""
+    monkeypatch.setattr(tuning, "_SHORT_RUN", 0)
+    monkeypatch.setattr(tuning, "_SHORT_RUN_S", 0.0)
+    monkeypatch.setattr(tuning, "_SHARE", 1e9)
+    monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path))
+    return tmp_path / "choices.json"
+
+
+def noisy_task():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
+    batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(6)]
+    return vs.Task(model, batches, F.cross_entropy, optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_timing_leaves_the_run_as_it_would_have_been(always_timed, float64, seeds):
+    lrs = [0.01, 0.02, 0.05, 0.1]
+    timed = vs.sweep(noisy_task(), lrs=lrs, seeds=seeds, num_steps=40)
+    assert "measured" in timed.engine
+    expected = vs.sweep(noisy_task(), lrs=lrs, seeds=seeds, num_steps=40, engine="sequential")
+    np.testing.assert_allclose(timed.train_loss, expected.train_loss, rtol=1e-9)
+
+
+def test_same_call_is_given_the_same_way_and_the_same_bits(always_timed):
+    lrs = list(np.geomspace(0.01, 0.1, 6))
+    first = vs.sweep(noisy_task(), lrs=lrs, num_steps=40)
+    (known,) = json.loads(always_timed.read_text()).values()
+    assert known["why"] in first.engine
+    again = vs.sweep(noisy_task(), lrs=lrs, num_steps=40)
+    assert again.engine == first.engine
+    np.testing.assert_array_equal(again.train_loss, first.train_loss)
+
+
+def test_chosen_way_is_the_one_that_is_taken(always_timed, monkeypatch):
+    monkeypatch.setattr(run, "choose", lambda timings, default: Choice(batched(2), "told so"))
+    runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02, 0.05, 0.1], num_steps=20)
+    assert runs.engine == "vectorized, traced, 4 members in 2 chunks; told so"
+    monkeypatch.setattr(run, "choose", lambda timings, default: Choice(SEQUENTIAL, "told so"))
+    runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02, 0.05, 0.1], num_steps=21)
+    assert runs.engine.startswith("sequential")
+
+
+def test_run_that_is_compiled_after_timing_trains_as_an_ordinary_loop_does(always_timed, float64, monkeypatch):
+    monkeypatch.setattr(tuning, "_COMPILE_SHARE", 1e9)
+    monkeypatch.setattr(tuning, "_COMPILE_GAIN", 0.0)
+    monkeypatch.setattr(run, "choose", lambda timings, default: Choice(timings[-1].way, "told so"))
+    lrs = [0.01, 0.02, 0.05, 0.1]
+    runs = vs.sweep(noisy_task(), lrs=lrs, num_steps=40)
+    assert runs.engine.startswith("vectorized, compiled")
+    expected = vs.sweep(noisy_task(), lrs=lrs, num_steps=40, engine="sequential")
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
+    again = vs.sweep(noisy_task(), lrs=lrs, num_steps=40)
+    np.testing.assert_array_equal(again.train_loss, runs.train_loss)
+
+
+def test_engine_that_is_asked_for_is_not_timed_against_the_other(always_timed):
+    runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02], num_steps=20, engine="vectorized", compile=False)
+    assert "sequential" not in runs.engine

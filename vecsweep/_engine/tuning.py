@@ -1,0 +1,182 @@
+"""Which way members are stepped - engine, chunk size, level - found by timing a few steps of the ways that may be best.
+
+Here is the search, and what it remembers; how a way is timed is in `trial.py`. What a choice costs stays within a few
+per cent of the run: a way is only timed where the run is long enough to pay for that. The same task is given the same
+way again, also by another process, because its result is then the same to the last bit.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+_SHORT_RUN = 1000  # steps of all members together: fewer are not worth a question
+_SHORT_RUN_S = 5.0  # on stock PyTorch; a run that is shorter is batched, traced and not timed further
+_SHARE = 0.04  # of a run, that timing chunk sizes may take
+_GAIN = 0.03  # by which another way must be faster to be taken
+_COMPILE_S = 4.0  # least time to compile; per traced second below. bench/README.md has times of both
+_COMPILE_PER_TRACE = 25
+_COMPILE_SHARE = 0.12  # of a run, that compiling may take
+_COMPILE_GAIN = 0.6  # what compiling may leave of a step, at best
+_MAX_REMEMBERED = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A way of stepping the members of a run.
+
+    Attributes:
+        engine: "vectorized" or "sequential".
+        chunk_size: members that are stepped together.
+        is_compiled: whether the traced step is compiled.
+    """
+
+    engine: str
+    chunk_size: int
+    is_compiled: bool
+
+    def __str__(self) -> str:
+        if self.engine == "sequential":
+            return self.engine
+        return f"chunks of {self.chunk_size}, {'compiled' if self.is_compiled else 'traced'}"
+
+
+class Timing(NamedTuple):
+    """What a way costs.
+
+    Attributes:
+        way: which.
+        start_s: seconds before it runs at its speed, to trace and to compile.
+        step_s: seconds for one step of all members.
+    """
+
+    way: Way
+    start_s: float
+    step_s: float
+
+    def run_s(self, num_steps: int) -> float:
+        """Seconds for a run whose start is paid for."""
+        return num_steps * self.step_s
+
+
+class Choice(NamedTuple):
+    """The way that was chosen, and why, in words."""
+
+    way: Way
+    why: str
+
+
+def search(
+    time: Callable[[Way], Timing | None],
+    default: Way,
+    *,
+    varied: Collection[str],
+    num_members: int,
+    num_steps: int,
+) -> list[Timing]:
+    """Time the ways that may be best.
+
+    Args:
+        time: times a way; None where that cannot be had.
+        default: the way that is taken without timing.
+        varied: which of "engine", "chunk_size" and "compile" are free.
+        num_members: of the run.
+        num_steps: of each member.
+
+    Returns:
+        The timings, of which the least is to be taken; empty where the run is too short to be timed.
+    """
+    if num_steps * num_members < _SHORT_RUN:
+        return []
+    timings: list[Timing] = []
+
+    def note(way: Way) -> Timing | None:
+        if (timing := time(way)) is not None:
+            timings.append(timing)
+        return timing
+
+    sequential = note(Way("sequential", 1, False)) if "engine" in varied else None
+    if sequential is not None and sequential.run_s(num_steps) < _SHORT_RUN_S:
+        return []
+    best = first = note(default)
+    if best is None or first is None:
+        return timings
+    if "chunk_size" in varied:
+        best = _search_chunk_size(note, best, num_members, num_steps)
+    if "compile" in varied:
+        compile_s = max(_COMPILE_S, _COMPILE_PER_TRACE * first.start_s)
+        is_hopeful = sequential is None or _COMPILE_GAIN * best.step_s < sequential.step_s
+        if is_hopeful and compile_s < _COMPILE_SHARE * best.run_s(num_steps):
+            note(Way("vectorized", best.way.chunk_size, True))
+    return timings
+
+
+def _search_chunk_size(note: Callable[[Way], Timing | None], best: Timing, num_members: int, num_steps: int) -> Timing:
+    """Halve or double the chunk size for as long as that gains."""
+    budget_s = _SHARE * best.run_s(num_steps)
+    trace_s = best.start_s
+    for factor in (0.5, 2.0):
+        start = best
+        while (size := min(num_members, max(1, int(best.way.chunk_size * factor)))) != best.way.chunk_size:
+            budget_s -= trace_s + 8 * best.step_s * size / num_members
+            if budget_s < 0 or (timing := note(Way("vectorized", size, best.way.is_compiled))) is None:
+                return best
+            if timing.step_s > (1 - _GAIN) * best.step_s:
+                break
+            best = timing
+        if best is not start:
+            break
+    return best
+
+
+def choose(timings: list[Timing], default: Way) -> Choice:
+    """Take the fastest; on a draw the one that was timed first."""
+    if not timings:
+        return Choice(default, "")
+    best = timings[0]
+    for timing in timings[1:]:
+        if timing.step_s < (1 - _GAIN) * best.step_s:
+            best = timing
+    listed = ", ".join(f"{1e3 * timing.step_s:.3g} ms a step {timing.way}" for timing in timings)
+    return Choice(best.way, f"measured {listed}")
+
+
+def recall(key: str) -> Choice | None:
+    """The choice that was made for this key, if there is one."""
+    if (known := _load().get(key)) is None:
+        return None
+    with suppress(KeyError, TypeError):
+        return Choice(Way(**known["way"]), known["why"])
+    return None
+
+
+def remember(key: str, choice: Choice) -> None:
+    """Keep a choice; a folder that cannot be written to is no reason to fail."""
+    known = _load()
+    known.pop(key, None)
+    known[key] = {"way": asdict(choice.way), "why": choice.why}
+    newest = dict(list(known.items())[-_MAX_REMEMBERED:])
+    path = _path()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
+            json.dump(newest, file, indent=1)
+        Path(file.name).replace(path)
+
+
+def _load() -> dict[str, dict[str, object]]:
+    with suppress(OSError, ValueError):
+        known = json.loads(_path().read_text())
+        if isinstance(known, dict):
+            return known
+    return {}
+
+
+def _path() -> Path:
+    """VECSWEEP_CACHE names the folder; else it is in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("VECSWEEP_CACHE") or Path(base) / "vecsweep") / "choices.json"
