@@ -207,7 +207,7 @@ def test_a_missing_package_of_a_module_is_told_with_the_line(folder):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("digit", "must be one of the built-in ones, digits; got 'digit'. Did you mean 'digits'?"),
+        ("digit", "must be one of the built-in ones, digits, digits-cnn; got 'digit'. Did you mean 'digits'?"),
         ("imagenet", r"got 'imagenet'\. For a task of your own, pass path/to/file\.py:function"),
         ("own_task.py", r"add its function: own_task\.py:function"),
         ("own_task.py:", "Name a function after the colon"),

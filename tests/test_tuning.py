@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine import run, tuning
+from vecsweep._engine import choosing, tuning
 from vecsweep._engine.tuning import Choice, Timing, Way, choose, recall, remember, search
 
 SEQUENTIAL = Way("sequential", 1, is_compiled=False)
@@ -171,10 +171,10 @@ def test_same_call_is_given_the_same_way_and_the_same_bits(always_timed):
 
 
 def test_chosen_way_is_the_one_that_is_taken(always_timed, monkeypatch):
-    monkeypatch.setattr(run, "choose", lambda timings, default: Choice(batched(2), "told so"))
+    monkeypatch.setattr(choosing, "choose", lambda timings, default: Choice(batched(2), "told so"))
     runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02, 0.05, 0.1], num_steps=20)
     assert runs.engine == "vectorized, traced, 4 members in 2 chunks; told so"
-    monkeypatch.setattr(run, "choose", lambda timings, default: Choice(SEQUENTIAL, "told so"))
+    monkeypatch.setattr(choosing, "choose", lambda timings, default: Choice(SEQUENTIAL, "told so"))
     runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02, 0.05, 0.1], num_steps=21)
     assert runs.engine.startswith("sequential")
 
@@ -182,7 +182,7 @@ def test_chosen_way_is_the_one_that_is_taken(always_timed, monkeypatch):
 def test_run_that_is_compiled_after_timing_trains_as_an_ordinary_loop_does(always_timed, float64, monkeypatch):
     monkeypatch.setattr(tuning, "_COMPILE_SHARE", 1e9)
     monkeypatch.setattr(tuning, "_COMPILE_GAIN", 0.0)
-    monkeypatch.setattr(run, "choose", lambda timings, default: Choice(timings[-1].way, "told so"))
+    monkeypatch.setattr(choosing, "choose", lambda timings, default: Choice(timings[-1].way, "told so"))
     lrs = [0.01, 0.02, 0.05, 0.1]
     runs = vs.sweep(noisy_task(), lrs=lrs, num_steps=40)
     assert runs.engine.startswith("vectorized, compiled")

@@ -25,7 +25,10 @@ EXECUTION_OPTIONS = (
     "seed",
 )
 
-_TASK_HELP = "a built-in task (digits), path/to/file.py:function or package.module:function returning a vecsweep.Task"
+_TASK_HELP = (
+    "a built-in task (digits, digits-cnn), path/to/file.py:function or package.module:function returning a "
+    "vecsweep.Task"
+)
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -37,7 +40,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"vecsweep: error: {message}. See {self.prog} --help.\n")
 
 
-def make_parser(*, demo: Command, range_test: Command, check: Command, plot: Command) -> argparse.ArgumentParser:
+def make_parser(
+    *, demo: Command, range_test: Command, check: Command, plot: Command, bench: Command
+) -> argparse.ArgumentParser:
     """Return a parser that puts the function of the command into `run`.
 
     Args:
@@ -45,6 +50,7 @@ def make_parser(*, demo: Command, range_test: Command, check: Command, plot: Com
         range_test: likewise.
         check: likewise.
         plot: likewise.
+        bench: likewise.
     """
     parser = _Parser(
         prog="vecsweep",
@@ -75,6 +81,8 @@ def make_parser(*, demo: Command, range_test: Command, check: Command, plot: Com
     example = "vecsweep check path/to/file.py:make_task --lrs 1e-3,1e-2"
     _fill_check(add("check", check, "compare the batched pass with stock PyTorch on a task", example))
     _fill_plot(add("plot", plot, "draw a saved range test", "vecsweep plot digits.npz --output digits.png"))
+    what = "time the ways of stepping on this machine, and say which to use"
+    _fill_bench(add("bench", bench, what, "vecsweep bench digits --num-members 8,64"))
     return parser
 
 
@@ -164,6 +172,28 @@ def _fill_plot(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rule", default=None, help="mark this rule's suggestion too, and print it")
 
 
+def _fill_bench(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "tasks", metavar="TASK", nargs="*", default=["digits", "digits-cnn"], help=f"{_TASK_HELP} (default: both)"
+    )
+    parser.add_argument(
+        "--num-members",
+        type=_counts,
+        default=[8, 64],
+        metavar="N,N",
+        help="how many copies are trained (default: 8,64)",
+    )
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=argparse.SUPPRESS,
+        help="time the compiled step too, which takes seconds to compile (default: yes)",
+    )
+    parser.add_argument("--device", help="where members train, such as cpu or cuda (default: where the model is)")
+    parser.add_argument("--precision", choices=("bf16", "fp16"), help="of autocast (default: the model's own)")
+    _add_json(parser)
+
+
 def _add_json(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="print one JSON document, nothing else")
 
@@ -206,6 +236,13 @@ def _numbers(text: str) -> list[float]:
     return [
         _number(item, f"learning rates such as 1e-3,1e-2; got {item!r} at position {i}") for i, item in _items(text)
     ]
+
+
+def _counts(text: str) -> list[int]:
+    for i, item in _items(text):
+        if not item.isdecimal() or int(item) == 0:
+            raise argparse.ArgumentTypeError(f"must be counts such as 8,64; got {item!r} at position {i}")
+    return [int(item) for _, item in _items(text)]
 
 
 def _seeds(text: str) -> int | list[int]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from vecsweep.deviations import CheckReport
 from vecsweep.results import RangeTest
+from vecsweep.speed import Speed
 from vecsweep.suggest import Suggestion
 
 _MAX_ROWS = 16  # of a table of learning rates
@@ -51,6 +53,33 @@ def describe_range_test(
 def describe_check(report: CheckReport) -> dict[str, Any]:
     """Return what a check found, for JSON."""
     return {"is_equal": report.is_equal, "verdict": report.verdict, **asdict(report)}
+
+
+def format_speeds(speeds: Sequence[Speed], best: Speed) -> str:
+    """Return a table of ways of stepping, and the options that ask for the best."""
+    width = max(len(_way(speed)) for speed in speeds)
+    rows = [
+        f"{_way(speed):<{width}}  {speed.start_s:>7.2f}  {1e3 * speed.step_s:>9.3g}  {speed.ratio:>7.2f}  "
+        f"{_from(speed.from_steps)}".rstrip()
+        for speed in speeds
+    ]
+    options = f"engine={best.engine!r}"
+    if best.engine == "vectorized":
+        options += f", chunk_size={best.chunk_size}, compile={best.is_compiled}"
+    header = f"{'':<{width}}  {'start s':>7}  {'step ms':>9}  {'speedup':>7}"
+    return "\n".join((header, *rows, f"Best in a long run: {options}"))
+
+
+def _way(speed: Speed) -> str:
+    if speed.engine == "sequential":
+        return "one after another"
+    return f"batched by {speed.chunk_size}{', compiled' if speed.is_compiled else ''}"
+
+
+def _from(num_steps: int | None) -> str:
+    if num_steps == 0:
+        return ""
+    return "never pays" if num_steps is None else f"pays from {num_steps:,} steps on"
 
 
 def to_json(document: dict[str, Any]) -> str:

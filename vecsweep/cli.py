@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ import vecsweep as vs
 from vecsweep import FallbackWarning, Interrupted, RangeTest, load
 from vecsweep._allocator import keep_memory
 from vecsweep._arguments import CHECK_OPTIONS, EXECUTION_OPTIONS, RANGE_OPTIONS, make_parser
-from vecsweep._report import describe_check, describe_range_test, format_curve, format_suggestions, to_json
+from vecsweep._report import (
+    describe_check,
+    describe_range_test,
+    format_curve,
+    format_speeds,
+    format_suggestions,
+    to_json,
+)
+from vecsweep.speed import measure_speeds
 from vecsweep.suggest import RULES, suggest
 from vecsweep.tasks import digits, digits_data, load_task
 
@@ -38,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the arguments are wrong (status 2), or ask for help (status 0).
     """
-    arguments = make_parser(demo=_demo, range_test=_range_test, check=_check, plot=_plot).parse_args(argv)
+    arguments = make_parser(demo=_demo, range_test=_range_test, check=_check, plot=_plot, bench=_bench).parse_args(argv)
     keep_memory()
     try:
         with _fallbacks_in_a_line():
@@ -115,6 +124,24 @@ def _plot(arguments: argparse.Namespace) -> int:
     if arguments.rule is not None:
         print(f"Suggestion: {found.suggest(arguments.rule)}")
     _tell_files(files, print)
+    return 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    say, results = _sayer(arguments), []
+    say(f"PyTorch {torch.__version__}, {torch.get_num_threads()} CPU threads.")
+    for name in arguments.tasks:
+        task = load_task(name)
+        for num_members in arguments.num_members:
+            say(f"\n{name}, {num_members} members:")
+            options = _given(arguments, "device", "precision", "compile")
+            speeds, best = measure_speeds(task, num_members, **options)
+            say(format_speeds(speeds, best))
+            results.append(
+                {"task": name, "num_members": num_members, "ways": list(map(asdict, speeds)), "use": asdict(best)}
+            )
+    document = {"torch": torch.__version__, "num_threads": torch.get_num_threads(), "results": results}
+    _print_json(document, arguments)
     return 0
 
 

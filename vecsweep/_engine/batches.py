@@ -1,6 +1,7 @@
 """Batches as the engine takes them: endless, on the device, one stream for each seed."""
 
 import copy
+import functools
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -95,11 +96,28 @@ class BatchStream:
     def _move(self, batch: Batch) -> Batch:
         def move(leaf: Any) -> Any:
             if isinstance(leaf, Tensor):
-                leaf = leaf.to(self._device, non_blocking=True)
+                leaf = _to_gpu(leaf, self._device) if self._device.type == "cuda" else leaf.to(self._device)
                 return leaf.to(self._dtype) if self._dtype and leaf.is_floating_point() else leaf
             return leaf.to(self._device) if hasattr(leaf, "to") else leaf
 
         return pytree.tree_map(move, batch)
+
+
+def _to_gpu(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy on a stream of its own, so that the copy does not wait for the steps that are queued."""
+    if tensor.device.type != "cpu":
+        return tensor.to(device, non_blocking=True)
+    steps, copies = torch.cuda.current_stream(device), _copy_stream(device)
+    with torch.cuda.stream(copies):
+        moved = tensor.pin_memory().to(device, non_blocking=True)
+    steps.wait_stream(copies)  # what is queued from now on finds the copy done
+    moved.record_stream(steps)
+    return moved
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def key_of(batch: Batch) -> Key:

@@ -1,6 +1,6 @@
 """Probe: what one kind of batch does to a model, seen by ordinary forward passes before anything is batched."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +25,14 @@ class Probe:
         changed_buffers: the names of the buffers that a pass changes.
         member_buffers: those among them that other weights change otherwise, so that each member needs its own.
         obstacle: why members cannot be batched, if a pass shows a reason.
+        activation_bytes: what one member keeps for its backward pass, parameters and the batch aside.
     """
 
     draws: list[Draw]
     changed_buffers: frozenset[str]
     member_buffers: frozenset[str]
     obstacle: str | None
+    activation_bytes: int
 
 
 def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
@@ -55,7 +57,9 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         with recorder:
             loss, changed = _forward(learner, parameters, batch)
         end = streams.mark("model", seed)
-        _check_depends_on(loss, learner)
+        nodes = _autograd_nodes(loss)
+        _check_depends_on(nodes, learner)
+        activation_bytes = _count_activations(nodes, learner)
         counters, others = attributes.changed()
         remembers = others
         if others and not counters:  # written at each pass, but is it read at the next?
@@ -84,23 +88,41 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
     elif hooked := _hooked(learner):
         obstacle = f"gradients pass through a hook of {hooked}"
-    return Probe(recorder.draws, frozenset(changed), member_buffers, obstacle)
+    return Probe(recorder.draws, frozenset(changed), member_buffers, obstacle, activation_bytes)
 
 
-def _check_depends_on(loss: Tensor, learner: Learner) -> None:
-    """Raise ValueError unless the loss depends on the learner's parameters, and on no others."""
-    if not loss.requires_grad:
+def _autograd_nodes(loss: Tensor) -> list[Any]:
+    """Everything that autograd would go through on its way back from the loss."""
+    pending, seen = [loss.grad_fn], dict[Any, None]()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen[node] = None
+            pending += [following for following, _ in node.next_functions]
+    return list(seen)
+
+
+def _count_activations(nodes: Sequence[Any], learner: Learner) -> int:
+    """The bytes that autograd keeps for each member: what depends on its parameters, and they themselves aside."""
+    own = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
+    kept = {}
+    for node in nodes:
+        for name in dir(node):
+            value = getattr(node, name) if name.startswith("_saved_") else None
+            if isinstance(value, Tensor) and value.requires_grad:
+                kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    return sum(num_bytes for place, num_bytes in kept.items() if place not in own)
+
+
+def _check_depends_on(nodes: Sequence[Any], learner: Learner) -> None:
+    """Raise ValueError unless a loss depends on the learner's parameters, and on no others."""
+    if not nodes:
         raise ValueError(
             "The loss must depend on the trained parameters; got one that does not require grad. Look for "
             "`.detach()`, `.item()` or `torch.no_grad()` between the model's output and the loss."
         )
     own = {id(p) for p in learner.model.parameters()}
-    pending, seen = [loss.grad_fn], set()
-    while pending:
-        node = pending.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
+    for node in nodes:
         variable = getattr(node, "variable", None)
         if isinstance(variable, nn.Parameter) and id(variable) not in own:
             raise ValueError(
@@ -108,7 +130,6 @@ def _check_depends_on(loss: Tensor, learner: Learner) -> None:
                 f"{tuple(variable.shape)} that is not this model's. Members are copies: let the loss reach them "
                 "through its `model` argument."
             )
-        pending += [following for following, _ in node.next_functions]
 
 
 def _versions(learner: Learner) -> dict[str, int]:

@@ -4,7 +4,7 @@ A graph is a flat list of aten operators, free of the Python of modules, vmap an
 batch comes for the second time, and checked against the eager step when it comes for the third, and now and then later:
 constants that the trace froze by mistake show on numbers that it was not made from. Where it is asked for, the graph is
 compiled after that, and what was compiled is checked against the graph. Graphs write the new state over the old: no
-step asks the system for the memory of another.
+step asks the system for the memory of another. On a GPU the kernels are then captured, and launched as one.
 """
 
 import warnings
@@ -19,6 +19,7 @@ from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from vecsweep._engine.capture import Captured
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import fuse_writes_, simplify_, split_off_scalars, write_in_place
 from vecsweep._engine.step import Grads, Step
@@ -31,6 +32,7 @@ _Function = Callable[..., list[Tensor]]
 _CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
 # Rounding, where operators are fused or sums reordered, by the least precise dtype that a step computes in.
 _SHARE_OFF = 0.1
+_MAX_CAPTURES = 64
 _RTOL = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -95,6 +97,14 @@ class Program:
         self._is_eager = not is_traceable
         self._is_compilable = is_compilable
         self._num_calls = 0
+        self._captures: dict[tuple[int, ...], Captured] = {}  # by where the state lies
+        is_on_gpu = state[0].device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if is_on_gpu else None  # None where nothing can be captured
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether a CUDA graph stands for the step."""
+        return bool(self._captures) and not self._is_eager
 
     @property
     def is_traced(self) -> bool:
@@ -109,6 +119,7 @@ class Program:
     def restart(self) -> None:
         """Go through the levels again, as if for the first time, so that a run does not depend on those before it."""
         self._num_calls = 0
+        self._captures.clear()
 
     def __call__(self, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
         """Take one step; an ensemble's flat tensors are overwritten with what they are after it.
@@ -130,8 +141,27 @@ class Program:
             return self._checked(tensors)
         if self.is_compiling and self._compiled is None and self._is_compilable:
             return self._compile(tensors)
+        if self._pool is not None:
+            return self._captured(tensors)
         with torch.no_grad():
             return self._fast(*tensors)
+
+    def _captured(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Replay the step for the state in this memory; capture it at the first call."""
+        assert self._pool is not None
+        state, inputs = tensors[: self._num_state], tensors[self._num_state :]
+        place = tuple(tensor.data_ptr() for tensor in state)
+        if place not in self._captures:
+            try:
+                captured = Captured(self._fast, state, inputs, self._pool)
+            except RuntimeError:
+                self._pool = None
+                with torch.no_grad():
+                    return self._fast(*tensors)
+            if len(self._captures) == _MAX_CAPTURES:
+                self._captures.clear()
+            self._captures[place] = captured
+        return self._captures[place](inputs)
 
     @property
     def _fast(self) -> _Function:

@@ -5,7 +5,7 @@ parameters stay in the cache. Between windows the host looks at the losses, once
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,14 +13,14 @@ from torch import nn
 from tqdm import tqdm
 
 from vecsweep._engine.batches import BatchStream, size_bytes
-from vecsweep._engine.contract import Chunk, Curve, Engine, OutOfMemory, SeedsDiffer, Unmappable, Window
+from vecsweep._engine.choosing import choose_way, divide, time_each
+from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Unmappable, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.probe import probe
-from vecsweep._engine.rng import Streams
+from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
-from vecsweep._engine.trial import Trials, key_of_run
-from vecsweep._engine.tuning import Choice, Way, choose, recall, remember, search
+from vecsweep._engine.tuning import Choice, Timing, Way
 from vecsweep._engine.vectorized import Vectorized
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, FloatArray, IntArray
@@ -30,8 +30,6 @@ from vecsweep.task import Task
 
 _WINDOW_STEPS = 16
 _WINDOW_BYTES = 64 * 2**20  # of buffered batches
-_CHUNK_BYTES = 16 * 2**20  # of parameters, on a CPU: with gradients and optimizer state about the size of its caches
-_MIXED_FROM = 8  # members of a seed, from which on each seed has chunks of its own with batches in common
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +80,22 @@ def train(
         return _Run(task, plan, execution, streams, dtype, keeps_states=keeps_states).train()
 
 
+def time_ways(task: Task, plan: Plan, execution: Execution, *, is_compiling: bool) -> list[Timing]:
+    """Time a few steps of each way to carry out a plan: one member after another first, then batched.
+
+    Args:
+        task: what is trained; nothing of it is changed.
+        plan: with which hyperparameters.
+        execution: how; engine, chunk size and level are varied.
+        is_compiling: whether to compile, too.
+    """
+    execution = replace(execution, engine="vectorized", chunk_size=1, compile=False)
+    streams = Streams(_device_of(task, execution), _own_generators(task.batches))
+    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
+        run = _Run(task, plan, execution, streams, None, keeps_states=False)
+        return time_each(run.engine, plan, run.batches, streams, is_compiling=is_compiling)
+
+
 def count_batches(task: Task, seed: int, execution: Execution) -> int:
     """How many batches an epoch has: the length of the loader, or, where it has none, what one pass yields."""
     try:
@@ -98,6 +112,15 @@ def template_lr(task: Task, seed: int, execution: Execution) -> float:
     streams = Streams(_device_of(task, execution))
     with streams.borrowed():
         return float(Learner.build(task, seed, streams, execution).optimizer.param_groups[0]["lr"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """A chunk that was carried through a window, what it did, and where its seeds' random streams stand after it."""
+
+    group: _Group
+    curve: Curve
+    ends: dict[int, State]
 
 
 class _Run:
@@ -126,9 +149,10 @@ class _Run:
         self.window_steps = max(
             1, min(_WINDOW_STEPS, _WINDOW_BYTES // max(1, size_bytes(first) * execution.accumulation_steps))
         )
-        self.engine: Engine
+        self.engine: Vectorized | Sequential
         self.obstacle: str | None = None
         self.is_short_of_memory = False
+        self.prefetched: Window | None = None
         self.choice = Choice(Way(execution.engine, 1, is_compiled=False), "")
         self._choose_engine(first)
         self.loss = np.full(plan.lr.shape, np.nan)
@@ -139,15 +163,15 @@ class _Run:
         """Run to the end of the plan, or to Ctrl-C."""
         num_members = len(self.plan.members)
         size = self.choice.way.chunk_size
-        groups = [self._group(members, self._starts(members)) for members in self._divide(size)]
+        groups = [self._group(members, self._starts(members)) for members in divide(self.plan, size)]
         num_chunks, num_done = len(groups), 0
         hidden = None if self.execution.progress is None else not self.execution.progress
         total = self.plan.num_steps * num_members
         with tqdm(total=total, unit=" steps", unit_scale=True, disable=hidden, delay=1) as bar:
             try:
                 while groups and num_done < self.plan.num_steps:
-                    seeds = dict.fromkeys(self.plan.seeds[i] for group in groups for i in group.members)
-                    window = self._window(seeds, self.plan.num_steps - num_done)
+                    window = self.prefetched or self._window(groups, num_done)
+                    self.prefetched = None
                     if isinstance(self.engine, Vectorized) and self.execution.compile == "auto":
                         # A chunk that shrinks late would not earn back what compiling it anew takes.
                         self.engine.is_worth_compiling = num_done < self.plan.num_steps / 2
@@ -186,37 +210,10 @@ class _Run:
         except Unmappable as obstacle:
             self._fall_back(obstacle.reason)
         else:
-            self._choose_way(self.engine)
-
-    def _choose_way(self, engine: Vectorized) -> None:
-        """Choose chunk size and level, and whether to batch at all, where that is left open."""
-        size = self.execution.chunk_size
-        default = Way(
-            "vectorized", self._default_chunk_size() if size == "auto" else size, self.execution.compile is True
-        )
-        self.choice = Choice(default, "")
-        varied = {name for name in ("engine", "chunk_size", "compile") if getattr(self.execution, name) == "auto"}
-        if not varied:
-            return
-        first_seed = self.plan.seeds[0]
-        key = key_of_run(self.learners[first_seed], self.plan, self.batches[first_seed], self.execution)
-        known = recall(key)
-        if known is None:
-            trials = Trials(engine, self.plan, self.batches, self.streams, self._divide)
-            timings = search(
-                trials.time,
-                default,
-                varied=varied,
-                num_members=len(self.plan.members),
-                num_steps=self.plan.num_steps,
-            )
-            known = choose(timings, default)
-            if timings:
-                remember(key, known)
-        self.choice = known
-        engine.is_compiling = known.way.is_compiled
-        if known.way.engine == "sequential":
-            self.engine = Sequential(self.learners, self.execution, self.streams)
+            self.choice = choose_way(self.engine, self.plan, self.batches, self.streams, self.execution)
+            self.engine.is_compiling = self.choice.way.is_compiled
+            if self.choice.way.engine == "sequential":
+                self.engine = Sequential(self.learners, self.execution, self.streams)
 
     def _fall_back(self, reason: str) -> None:
         """Go on with the sequential engine, and say why, once."""
@@ -230,35 +227,24 @@ class _Run:
     def _starts(self, members: Sequence[int]) -> list[MemberState]:
         return [self.engine.start(self.plan.seeds[i]) for i in members]
 
-    def _default_chunk_size(self) -> int:
-        """A chunk that is known to do without timing others."""
-        if self.device.type != "cpu":
-            return len(self.plan.members)
-        parameters = self.learners[self.plan.seeds[0]].parameters.values()
-        return min(len(self.plan.members), max(1, _CHUNK_BYTES // sum(p.nbytes for p in parameters)))
-
-    def _divide(self, size: int) -> list[list[int]]:
-        """Divide the members into chunks of at most this size, of one seed each where a seed has enough of them."""
-        of_seeds: dict[int, list[int]] = {}
-        for i, seed in enumerate(self.plan.seeds):
-            of_seeds.setdefault(seed, []).append(i)
-        is_by_seed = min(len(members) for members in of_seeds.values()) >= min(size, _MIXED_FROM)
-        pools = list(of_seeds.values()) if is_by_seed else [list(range(len(self.plan.members)))]
-        return [part.tolist() for pool in pools for part in np.array_split(np.array(pool), -(-len(pool) // size))]
-
-    def _window(self, seeds: Iterable[int], num_left: int) -> Window:
+    def _window(self, groups: Sequence[_Group], start: int) -> Window:
         """Take the batches of the next steps."""
         accumulated = range(self.execution.accumulation_steps)
-        steps = range(min(self.window_steps, num_left))
+        steps = range(min(self.window_steps, self.plan.num_steps - start))
         # One seed after another: each swap of random streams takes longer than a small batch.
+        seeds = dict.fromkeys(self.plan.seeds[i] for group in groups for i in group.members)
         taken = {seed: [tuple(self.batches[seed].take() for _ in accumulated) for _ in steps] for seed in seeds}
         return [{seed: own[t] for seed, own in taken.items()} for t in steps]
+
+    def _prefetch(self, groups: Sequence[_Group], start: int) -> None:
+        """Take the next batches while a GPU is still at work; afterwards the host waits for it."""
+        if self.device.type == "cuda" and start < self.plan.num_steps:
+            self.prefetched = self._window(groups, start)
 
     def _advance(self, groups: list[_Group], window: Window, start: int) -> list[_Group]:
         """Carry every chunk through a window; return the chunks that go on."""
         starts = {seed: self.streams.mark("model", seed) for seed in window[0]}
-        ends = dict(starts)
-        pending, advanced = list(groups), list[_Group]()
+        pending, ran = list(groups), list[_Ran]()
         while pending:
             group = pending.pop(0)
             seeds = dict.fromkeys(self.plan.seeds[i] for i in group.members)
@@ -276,12 +262,16 @@ class _Run:
             except Unmappable as obstacle:
                 self._fall_back(obstacle.reason)
                 pending = [self._group(group.members, obstacle.members), *map(self._reload, pending)]
-                advanced = list(map(self._reload, advanced))
+                ran = [replace(other, group=self._reload(other.group)) for other in ran]
             else:
-                advanced += self._settle(group, curve, start)
-                # Where a seed's stream stands now is what its members that are alive have drawn.
-                for seed in {self.plan.seeds[i] for i in group.members if self.diverged_at[i] < 0}:
-                    ends[seed] = self.streams.mark("model", seed)
+                ran.append(_Ran(group, curve, {seed: self.streams.mark("model", seed) for seed in seeds}))
+        self._prefetch(groups, start + len(window))
+        advanced, ends = list[_Group](), dict(starts)
+        for own in ran:
+            advanced += self._settle(own.group, own.curve, start)
+            # Where a seed's stream stands now is what its members that are alive have drawn.
+            alive = {self.plan.seeds[i] for i in own.group.members if self.diverged_at[i] < 0}
+            ends.update({seed: own.ends[seed] for seed in alive})
         for seed, end in ends.items():
             self.streams.rewind("model", seed, end)
         return advanced

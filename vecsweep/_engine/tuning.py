@@ -1,8 +1,8 @@
-"""Which way members are stepped - engine, chunk size, level - found by timing a few steps of the ways that may be best.
+"""Which way members are stepped - engine, chunk size, level - found by timing a few steps of those that may be best.
 
-Here is the search, and what it remembers; how a way is timed is in `trial.py`. What a choice costs stays within a few
-per cent of the run: a way is only timed where the run is long enough to pay for that. The same task is given the same
-way again, also by another process, because its result is then the same to the last bit.
+Here is the search, and what it remembers; how a way is timed is in `choosing.py`. That takes a few per cent of the run:
+a way is only timed where the run is long enough to pay for it. The same task is given the same way again, also by
+another process, because its result is then the same to the last bit.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _SHORT_RUN = 1000  # steps of all members together: fewer are not worth a question
 _SHORT_RUN_S = 5.0  # on stock PyTorch; a run that is shorter is batched, traced and not timed further
@@ -147,9 +147,8 @@ def choose(timings: list[Timing], default: Way) -> Choice:
 
 def recall(key: str) -> Choice | None:
     """The choice that was made for this key, if there is one."""
-    if (known := _load().get(key)) is None:
-        return None
     with suppress(KeyError, TypeError):
+        known = _load()[key]
         return Choice(Way(**known["way"]), known["why"])
     return None
 
@@ -168,7 +167,7 @@ def remember(key: str, choice: Choice) -> None:
         Path(file.name).replace(path)
 
 
-def _load() -> dict[str, dict[str, object]]:
+def _load() -> dict[str, Any]:
     with suppress(OSError, ValueError):
         known = json.loads(_path().read_text())
         if isinstance(known, dict):

@@ -62,6 +62,7 @@ class Vectorized:
         self._differing = _differing(list(learners.values()))
         seen = self.probe(first, next(iter(learners)), is_first=True)
         self._changed, self._stacked = seen.changed_buffers, seen.member_buffers
+        self.activation_bytes = seen.activation_bytes
         self.is_compiling = execution.compile is True
         self.is_worth_compiling = True  # a step that is not traced yet
 
@@ -74,9 +75,10 @@ class Vectorized:
     def level(self) -> str:
         """How the steps were run: "compiled" or "traced" as soon as some kind of batch was, else "eager"."""
         programs = self._programs.values()
+        name = "traced" if any(program.is_traced for program in programs) else "eager"
         if any(program.is_compiled for program in programs):
-            return "compiled"
-        return "traced" if any(program.is_traced for program in programs) else "eager"
+            name = "compiled"
+        return f"{name} and captured" if any(program.is_captured for program in programs) else name
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""

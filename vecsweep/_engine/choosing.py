@@ -1,0 +1,174 @@
+"""Choosing the way members are stepped, by how long each takes on the real task, on copies of its members."""
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from vecsweep._engine.batches import BatchStream, key_of
+from vecsweep._engine.contract import Chunk, Engine, OutOfMemory, Unmappable
+from vecsweep._engine.rng import Streams
+from vecsweep._engine.sequential import Sequential
+from vecsweep._engine.tuning import Choice, Timing, Way, choose, recall, remember, search
+from vecsweep._engine.vectorized import Vectorized
+from vecsweep.execution import Execution
+from vecsweep.plan import Plan
+
+_CHUNK_BYTES = 16 * 2**20  # of parameters, on a CPU: with gradients and optimizer state about the size of its caches
+_CHUNK_ACTIVATION_BYTES = 16 * 2**20  # less than glibc gives back to the system, to be faulted in again at each step
+_MIXED_FROM = 8  # members of a seed, from which on each seed has chunks of its own with batches in common
+_TIMED_STEPS = 3
+_ROUNDS = 2
+
+
+def choose_way(
+    engine: Vectorized, plan: Plan, batches: Mapping[int, BatchStream], streams: Streams, execution: Execution
+) -> Choice:
+    """Choose chunk size and level, and whether to batch at all, where that is left open."""
+    size = default_chunk_size(engine, plan) if execution.chunk_size == "auto" else execution.chunk_size
+    default = Way("vectorized", size, is_compiled=execution.compile is True)
+    varied = {name for name in ("engine", "chunk_size", "compile") if getattr(execution, name) == "auto"}
+    if not varied:
+        return Choice(default, "")
+    key = _key(engine, plan, batches[plan.seeds[0]], execution)
+    choice = recall(key)
+    if choice is None:
+        time_way = Trials(engine, plan, batches, streams).time
+        timings = search(time_way, default, varied=varied, num_members=len(plan.members), num_steps=plan.num_steps)
+        choice = choose(timings, default)
+        if timings:
+            remember(key, choice)
+    return choice
+
+
+def time_each(
+    engine: Vectorized | Sequential,
+    plan: Plan,
+    batches: Mapping[int, BatchStream],
+    streams: Streams,
+    *,
+    is_compiling: bool,
+) -> list[Timing]:
+    """Time one member after another, then chunks of several sizes, then the best of those compiled."""
+    trials = Trials(engine, plan, batches, streams)
+    sequential = trials.time(Way("sequential", 1, is_compiled=False))
+    assert sequential is not None  # or the error of the task's own code would be on its way
+    if not isinstance(engine, Vectorized):
+        return [sequential]
+    num_members = len(plan.members)
+    default = default_chunk_size(engine, plan)
+    sizes = dict.fromkeys(min(num_members, max(1, size)) for size in (default, num_members, default // 4, 4 * default))
+    batched = [trials.time(Way("vectorized", size, is_compiled=False)) for size in sizes]
+    timings = [sequential, *filter(None, batched)]
+    if is_compiling and len(timings) > 1:
+        best = min(timings[1:], key=lambda timing: timing.step_s)
+        timings += filter(None, [trials.time(replace(best.way, is_compiled=True))])
+    return timings
+
+
+def default_chunk_size(engine: Vectorized, plan: Plan) -> int:
+    """A chunk that is known to do without timing others: all members on a GPU, what fits its caches on a CPU."""
+    num_members = len(plan.members)
+    parameters = engine.pattern.parameters.values()
+    if next(iter(parameters)).device.type != "cpu":
+        return num_members
+    size = min(
+        _CHUNK_BYTES // sum(p.nbytes for p in parameters),
+        _CHUNK_ACTIVATION_BYTES // max(1, engine.activation_bytes),
+    )
+    # A power of two, so that chunks come out alike and share a trace.
+    return num_members if size >= num_members else 1 << max(0, size.bit_length() - 1)
+
+
+def divide(plan: Plan, size: int) -> list[list[int]]:
+    """Divide the members into chunks of at most this size, of one seed each where a seed has enough of them."""
+    of_seeds: dict[int, list[int]] = {}
+    for i, seed in enumerate(plan.seeds):
+        of_seeds.setdefault(seed, []).append(i)
+    is_by_seed = min(len(members) for members in of_seeds.values()) >= min(size, _MIXED_FROM)
+    pools = list(of_seeds.values()) if is_by_seed else [list(range(len(plan.members)))]
+    return [part.tolist() for pool in pools for part in np.array_split(np.array(pool), -(-len(pool) // size))]
+
+
+class Trials:
+    """Time ways of stepping; members, batches and random streams stay as they are.
+
+    Args:
+        engine: whose traced steps may go on to be used.
+        plan: whose members are stepped.
+        batches: by seed.
+        streams: the random streams of the run.
+    """
+
+    def __init__(
+        self, engine: Vectorized | Sequential, plan: Plan, batches: Mapping[int, BatchStream], streams: Streams
+    ) -> None:
+        self._engine = engine
+        self._plan = plan
+        self._batches = batches
+        self._streams = streams
+
+    def time(self, way: Way) -> Timing | None:
+        """Time the steps of one chunk; None if it cannot be stepped this way."""
+        engine: Engine = self._engine
+        if way.engine == "sequential":
+            engine = Sequential(self._engine.learners, self._engine.execution, self._streams)
+        elif isinstance(engine, Vectorized):
+            engine.is_compiling = way.is_compiled
+        members = divide(self._plan, way.chunk_size)[0] if way.engine == "vectorized" else [0]
+        seeds = [self._plan.seeds[i] for i in members]
+        marks = {seed: self._streams.mark("model", seed) for seed in dict.fromkeys(seeds)}
+        try:
+            chunk = engine.load([engine.start(seed) for seed in seeds], seeds)
+            start_s = self._run(chunk, members, 4 if way.is_compiled else _TIMED_STEPS)
+            each_s = min(self._run(chunk, members, _TIMED_STEPS) for _ in range(_ROUNDS)) / _TIMED_STEPS
+        except (Unmappable, OutOfMemory):
+            return None  # the run itself finds out what to do
+        finally:
+            for seed, mark in marks.items():
+                self._streams.rewind("model", seed, mark)
+        if isinstance(engine, Vectorized):
+            is_as_asked = engine.level.startswith("compiled") == way.is_compiled
+            engine.restart()
+            if not is_as_asked:
+                return None
+        return Timing(way, max(0.0, start_s - _TIMED_STEPS * each_s), each_s * len(self._plan.members) / len(members))
+
+    def _run(self, chunk: Chunk, members: Sequence[int], num_steps: int) -> float:
+        """Take steps on the first batch; return the seconds they took."""
+        accumulated = range(self._engine.execution.accumulation_steps)
+        seeds = dict.fromkeys(self._plan.seeds[i] for i in members)
+        window = [{seed: tuple(self._batches[seed].peek() for _ in accumulated) for seed in seeds}] * num_steps
+        hyper = {name: values[:1, members].repeat(num_steps, axis=0) for name, values in self._plan.hyper.items()}
+        hyper["lr"] *= 1e-3  # a member that diverges would take no time
+        started = time.perf_counter()
+        curve = chunk.run(window, hyper)
+        curve.loss.cpu()  # waits for the device
+        return time.perf_counter() - started
+
+
+def _key(engine: Vectorized, plan: Plan, batches: BatchStream, execution: Execution) -> str:
+    """Name what a choice depends on: the machine, the task, the plan's size, and what was asked for."""
+    learner = engine.pattern
+    device = next(iter(learner.parameters.values())).device
+    names = (
+        torch.__version__,
+        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        os.cpu_count(),
+        torch.get_num_threads(),
+        repr(learner.model),
+        [(name, p.shape, p.dtype) for name, p in learner.parameters.items()],
+        type(learner.optimizer).__qualname__,
+        [(group.options, group.lr_ratio) for group in learner.groups],
+        key_of(batches.peek()).leaves,
+        [plan.seeds.count(seed) for seed in dict.fromkeys(plan.seeds)],
+        plan.num_steps,
+        [(name, getattr(execution, name)) for name in ("precision", "engine", "compile", "chunk_size")],
+        (execution.accumulation_steps, execution.max_grad_norm, execution.divergence_factor),
+    )
+    return hashlib.blake2b(repr(names).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,83 @@
+"""How fast a machine steps a task, one member after another and batched: what `vecsweep bench` measures.
+
+Not here: the comparison with other tools, which is in the repository's folder bench.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Unpack
+
+import numpy as np
+
+from vecsweep._engine.run import time_ways
+from vecsweep._engine.tuning import Timing, choose
+from vecsweep.execution import Execution, ExecutionOptions, check_count
+from vecsweep.plan import Plan
+from vecsweep.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """How fast one way of stepping is.
+
+    Attributes:
+        engine: "vectorized" or "sequential".
+        chunk_size: members that are stepped together.
+        is_compiled: whether the step is compiled.
+        start_s: seconds before the way runs at its speed: to trace, and to compile.
+        step_s: seconds for one step of all members.
+        ratio: how many times longer one member after another takes on stock PyTorch; above 1 is faster.
+        from_steps: the length of a run from which on this way is faster than the best one that is not compiled; None
+            if it never is. 0 where nothing has to be compiled first.
+    """
+
+    engine: str
+    chunk_size: int
+    is_compiled: bool
+    start_s: float
+    step_s: float
+    ratio: float
+    from_steps: int | None
+
+
+def measure_speeds(task: Task, num_members: int, **execution: Unpack[ExecutionOptions]) -> tuple[list[Speed], Speed]:
+    """Time a few steps of each way; nothing of the task is changed.
+
+    Args:
+        task: what is trained.
+        num_members: how many copies.
+        **execution: `device`, `precision` and the like; see `Execution`. Engine and chunk size are varied whatever they
+            say; with `compile=False` nothing is compiled.
+
+    Returns:
+        All ways, and the one to use in a long run.
+
+    Raises:
+        ValueError: an argument is out of range, or the task cannot be trained.
+    """
+    check_count("num_members", num_members)
+    plan = Plan.constant(np.geomspace(1e-4, 1e-3, num_members), [0], 64)
+    options = Execution.of(execution)
+    timings = time_ways(task, plan, options, is_compiling=options.compile is not False)
+    uncompiled = choose([timing for timing in timings if not timing.way.is_compiled], timings[0].way).way
+    best = next(timing for timing in timings if timing.way == uncompiled)
+    speeds = [_speed(timing, timings[0], best) for timing in timings]
+    chosen = choose(timings, timings[0].way).way
+    return speeds, speeds[[timing.way for timing in timings].index(chosen)]
+
+
+def _speed(timing: Timing, sequential: Timing, best: Timing) -> Speed:
+    from_steps: int | None = 0
+    if timing.way.is_compiled:
+        gain_s = best.step_s - timing.step_s
+        from_steps = math.ceil((timing.start_s - best.start_s) / gain_s) if gain_s > 0 else None
+    way = timing.way
+    return Speed(
+        way.engine,
+        way.chunk_size,
+        way.is_compiled,
+        timing.start_s,
+        timing.step_s,
+        sequential.step_s / timing.step_s,
+        from_steps,
+    )
