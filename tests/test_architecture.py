@@ -19,11 +19,11 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "words": "_allocator _errors _types doubts",
     "kernels, common": """
-        kernels kernels._compile kernels.rules._mapped kernels.rules._mode kernels.rules.random
-        kernels.updates._update""",
+        kernels kernels._compile kernels.rules._mapped kernels.rules._mode kernels.rules._scan
+        kernels.rules.random kernels.updates._update""",
     "kernels, one each": """
-        kernels.rules.attention kernels.rules.convolution kernels.rules.linear kernels.rules.loss
-        kernels.rules.normalization kernels.rules.recurrent
+        kernels.rules.attention kernels.rules.convolution kernels.rules.embedding kernels.rules.linear
+        kernels.rules.loss kernels.rules.normalization kernels.rules.pooling kernels.rules.recurrent
         kernels.updates.adadelta kernels.updates.adagrad kernels.updates.adam kernels.updates.adamax
         kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop kernels.updates.sgd""",
     "kernels, all": "kernels.rules kernels.updates",

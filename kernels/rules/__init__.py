@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from . import attention, convolution, linear, loss, normalization, recurrent
+from . import attention, convolution, embedding, linear, loss, normalization, pooling, recurrent
 from ._mode import CallMode, takes_values
 from .random import Draw, find_draw, replay
 
@@ -27,7 +27,14 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv2d: convolution.conv2d,
     torch.conv3d: convolution.conv3d,
     F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
+    torch.embedding: embedding.embedding,
+    torch.batch_norm: normalization.batch_norm,
+    torch.group_norm: normalization.group_norm,
+    torch.instance_norm: normalization.instance_norm,
+    torch.layer_norm: normalization.layer_norm,
     torch._weight_norm: normalization.weight_norm,
+    torch.relu: pooling.relu,
+    F.max_pool2d: pooling.max_pool2d,
     torch.lstm: recurrent.lstm,
     torch.gru: recurrent.gru,
     torch.rnn_tanh: recurrent.rnn_tanh,

@@ -20,3 +20,8 @@ class Mapped(torch.autograd.Function):
 def member_first(x: Tensor, dim: int | None, members: int) -> Tensor:
     """Put the member axis first; members share a tensor that has none."""
     return x.expand(members, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def is_mapped(x: Tensor | None) -> bool:
+    """Whether members have tensors of their own; asked by a rule, before it goes below vmap."""
+    return x is not None and bool(torch._C._functorch.is_batchedtensor(x))

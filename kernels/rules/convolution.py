@@ -1,4 +1,4 @@
-"""Convolutions: one wide convolution where members share the input, a loop over members where they do not.
+"""Convolutions on a CPU: a loop over members, images with their channels last.
 
 vmap makes a grouped convolution of N members, which on a CPU is slower than N convolutions one after another. On other
 devices the choice is left to vmap.
@@ -57,7 +57,7 @@ class _Convolution(Mapped):
         dilation: Any,
         groups: int,
     ) -> tuple[Tensor, int]:
-        """Put the member axis into the channels, into the batch, or loop over it."""
+        """Loop over the members, or put them into the batch or the channels where that is one convolution."""
         _, input_dim, weight_dim, bias_dim, *_ = in_dims
         members = info.batch_size
         options = (stride, padding, dilation, groups)
@@ -68,13 +68,41 @@ class _Convolution(Mapped):
         weight = member_first(weight, weight_dim, members)
         if bias is not None:
             bias = member_first(bias, bias_dim, members)
-        if input_dim is None and groups == 1:
+        is_2d = weight.dim() == 5
+        if input_dim is None and groups == 1 and not is_2d:
             wide = function(input, weight.flatten(0, 1), None if bias is None else bias.flatten(), *options)
             return wide.unflatten(1, (members, -1)), 1
-        inputs = [input] * members if input_dim is None else input.unbind(input_dim)
-        biases = [None] * members if bias is None else bias.unbind(0)
-        each = zip(inputs, weight.unbind(0), biases, strict=True)
-        return torch.stack([function(x, w, b, *options) for x, w, b in each]), 0
+        input = input.unsqueeze(0) if input_dim is None else input.movedim(input_dim, 0)
+        # Channels last is how convolutions and pools of images are fastest; single members are stacked as they lie.
+        inputs = _channels_first(_unstack(_channels_last(input))) if is_2d else _unstack(input)
+        biases = [None] * members if bias is None else _unstack(bias)
+        each = zip(inputs * (members // len(inputs)), _unstack(weight), biases, strict=True)
+        outputs = [function(x, w, b, *options) for x, w, b in each]
+        if not is_2d:
+            return _stack(outputs), 0
+        return _stack([y.movedim(-3, -1) for y in outputs]).movedim(-1, -3), 0
+
+
+def _stack(members: list[Tensor]) -> Tensor:
+    """Put a member axis first; a single member is not copied."""
+    return torch.stack(members) if len(members) > 1 else members[0].unsqueeze(0)
+
+
+def _unstack(x: Tensor) -> list[Tensor]:
+    """Take the member axis apart; a single member's gradient is not copied."""
+    return list(x.unbind(0)) if len(x) > 1 else [x.squeeze(0)]
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """From `[member, batch, channel, height, width]` to `[member, batch, height, width, channel]`, contiguous."""
+    last = x.movedim(-3, -1)
+    # A single channel is last whatever its stride says, but convolutions go by the stride.
+    return last.contiguous() if last.size(-1) > 1 else last.clone(memory_format=torch.contiguous_format)
+
+
+def _channels_first(members: list[Tensor]) -> list[Tensor]:
+    """From `[batch, height, width, channel]` to `[batch, channel, height, width]`, without a copy."""
+    return [x.movedim(-1, -3) for x in members]
 
 
 conv1d = _rule(torch.conv1d)

@@ -1,7 +1,4 @@
-"""LSTM, GRU and RNN from their equations: vmap has no rule for torch's fused ones (pytorch #105982).
-
-One product with the inputs of all time steps, then a loop over time in which each product covers all members. The
-equations and the layout of weights are those in the documentation of torch.nn.LSTM, GRU and RNN.
+"""LSTM, GRU and RNN, layer by layer: vmap has no rule for torch's fused ones (pytorch #105982).
 
 Not here: packed sequences. They are left to torch, and so train member by member.
 """
@@ -13,36 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ._mapped import Mapped, is_mapped, member_first
+from ._scan import GRU, LSTM, RNN_RELU, RNN_TANH, Cell, Scan
 from .random import Draw, dropout_draw
 
-Hidden = tuple[Tensor, ...]  # (h, c) of an LSTM, (h,) of the others; each [batch, hidden]
-Cell = Callable[[Tensor, Tensor, Hidden], Hidden]  # (from the input, from the hidden state, hidden) -> hidden
-
-
-def _lstm_cell(from_input: Tensor, from_hidden: Tensor, hidden: Hidden) -> Hidden:
-    """i, f, o = sigmoid(gates); g = tanh(gate); c' = f * c + i * g; h' = o * tanh(c')."""
-    i, f, g, o = (from_input + from_hidden).chunk(4, -1)
-    c = f.sigmoid() * hidden[1] + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-def _gru_cell(from_input: Tensor, from_hidden: Tensor, hidden: Hidden) -> Hidden:
-    """r, z = sigmoid(gates); n = tanh(x_n + r * h_n); h' = (1 - z) * n + z * h."""
-    (xr, xz, xn), (hr, hz, hn) = from_input.chunk(3, -1), from_hidden.chunk(3, -1)
-    n = (xn + (xr + hr).sigmoid() * hn).tanh()
-    return (n + (xz + hz).sigmoid() * (hidden[0] - n),)
-
-
-def _tanh_cell(from_input: Tensor, from_hidden: Tensor, hidden: Hidden) -> Hidden:
-    """H' = tanh(x + h)."""
-    del hidden
-    return ((from_input + from_hidden).tanh(),)
-
-
-def _relu_cell(from_input: Tensor, from_hidden: Tensor, hidden: Hidden) -> Hidden:
-    """H' = max(x + h, 0)."""
-    del hidden
-    return ((from_input + from_hidden).relu(),)
+State = tuple[Tensor, ...]  # (h, c) of an LSTM, (h,) of the others
 
 
 def lstm(
@@ -54,8 +26,7 @@ def lstm(
     """Compute torch.lstm."""
     if isinstance(hx, Tensor):
         return NotImplemented  # a packed sequence
-    outputs, (h, c) = _recurrent(_lstm_cell, input, tuple(hx), *rest, drawn=drawn)
-    return outputs, h, c
+    return _recurrent(LSTM, input, tuple(hx), *rest, drawn=drawn)
 
 
 def _single_state(cell: Cell) -> Callable[..., Any]:
@@ -64,21 +35,20 @@ def _single_state(cell: Cell) -> Callable[..., Any]:
     def rule(input: Tensor, hx: Tensor, *rest: Any, drawn: Iterator[Tensor]) -> Any:
         if isinstance(rest[0], Tensor):
             return NotImplemented  # a packed sequence
-        outputs, (h,) = _recurrent(cell, input, (hx,), *rest, drawn=drawn)
-        return outputs, h
+        return _recurrent(cell, input, (hx,), *rest, drawn=drawn)
 
     return rule
 
 
-gru = _single_state(_gru_cell)
-rnn_tanh = _single_state(_tanh_cell)
-rnn_relu = _single_state(_relu_cell)
+gru = _single_state(GRU)
+rnn_tanh = _single_state(RNN_TANH)
+rnn_relu = _single_state(RNN_RELU)
 
 
 def _recurrent(
     cell: Cell,
     inputs: Tensor,  # [time, batch, channel]
-    initial: Hidden,  # each [layer * direction, batch, hidden]
+    initial: State,  # each [layer * direction, batch, hidden]
     params: Sequence[Tensor],  # w_ih, w_hh(, b_ih, b_hh)(, w_hr) of each layer and direction
     has_biases: bool,
     num_layers: int,
@@ -88,35 +58,74 @@ def _recurrent(
     batch_first: bool,
     *,
     drawn: Iterator[Tensor],
-) -> tuple[Tensor, Hidden]:
+) -> Any:
     """Run the layers one after another, each direction of a layer for itself."""
+    has_dropout = train and 0 < dropout < 1 and num_layers > 1
+    if not has_dropout and not any(map(is_mapped, (inputs, *initial, *params))):
+        return NotImplemented  # members share all of it, and torch's own is faster for one
     if batch_first:
         inputs = inputs.transpose(0, 1)
     num_directions = 2 if bidirectional else 1
     size = len(params) // (num_layers * num_directions)
-    finals: list[Hidden] = []
+    finals: list[State] = []
     for layer in range(num_layers):
         outputs = []
         for direction in range(num_directions):
             index = layer * num_directions + direction
             w_ih, w_hh, *others = params[index * size : (index + 1) * size]
-            b_ih, b_hh = others[:2] if has_biases else (None, None)
+            biases = tuple(others[:2]) if has_biases else ()
             w_hr = others[-1] if len(others) % 2 else None
-            from_inputs = F.linear(inputs, w_ih, b_ih).unbind(0)
-            hidden = tuple(state[index] for state in initial)
-            steps = []
-            for from_input in reversed(from_inputs) if direction else from_inputs:
-                hidden = cell(from_input, F.linear(hidden[0], w_hh, b_hh), hidden)
-                if w_hr is not None:
-                    hidden = (F.linear(hidden[0], w_hr), *hidden[1:])
-                steps.append(hidden[0])
-            finals.append(hidden)
-            outputs.append(torch.stack(steps[::-1] if direction else steps))
+            state = tuple(states[index] for states in initial)
+            output, *final = _layer(cell, direction == 1, inputs, w_ih, w_hh, biases, w_hr, state)
+            outputs.append(output)
+            finals.append(tuple(final))
         inputs = torch.cat(outputs, -1) if bidirectional else outputs[0]
-        if train and 0 < dropout < 1 and layer < num_layers - 1:
+        if has_dropout and layer < num_layers - 1:
             inputs = inputs * next(drawn)
-    final = tuple(torch.stack(states) for states in zip(*finals, strict=True))
-    return inputs.transpose(0, 1) if batch_first else inputs, final
+    last = (torch.stack(states) for states in zip(*finals, strict=True))
+    return inputs.transpose(0, 1) if batch_first else inputs, *last
+
+
+def _layer(
+    cell: Cell,
+    is_reversed: bool,
+    inputs: Tensor,  # [time, batch, channel]
+    w_ih: Tensor,  # [gate * hidden, channel]
+    w_hh: Tensor,  # [gate * hidden, projected]
+    biases: tuple[Tensor, ...],  # b_ih and b_hh [gate * hidden], if there are any
+    w_hr: Tensor | None,  # [projected, hidden]
+    state: State,  # each [batch, hidden]
+) -> tuple[Tensor, ...]:
+    """Run one direction of one layer; under autocast all of it in autocast's dtype, as torch does on a GPU."""
+    biases = biases or (w_ih.new_zeros(w_ih.size(0)),) * 2
+    tensors: tuple[Tensor | None, ...] = (inputs.flatten(0, 1), w_ih, w_hh, *biases, w_hr, *state)
+    if torch.is_autocast_enabled(inputs.device.type) and inputs.dtype != torch.float64:
+        # Here rather than inside, so that autograd casts the gradients back.
+        dtype = torch.get_autocast_dtype(inputs.device.type)
+        tensors = tuple(None if x is None else x.to(dtype) for x in tensors)
+    results: tuple[Tensor, ...] = _Layer.apply(cell, is_reversed, *tensors)
+    return results
+
+
+class _Layer(Mapped):
+    """One direction of one layer, with a rule for vmap."""
+
+    @staticmethod
+    def forward(cell: Cell, is_reversed: bool, *tensors: Tensor | None) -> State:
+        one = (None if x is None else x[None] for x in tensors)
+        return tuple(x.squeeze(0) for x in Scan.apply(cell, is_reversed, *one))
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], cell: Cell, is_reversed: bool, *tensors: Tensor | None
+    ) -> tuple[State, tuple[int, ...]]:
+        """Put the member axis first."""
+        stacked = (
+            None if x is None else member_first(x, dim, info.batch_size)
+            for x, dim in zip(tensors, in_dims[2:], strict=True)
+        )
+        results = Scan.apply(cell, is_reversed, *stacked)
+        return results, (0,) * len(results)
 
 
 def recurrent_draws(input: Tensor, hx: Any, *rest: Any) -> list[Draw]:
@@ -146,14 +155,15 @@ def _cell(cell: Cell) -> Callable[..., Any]:
         drawn: Iterator[Tensor],
     ) -> Any:
         del drawn
-        hidden = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        new = cell(F.linear(input, w_ih, b_ih), F.linear(hidden[0], w_hh, b_hh), hidden)
-        return new if len(new) > 1 else new[0]
+        biases = () if b_ih is None or b_hh is None else (b_ih, b_hh)
+        state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
+        _, *new = _layer(cell, False, input[None], w_ih, w_hh, biases, None, state)
+        return tuple(new) if len(new) > 1 else new[0]
 
     return rule
 
 
-lstm_cell = _cell(_lstm_cell)
-gru_cell = _cell(_gru_cell)
-rnn_tanh_cell = _cell(_tanh_cell)
-rnn_relu_cell = _cell(_relu_cell)
+lstm_cell = _cell(LSTM)
+gru_cell = _cell(GRU)
+rnn_tanh_cell = _cell(RNN_TANH)
+rnn_relu_cell = _cell(RNN_RELU)

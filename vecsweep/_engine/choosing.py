@@ -20,7 +20,7 @@ from vecsweep.execution import Execution
 from vecsweep.plan import Plan
 
 _CHUNK_BYTES = 16 * 2**20  # of parameters, on a CPU: with gradients and optimizer state about the size of its caches
-_CHUNK_ACTIVATION_BYTES = 16 * 2**20  # less than glibc gives back to the system, to be faulted in again at each step
+_CHUNK_ACTIVATION_BYTES = 32 * 2**20  # less than glibc gives back to the system, to be faulted in again at each step
 _MIXED_FROM = 8  # members of a seed, from which on each seed has chunks of its own with batches in common
 _TIMED_STEPS = 3
 _ROUNDS = 2

@@ -24,6 +24,7 @@ def simplify_(graph: GraphModule) -> None:
         if node.target is torch.ops.aten.detach.default or _is_needless_copy(node, written):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
     graph.recompile()
 
 

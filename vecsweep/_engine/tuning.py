@@ -110,8 +110,11 @@ def search(
     if "compile" in varied:
         compile_s = max(_COMPILE_S, _COMPILE_PER_TRACE * first.start_s)
         is_hopeful = sequential is None or _COMPILE_GAIN * best.step_s < sequential.step_s
-        if is_hopeful and compile_s < _COMPILE_SHARE * best.run_s(num_steps):
-            note(Way("vectorized", best.way.chunk_size, True))
+        # What is compiled takes fewer passes over memory, so that all members at once may do better than they did.
+        sizes = [best.way.chunk_size, *([num_members] if "chunk_size" in varied else [])]
+        for i, size in enumerate(dict.fromkeys(sizes)):
+            if is_hopeful and (i + 1) * compile_s < _COMPILE_SHARE * best.run_s(num_steps):
+                note(Way("vectorized", size, True))
     return timings
 
 
