@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo test bench lint types clean
+.PHONY: demo test bench gpu lint types clean
 
 demo: $(STAMP)
 	$(BIN)/python -m vecsweep demo
@@ -15,6 +15,11 @@ test: lint types
 
 # For example make bench ARGS="-k digits --threads 1"; bench/README.md has the options.
 bench: $(BENCH_STAMP)
+	$(BIN)/python -m pytest bench $(ARGS)
+
+# On a machine with a GPU: the tests that need one, then the benches, each with its JSON under bench/results.
+gpu: $(BENCH_STAMP)
+	$(BIN)/python -m pytest tests/test_capture.py tests/test_contract.py tests/test_equivalence.py
 	$(BIN)/python -m pytest bench $(ARGS)
 
 lint: $(STAMP)

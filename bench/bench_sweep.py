@@ -6,19 +6,21 @@ correctness: `deviation` is the largest relative difference between them in the 
 """
 
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from arms import PausedSweep, StockLoop
+from arms import GraphedStockLoop, PausedSweep, StockLoop
 from conftest import Compare, Interleave, Record
 from measure import summary
-from workloads import WORKLOADS
+from workloads import WORKLOADS, Workload
 
 import vecsweep as vs
 
+ON_GPU = torch.cuda.is_available()
 ROUNDS = 5
 SPAN_S = 0.6  # what an arm takes in a round, at least
 CHECKED_STEPS = 5
@@ -50,7 +52,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             Case(name, num_members, level)
             for name, workload in WORKLOADS.items()
             for num_members in sorted(
-                {workload.num_members, *(FULL.get(name, OTHERS) if metafunc.config.option.full else ())}
+                {num_members_of(workload), *(FULL.get(name, OTHERS) if metafunc.config.option.full else ())}
             )
             for level in levels
         ]
@@ -61,23 +63,26 @@ def bench_steps(case: Case, interleave: Interleave, record: Record) -> None:
     """Time steady steps."""
     workload = WORKLOADS[case.workload]
     torch.manual_seed(0)
-    task = workload.make()
+    task = make(workload)
     lrs = np.geomspace(1e-4, 1e-2, case.num_members)
     # There is no option for a step that is not even traced, because that is a fallback.
     with mock.patch("vecsweep._engine.vectorized._MAX_GRAPHS", 0 if case.level == "eager" else 16):
         sweep = PausedSweep(task, lrs, workload.window_steps, **LEVELS[case.level])
         step_s, start_s = sweep.settle()
         stock, num_trained = _stock(task, lrs, workload.window_steps)
+        graphed = GraphedStockLoop(task, lrs[:1]) if ON_GPU and isinstance(task.batches, list) else None
         num_windows = int(np.ceil(SPAN_S / (step_s * workload.window_steps)))
         seconds = interleave(
             {
                 "step": lambda: sweep.advance(num_windows),
                 "stock": lambda: stock.train(num_trained, workload.window_steps),
-            },
+            }
+            | ({} if graphed is None else {"graphed": lambda: graphed.train(1, workload.window_steps)}),
             rounds=ROUNDS,
             scales={
                 "step": 1 / (num_windows * workload.window_steps),
                 "stock": len(lrs) / (num_trained * workload.window_steps),
+                "graphed": len(lrs) / workload.window_steps,
             },
         )
         runs = sweep.stop()
@@ -86,7 +91,7 @@ def bench_steps(case: Case, interleave: Interleave, record: Record) -> None:
         workload=case.workload,
         num_members=case.num_members,
         level=case.level,
-        target=workload.target if case[1:] == (workload.num_members, "auto") else None,
+        **aims(workload, case),
         **summary(seconds),
         start_s=start_s,
         loss=float(runs.train_loss[CHECKED_STEPS - 1].mean()),
@@ -101,7 +106,7 @@ def bench_steps(case: Case, interleave: Interleave, record: Record) -> None:
 def bench_range_test(compare: Compare) -> None:
     """Time a whole range test, start included, as it is called again in a process that has called it before."""
     torch.manual_seed(0)
-    task = WORKLOADS["digits-mlp"].make()
+    task = make(WORKLOADS["digits-mlp"])
     how: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 0.1, "num_lrs": 64, "num_steps": 100, "progress": False}
     lrs = np.geomspace(how["start_lr"], how["end_lr"], how["num_lrs"])[::SHARE]
     found: list[vs.RangeTest] = []
@@ -118,6 +123,24 @@ def bench_range_test(compare: Compare) -> None:
         stock_members_timed=len(lrs),
     )
     np.testing.assert_allclose(found[0].train_loss[:, ::SHARE], expected[0], rtol=1e-3)
+
+
+def num_members_of(workload: Workload) -> int:
+    """How many members the target is for, on this device."""
+    return workload.gpu[0] if ON_GPU else workload.num_members
+
+
+def aims(workload: Workload, case: Case) -> dict[str, Any]:
+    """The ratio to the stock loop that is aimed at on this device, if it is for this case."""
+    target = workload.gpu[1] if ON_GPU else workload.target
+    is_for_case = (case.num_members, case.level) == (num_members_of(workload), "auto")
+    return {"target": target, "against": "stock"} if is_for_case and target is not None else {}
+
+
+def make(workload: Workload) -> vs.Task:
+    """Make the task of a workload, on the GPU if there is one."""
+    task = workload.make()
+    return replace(task, model=task.model.cuda()) if ON_GPU else task
 
 
 def _stock(task: vs.Task, lrs: np.ndarray, num_steps: int) -> tuple[StockLoop, int]:

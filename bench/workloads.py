@@ -25,12 +25,14 @@ class Workload:
         num_members: how many copies are trained.
         target: the ratio to the sequential loop that is aimed at; words where it is no number.
         window_steps: steps between two looks at the losses; fewer than a sweep's own where a step takes seconds.
+        gpu: how many copies are trained on a GPU, and the ratio that is aimed at there, if one is.
     """
 
     make: Callable[[], vs.Task]
     num_members: int
     target: float | str
     window_steps: int = WINDOW_STEPS
+    gpu: tuple[int, float | None] = (32, None)
 
 
 class CharGPT(nn.Module):
@@ -179,13 +181,13 @@ def _vgg_model() -> nn.Module:
 
 
 WORKLOADS = {
-    "digits-mlp": Workload(digits_mlp, 64, 11.0),
-    "mnist-mlp": Workload(mnist_mlp, 32, 1.4),
+    "digits-mlp": Workload(digits_mlp, 64, 11.0, gpu=(256, 100.0)),
+    "mnist-mlp": Workload(mnist_mlp, 32, 1.4, gpu=(256, 100.0)),
     "mnist-mlp-adamw": Workload(lambda: mnist_mlp(_adamw), 32, 1.7),
     "cnn": Workload(cnn, 16, 1.3),
-    "char-gpt": Workload(char_gpt, 16, 1.8),
+    "char-gpt": Workload(char_gpt, 16, 1.8, gpu=(32, 10.0)),
     "lstm": Workload(lstm, 16, 1.2),
     "frozen-body": Workload(frozen_body, 32, 20.0),
-    "vgg": Workload(vgg, 8, 1.15, window_steps=2),
+    "vgg": Workload(vgg, 8, 1.15, window_steps=2, gpu=(32, 5.0)),
     "vgg-augmented": Workload(vgg_augmented, 8, "clearly above vgg", window_steps=2),
 }
