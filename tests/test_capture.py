@@ -1,4 +1,4 @@
-"""CUDA graphs. Without a GPU a stand-in is captured: like a graph, it has inputs of its own and works on fixed memory."""
+"""CUDA graphs. Without a GPU a stand-in is captured: like a graph, it has own inputs and works on fixed memory."""
 
 import numpy as np
 import pytest

@@ -195,5 +195,21 @@ def weight_norm(
         Salimans and Kingma, Weight normalization, 2016, https://arxiv.org/abs/1602.07868
     """
     del drawn
+    if dim == 0 and v.dim() > 1 and is_mapped(v) and is_mapped(g):
+        return _WeightNorm.apply(v, g)
     axes = [axis for axis in range(v.dim()) if axis != dim]
     return v * (g / v.norm(2, axes, keepdim=True))
+
+
+class _WeightNorm(Mapped):
+    """torch._weight_norm over all axes but the first, with a rule for vmap."""
+
+    @staticmethod
+    def forward(v: Tensor, g: Tensor) -> Tensor:
+        return torch._weight_norm(v, g, 0)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], v: Tensor, g: Tensor) -> tuple[Tensor, int]:
+        """Put the members side by side along the first axis, each row of which has a norm of its own."""
+        v, g = (member_first(x, dim, info.batch_size).contiguous() for x, dim in zip((v, g), in_dims, strict=True))
+        return torch._weight_norm(v.flatten(0, 1), g.flatten(0, 1), 0).unflatten(0, v.shape[:2]), 0
