@@ -2,9 +2,11 @@
 
 The steps timed are those of a long sweep; what it costs to start is a fact of its own, `start_s`: seconds beyond what
 the same steps take once they are steady. The losses of both arms are compared, so that speed is never shown without
-correctness: `deviation` is the largest relative difference between them in the first steps.
+correctness: `deviation` is the largest relative difference between them in the first steps. `page_faults` are those of
+one step.
 """
 
+import resource
 import time
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -72,9 +74,17 @@ def bench_steps(case: Case, interleave: Interleave, record: Record) -> None:
         stock, num_trained = _stock(task, lrs, workload.window_steps)
         graphed = GraphedStockLoop(task, lrs[:1]) if ON_GPU and isinstance(task.batches, list) else None
         num_windows = int(np.ceil(SPAN_S / (step_s * workload.window_steps)))
+        faults: list[float] = []
+
+        def advance() -> None:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            sweep.advance(num_windows)
+            after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            faults.append((after - before) / (num_windows * workload.window_steps))
+
         seconds = interleave(
             {
-                "step": lambda: sweep.advance(num_windows),
+                "step": advance,
                 "stock": lambda: stock.train(num_trained, workload.window_steps),
             }
             | ({} if graphed is None else {"graphed": lambda: graphed.train(1, workload.window_steps)}),
@@ -94,6 +104,7 @@ def bench_steps(case: Case, interleave: Interleave, record: Record) -> None:
         **aims(workload, case),
         **summary(seconds),
         start_s=start_s,
+        page_faults=float(np.median(faults)),
         loss=float(runs.train_loss[CHECKED_STEPS - 1].mean()),
         stock_loss=float(expected[-1].mean()),
         deviation=float(np.abs(runs.train_loss[:CHECKED_STEPS] / expected - 1).max()),
@@ -123,6 +134,22 @@ def bench_range_test(compare: Compare) -> None:
         stock_members_timed=len(lrs),
     )
     np.testing.assert_allclose(found[0].train_loss[:, ::SHARE], expected[0], rtol=1e-3)
+
+
+def bench_diverged(compare: Compare) -> None:
+    """Time a sweep of which three members in four diverge at once, and one of which none does: they cost little."""
+    task = make(WORKLOADS["digits-mlp"])
+    tame = np.geomspace(1e-4, 1e-2, 64)
+    wild = np.where(np.arange(64) % 4 == 0, tame, 1e300)
+    compare(
+        {
+            "three_quarters_diverged": lambda: vs.sweep(task, lrs=wild, num_steps=400, progress=False),
+            "none_diverged": lambda: vs.sweep(task, lrs=tame, num_steps=400, progress=False),
+        },
+        rounds=ROUNDS,
+        num_members=64,
+        num_steps=400,
+    )
 
 
 def num_members_of(workload: Workload) -> int:

@@ -80,6 +80,7 @@ OWN_STATS = "11111 01111 10111 10011 11011 00111 00011"
 
 CASES = {
     "linear": Case(F.linear, [(5, 4), (3, 4), (3,)]),
+    "linear-broad": Case(F.linear, [(5, 4), (33, 4), (33,)]),
     "linear-3d": Case(F.linear, [(2, 5, 4), (3, 4)]),
     "conv1d": Case(with_options(F.conv1d, stride=2, padding=1), [(2, 3, 8), (4, 3, 3), (4,)]),
     "conv2d": Case(with_options(F.conv2d, padding="same"), [(2, 3, 5, 5), (4, 3, 3, 3), (4,)]),

@@ -192,6 +192,14 @@ def test_run_that_is_compiled_after_timing_trains_as_an_ordinary_loop_does(alway
     np.testing.assert_array_equal(again.train_loss, runs.train_loss)
 
 
+def test_what_was_only_tried_is_not_said_to_have_run(always_timed, monkeypatch):
+    monkeypatch.setattr(tuning, "_COMPILE_SHARE", 1e9)
+    monkeypatch.setattr(tuning, "_COMPILE_GAIN", 0.0)
+    monkeypatch.setattr(choosing, "choose", lambda timings, default: Choice(batched(4), "told so"))
+    runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02, 0.05, 0.1], num_steps=20)
+    assert runs.engine == "vectorized, traced, 4 members in 1 chunk; told so"
+
+
 def test_engine_that_is_asked_for_is_not_timed_against_the_other(always_timed):
     runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02], num_steps=20, engine="vectorized", compile=False)
     assert "sequential" not in runs.engine

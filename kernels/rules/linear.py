@@ -1,7 +1,8 @@
-"""Linear layers: one wide product where members share the input, one batched product where they do not.
+"""Linear layers: one batched product, or one wide one where members share the input.
 
-vmap's own rule transposes weights, adds the bias in a pass of its own, and leaves weight gradients transposed, so that
-the update walks over them against the grain.
+On a CPU the wide product is faster for narrow layers alone: it packs all weights anew. vmap's own rule transposes
+weights, adds the bias in a pass of its own, and leaves weight gradients transposed, so that the update walks over them
+against the grain.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._mapped import Mapped, member_first
+
+_NARROW = 32  # outputs of a member; bench/README.md has what both ways take
 
 
 def linear(
@@ -60,10 +63,10 @@ class _Linear(Mapped):
         weight = weight.movedim(weight_dim, 0)
         if bias is not None:
             bias = member_first(bias, bias_dim, members)
-        if input_dim is None:
+        if input_dim is None and (input.device.type != "cpu" or weight.size(1) < _NARROW):
             wide = F.linear(input, weight.flatten(0, 1), None if bias is None else bias.flatten())
             return wide.unflatten(-1, (members, -1)), wide.dim() - 1
-        input = input.movedim(input_dim, 0)
+        input = member_first(input, input_dim, members)
         output = _BatchedLinear.apply(input.flatten(1, -2), weight, bias)
         return output.unflatten(1, input.shape[1:-1]), 0
 

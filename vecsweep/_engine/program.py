@@ -119,6 +119,7 @@ class Program:
     def restart(self) -> None:
         """Go through the levels again, as if for the first time, so that a run does not depend on those before it."""
         self._num_calls = 0
+        self.is_compiling = False
         self._captures.clear()
 
     def __call__(self, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
