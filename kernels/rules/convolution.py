@@ -74,9 +74,10 @@ class _Convolution(Mapped):
             return wide.unflatten(1, (members, -1)), 1
         input = input.unsqueeze(0) if input_dim is None else input.movedim(input_dim, 0)
         # Channels last is how convolutions and pools of images are fastest; single members are stacked as they lie.
-        inputs = _channels_first(_unstack(_channels_last(input))) if is_2d else _unstack(input)
+        split = _unstack_images if is_2d else _unstack
+        inputs = split(input)
         biases = [None] * members if bias is None else _unstack(bias)
-        each = zip(inputs * (members // len(inputs)), _unstack(weight), biases, strict=True)
+        each = zip(inputs * (members // len(inputs)), split(weight), biases, strict=True)
         outputs = [function(x, w, b, *options) for x, w, b in each]
         if not is_2d:
             return _stack(outputs), 0
@@ -93,16 +94,12 @@ def _unstack(x: Tensor) -> list[Tensor]:
     return list(x.unbind(0)) if len(x) > 1 else [x.squeeze(0)]
 
 
-def _channels_last(x: Tensor) -> Tensor:
-    """From `[member, batch, channel, height, width]` to `[member, batch, height, width, channel]`, contiguous."""
+def _unstack_images(x: Tensor) -> list[Tensor]:
+    """Take `[member, batch, channel, height, width]` apart, laid out with the channels last."""
     last = x.movedim(-3, -1)
     # A single channel is last whatever its stride says, but convolutions go by the stride.
-    return last.contiguous() if last.size(-1) > 1 else last.clone(memory_format=torch.contiguous_format)
-
-
-def _channels_first(members: list[Tensor]) -> list[Tensor]:
-    """From `[batch, height, width, channel]` to `[batch, channel, height, width]`, without a copy."""
-    return [x.movedim(-1, -3) for x in members]
+    last = last.contiguous() if last.size(-1) > 1 else last.clone(memory_format=torch.contiguous_format)
+    return [own.movedim(-1, -3) for own in _unstack(last)]
 
 
 conv1d = _rule(torch.conv1d)

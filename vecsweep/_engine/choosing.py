@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from vecsweep._engine.batches import BatchStream, key_of
 from vecsweep._engine.contract import Chunk, Engine, OutOfMemory, Unmappable
@@ -38,8 +39,9 @@ def choose_way(
     key = _key(engine, plan, batches[plan.seeds[0]], execution)
     choice = recall(key)
     if choice is None:
-        time_way = Trials(engine, plan, batches, streams).time
-        timings = search(time_way, default, varied=varied, num_members=len(plan.members), num_steps=plan.num_steps)
+        with Trials(engine, plan, batches, streams) as trials:
+            num_members, num_steps = len(plan.members), plan.num_steps
+            timings = search(trials.time, default, varied=varied, num_members=num_members, num_steps=num_steps)
         choice = choose(timings, default)
         if timings:
             remember(key, choice)
@@ -55,20 +57,21 @@ def time_each(
     is_compiling: bool,
 ) -> list[Timing]:
     """Time one member after another, then chunks of several sizes, then the best of those compiled."""
-    trials = Trials(engine, plan, batches, streams)
-    sequential = trials.time(Way("sequential", 1, is_compiled=False))
-    assert sequential is not None  # or the error of the task's own code would be on its way
-    if not isinstance(engine, Vectorized):
-        return [sequential]
     num_members = len(plan.members)
-    default = default_chunk_size(engine, plan)
-    sizes = dict.fromkeys(min(num_members, max(1, size)) for size in (default, num_members, default // 4, 4 * default))
-    batched = [trials.time(Way("vectorized", size, is_compiled=False)) for size in sizes]
-    timings = [sequential, *filter(None, batched)]
-    if is_compiling and len(timings) > 1:
-        best = min(timings[1:], key=lambda timing: timing.step_s)
-        timings += filter(None, [trials.time(replace(best.way, is_compiled=True))])
-    return timings
+    with Trials(engine, plan, batches, streams) as trials:
+        sequential = trials.time(Way("sequential", 1, is_compiled=False))
+        assert sequential is not None  # or the error of the task's own code would be on its way
+        if not isinstance(engine, Vectorized):
+            return [sequential]
+        default = default_chunk_size(engine, plan)
+        tried = (default, num_members, default // 4, 4 * default)
+        sizes = dict.fromkeys(min(num_members, max(1, size)) for size in tried)
+        batched = [trials.time(Way("vectorized", size, is_compiled=False)) for size in sizes]
+        timings = [sequential, *filter(None, batched)]
+        if is_compiling and len(timings) > 1:
+            best = min(timings[1:], key=lambda timing: timing.step_s)
+            timings += filter(None, [trials.time(replace(best.way, is_compiled=True))])
+        return timings
 
 
 def default_chunk_size(engine: Vectorized, plan: Plan) -> int:
@@ -112,9 +115,19 @@ class Trials:
         self._plan = plan
         self._batches = batches
         self._streams = streams
+        hidden = None if engine.execution.progress is None else not engine.execution.progress
+        self._bar = tqdm(desc="timing ways to step", unit=" ways", disable=hidden, delay=1, leave=False)
+
+    def __enter__(self) -> "Trials":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
 
     def time(self, way: Way) -> Timing | None:
         """Time the steps of one chunk; None if it cannot be stepped this way."""
+        self._bar.set_postfix_str(str(way))
+        self._bar.update()
         engine: Engine = self._engine
         if way.engine == "sequential":
             engine = Sequential(self._engine.learners, self._engine.execution, self._streams)
