@@ -59,7 +59,7 @@ def time_each(
     """Time one member after another, then chunks of several sizes, then the best of those compiled."""
     num_members = len(plan.members)
     with Trials(engine, plan, batches, streams) as trials:
-        sequential = trials.time(Way("sequential", 1, is_compiled=False))
+        sequential = trials.time(Way("sequential", num_members, is_compiled=False))
         assert sequential is not None  # or the error of the task's own code would be on its way
         if not isinstance(engine, Vectorized):
             return [sequential]

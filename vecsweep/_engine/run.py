@@ -153,7 +153,7 @@ class _Run:
         self.obstacle: str | None = None
         self.is_short_of_memory = False
         self.prefetched: Window | None = None
-        self.choice = Choice(Way(execution.engine, 1, is_compiled=False), "")
+        self.choice = Choice(Way("sequential", len(plan.members), is_compiled=False), "")
         self._choose_engine(first)
         self.loss = np.full(plan.lr.shape, np.nan)
         self.diverged_at = np.full(len(plan.members), -1)
@@ -187,14 +187,17 @@ class _Run:
                 self._keep_states(group, range(len(group.members)))
         why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
         why = f"{why}; {self.choice.why}" if self.choice.why else why
-        name = f"vectorized, {self.engine.level}" if isinstance(self.engine, Vectorized) else "sequential"
+        name = f"sequential, {num_members} members"
+        if isinstance(self.engine, Vectorized):
+            chunks = f"{num_chunks} chunk{'s' if num_chunks > 1 else ''}"
+            name = f"vectorized, {self.engine.level}, {num_members} members in {chunks}"
         return Record(
             loss=self.loss[:num_done],
             diverged_at=np.where(self.diverged_at < num_done, self.diverged_at, -1),
             # After Ctrl-C some members may be further than others.
             states=[state for state in self.states if state is not None] if is_complete else [],
             learners=self.learners,
-            engine=f"{name}, {num_members} members in {num_chunks} chunk{'s' if num_chunks > 1 else ''}{why}",
+            engine=f"{name}{why}",
             is_batched=isinstance(self.engine, Vectorized),
             is_complete=is_complete,
         )

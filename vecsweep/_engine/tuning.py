@@ -99,7 +99,7 @@ def search(
             timings.append(timing)
         return timing
 
-    sequential = note(Way("sequential", 1, False)) if "engine" in varied else None
+    sequential = note(Way("sequential", num_members, False)) if "engine" in varied else None
     if sequential is not None and sequential.run_s(num_steps) < _SHORT_RUN_S:
         return []
     best = first = note(default)
