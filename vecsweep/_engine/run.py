@@ -187,10 +187,10 @@ class _Run:
                 self._keep_states(group, range(len(group.members)))
         why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
         why = f"{why}; {self.choice.why}" if self.choice.why else why
-        name = f"sequential, {num_members} members"
+        name = f"sequential, {_counted(num_members, 'member')}"
         if isinstance(self.engine, Vectorized):
-            chunks = f"{num_chunks} chunk{'s' if num_chunks > 1 else ''}"
-            name = f"vectorized, {self.engine.level}, {num_members} members in {chunks}"
+            chunks = _counted(num_chunks, "chunk")
+            name = f"vectorized, {self.engine.level}, {_counted(num_members, 'member')} in {chunks}"
         return Record(
             loss=self.loss[:num_done],
             diverged_at=np.where(self.diverged_at < num_done, self.diverged_at, -1),
@@ -331,6 +331,10 @@ class _Run:
         for i in positions:
             if self.states[group.members[i]] is None:
                 self.states[group.members[i]] = group.chunk.member(i)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _device_of(task: Task, execution: Execution) -> torch.device | None:
