@@ -78,7 +78,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "numpy": {"vecsweep"},
     "matplotlib": {"plot"},
     "sklearn": {"tasks"},
-    "tqdm": {"_engine.run"},
+    "tqdm": {"_engine.choosing", "_engine.run"},
 }
 
 

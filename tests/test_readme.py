@@ -38,5 +38,5 @@ def test_command_line_is_understood(line):
         return 0
 
     words = line.split("#")[0].split()[1:]
-    parsed = make_parser(demo=nothing, range_test=nothing, check=nothing, plot=nothing).parse_args(words)
+    parsed = make_parser(demo=nothing, range_test=nothing, check=nothing, plot=nothing, bench=nothing).parse_args(words)
     assert parsed.run is nothing
