@@ -18,6 +18,7 @@ import torch
 from arms import GraphedStockLoop, PausedSweep, StockLoop
 from conftest import Compare, Interleave, Record
 from measure import summary
+from roofline import roofline_s
 from workloads import WORKLOADS, Workload
 
 import vecsweep as vs
@@ -104,6 +105,7 @@ def bench_steps(case: Case, interleave: Interleave, record: Record) -> None:
         **aims(workload, case),
         **summary(seconds),
         start_s=start_s,
+        roofline_ms=1e3 * roofline_s(task, case.num_members),
         page_faults=float(np.median(faults)),
         loss=float(runs.train_loss[CHECKED_STEPS - 1].mean()),
         stock_loss=float(expected[-1].mean()),

@@ -203,3 +203,17 @@ def test_what_was_only_tried_is_not_said_to_have_run(always_timed, monkeypatch):
 def test_engine_that_is_asked_for_is_not_timed_against_the_other(always_timed):
     runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02], num_steps=20, engine="vectorized", compile=False)
     assert "sequential" not in runs.engine
+
+
+def test_interrupt_while_ways_are_timed_is_a_run_without_steps(monkeypatch):
+    def interrupted(*_, **__):
+        torch.rand(3)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(choosing, "search", interrupted)
+    task = noisy_task()
+    before = torch.get_rng_state()
+    with pytest.raises(vs.Interrupted) as stopped:
+        vs.sweep(task, lrs=[0.01, 0.02], num_steps=10)
+    assert stopped.value.result is None
+    assert torch.equal(torch.get_rng_state(), before)

@@ -25,4 +25,6 @@ def keep_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # another C library than glibc
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES) and mallopt(_M_TRIM_THRESHOLD, _NEVER))
+    is_mmap_set = mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)  # an older glibc may refuse so much
+    is_trim_set = mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    return bool(is_mmap_set and is_trim_set)

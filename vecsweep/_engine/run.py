@@ -77,7 +77,12 @@ def train(
     """
     streams = Streams(_device_of(task, execution), _own_generators(task.batches))
     with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
-        return _Run(task, plan, execution, streams, dtype, keeps_states=keeps_states).train()
+        try:
+            run = _Run(task, plan, execution, streams, dtype, keeps_states=keeps_states)
+        except KeyboardInterrupt:  # while ways were timed, say: a run without steps
+            nothing, never = np.empty((0, len(plan.members))), np.full(len(plan.members), -1)
+            return Record(nothing, never, [], {}, engine="", is_batched=False, is_complete=False)
+        return run.train()
 
 
 def time_ways(task: Task, plan: Plan, execution: Execution, *, is_compiling: bool) -> list[Timing]:
