@@ -5,10 +5,14 @@ STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo test bench gpu lint types clean
+.PHONY: demo data test bench gpu lint types clean
 
 demo: $(STAMP)
 	$(BIN)/python -m vecsweep demo
+
+# The data sets of the built-in tasks, into the user's cache folder; make data ARGS=mnist fetches one.
+data: $(STAMP)
+	$(BIN)/python -m vecsweep data $(ARGS)
 
 test: lint types
 	$(BIN)/python -m pytest

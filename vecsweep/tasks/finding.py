@@ -1,7 +1,4 @@
-"""Built-in tasks on real data, and the user's own tasks by name, as on the command line.
-
-Nothing is downloaded: the data of a built-in task come with a package of the extra `demo`.
-"""
+"""Tasks by name, as on the command line: the built-in ones, and functions in a user's file or module."""
 
 import difflib
 import importlib
@@ -9,129 +6,12 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
-
-import torch
-from torch import Tensor, nn
 
 from vecsweep.task import Task
-
-_NUM_TRAINED = 1437  # four fifths of the 1,797 digits
-
-
-class DigitsData(NamedTuple):
-    """The handwritten digits, in a part to train on and a part held out.
-
-    Attributes:
-        train_inputs: `[1437, 64]`, the pixels of 8x8 images, in [0, 1].
-        train_targets: `[1437]`, the digits 0 to 9.
-        test_inputs: `[360, 64]`.
-        test_targets: `[360]`.
-    """
-
-    train_inputs: Tensor
-    train_targets: Tensor
-    test_inputs: Tensor
-    test_targets: Tensor
-
-
-class ShuffledBatches:
-    """Batches of tensors that lie in memory, in a new order on each pass; a last, smaller one is dropped.
-
-    The order is drawn from PyTorch's global generator, which a sweep seeds for each seed. Slicing whole
-    tensors is far quicker than a DataLoader, which collates a batch from single samples.
-
-    Args:
-        inputs: `[sample, ...]`.
-        targets: `[sample, ...]`.
-        batch_size: samples in each batch.
-
-    Example:
-        >>> batches = ShuffledBatches(torch.zeros(10, 3), torch.zeros(10), batch_size=4)
-        >>> [inputs.shape for inputs, targets in batches]
-        [torch.Size([4, 3]), torch.Size([4, 3])]
-    """
-
-    def __init__(self, inputs: Tensor, targets: Tensor, batch_size: int) -> None:
-        self.inputs = inputs
-        self.targets = targets
-        self.batch_size = batch_size
-
-    def __len__(self) -> int:
-        return len(self.inputs) // self.batch_size
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(self.inputs))
-        for rows in order[: len(self) * self.batch_size].split(self.batch_size):
-            yield self.inputs[rows], self.targets[rows]
-
-
-def digits() -> Task:
-    """Make the task of telling handwritten digits apart.
-
-    An MLP 64-64-64-10 with ReLU, whose initial weights differ between seeds; cross-entropy; SGD with momentum
-    0.9; batches of 64 from the 1,437 images of `digits_data` to train on.
-
-    Raises:
-        ImportError: scikit-learn, which holds the images, is not installed.
-    """
-    data = digits_data()
-    return Task(
-        model=lambda: nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)),
-        batches=ShuffledBatches(data.train_inputs, data.train_targets, batch_size=64),
-        loss_fn=nn.functional.cross_entropy,
-        optimizer=lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
-    )
-
-
-def digits_cnn() -> Task:
-    """Make the task of telling handwritten digits apart by a convolutional network.
-
-    3x3 convolutions of 16 and 32 channels, each with ReLU and a 2x2 max pool, and a linear layer; all else as in
-    `digits`.
-
-    Raises:
-        ImportError: scikit-learn, which holds the images, is not installed.
-    """
-
-    def build() -> nn.Module:
-        return nn.Sequential(
-            *(nn.Unflatten(1, (1, 8, 8)), nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Flatten(), nn.Linear(128, 10)),
-        )
-
-    return replace(digits(), model=build)
-
-
-def digits_data() -> DigitsData:
-    """Load the 1,797 digits of scikit-learn, and split them the same way each time.
-
-    Raises:
-        ImportError: scikit-learn, which holds the images, is not installed.
-
-    Reference:
-        Alpaydin and Kaynak 1998, https://archive.ics.uci.edu/dataset/80
-    """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise ImportError(
-            "The task 'digits' needs scikit-learn, which holds its images. Run: pip install 'vecsweep[demo]'"
-        ) from error
-    pixels, labels = load_digits(return_X_y=True)
-    inputs = torch.as_tensor(pixels, dtype=torch.float32) / 16  # they are whole numbers from 0 to 16
-    targets = torch.as_tensor(labels, dtype=torch.int64)
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
-    train, test = order[:_NUM_TRAINED], order[_NUM_TRAINED:]
-    return DigitsData(inputs[train], targets[train], inputs[test], targets[test])
-
-
-TASKS: dict[str, Callable[[], Task]] = {"digits": digits, "digits-cnn": digits_cnn}
+from vecsweep.tasks.builtin import TASKS
 
 
 def load_task(name: str) -> Task:
@@ -146,8 +26,9 @@ def load_task(name: str) -> Task:
         name: of the task.
 
     Raises:
-        ValueError: there is no such task, file or function, or it does not return a `Task`.
-        ImportError: a built-in task lacks its data.
+        ValueError: there is no such task, file or function, or it does not return a `Task`; or the data of a built-in
+            task have not been fetched.
+        ImportError: the package that a built-in task has its data from is not installed.
 
     Example:
         >>> isinstance(load_task("digits"), Task)
