@@ -79,9 +79,13 @@ def test_command_is_installed_and_names_a_function_that_exists(wheel):
     assert callable(EntryPoint("vecsweep", "vecsweep.cli:main", "console_scripts").load())
 
 
-def test_core_requirements_are_four(metadata):
+def test_core_requirements_are_six(metadata):
     required = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
-    assert {r.name for r in required if r.marker is None} == {"torch", "numpy", "matplotlib", "tqdm"}
+    assert {r.name for r in required if r.marker is None} == {
+        *("torch", "numpy", "matplotlib", "tqdm"),
+        "safetensors",  # trained models are saved with it
+        "scipy",  # has Student's t, for rankings
+    }
     assert all("extra" in str(r.marker) for r in required if r.marker is not None)
 
 

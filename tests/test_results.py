@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import pickle
+import types
 
 import numpy as np
 import pytest
@@ -77,12 +78,16 @@ def assert_equal(a, b):
     assert type(a) is type(b)
     for field in dataclasses.fields(a):
         own, other = getattr(a, field.name), getattr(b, field.name)
-        if field.name == "_make_model":
+        if field.name == "_trained":
             continue
         assert type(own) is type(other), field.name
         if isinstance(own, np.ndarray):
             assert own.dtype == other.dtype
             np.testing.assert_array_equal(own, other)
+        elif field.name in ("metrics", "hyper"):
+            assert list(own) == list(other)
+            for name, values in own.items():
+                np.testing.assert_array_equal(values, other[name])
         else:
             assert own == other, field.name
     assert [[type(x) for x in m] for m in a.members] == [[type(x) for x in m] for m in b.members]
@@ -364,8 +369,8 @@ def test_file_of_the_other_kind_is_refused(name, tmp_path):
 @pytest.mark.parametrize("read", [vs.load, vs.RangeTest.load])
 def test_file_of_a_later_version_says_so_whatever_else_it_holds(changes, read, tmp_path):
     path = RESULTS["grid"]().save(tmp_path / "late.npz")
-    change_header(path, version=2, **changes)
-    with pytest.raises(vs.ResultFileError, match="format version 2; this vecsweep reads 1"):
+    change_header(path, version=3, **changes)
+    with pytest.raises(vs.ResultFileError, match="format version 3; this vecsweep reads 2"):
         read(path)
 
 
@@ -578,7 +583,7 @@ def test_diverged_at_is_a_step_for_each_member_and_minus_one_for_none():
 
 def test_member_is_counted_from_either_end():
     models = {0: nn.Linear(1, 1), 1: nn.Linear(1, 1)}
-    runs = make_sweep(np.ones((1, 2)), _make_model=models.__getitem__)
+    runs = make_sweep(np.ones((1, 2)), _trained=types.SimpleNamespace(model=models.__getitem__))
     assert [runs.model(i) for i in (0, 1, -1, -2)] == [models[0], models[1], models[1], models[0]]
     for i in (2, -3):
         with pytest.raises(IndexError, match=f"`i` must be one of the 2 members; got {i}"):
@@ -586,7 +591,7 @@ def test_member_is_counted_from_either_end():
 
 
 def test_model_of_a_loaded_result_is_refused(tmp_path):
-    runs = make_sweep(np.ones((1, 2)), _make_model=lambda i: nn.Linear(1, 1))
+    runs = make_sweep(np.ones((1, 2)), _trained=types.SimpleNamespace(model=lambda i: nn.Linear(1, 1)))
     with pytest.raises(ValueError, match="a file does not hold them"):
         vs.load(runs.save(tmp_path / "runs.npz")).model(0)
 

@@ -119,7 +119,7 @@ def test_iterator_serves_one_seed_once():
         vs.sweep(linear_task(generator_function()), lrs=[0.1], num_steps=2, seeds=2)
     with pytest.raises(ValueError, match="`check` trains several times"):
         vs.check(linear_task(generator_function()))
-    with pytest.raises(ValueError, match="`epochs` needs batches that can be counted"):
+    with pytest.raises(ValueError, match="`epochs` needs batches that can be read again"):
         vs.sweep(linear_task(generator_function()), lrs=[0.1], epochs=1)
 
 

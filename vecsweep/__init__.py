@@ -15,6 +15,7 @@ Example:
     True
 """
 
+from vecsweep import schedules
 from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
 from vecsweep.deviations import CheckReport
 from vecsweep.execution import Execution
@@ -36,6 +37,7 @@ __all__ = [
     "check",
     "load",
     "range_test",
+    "schedules",
     "sweep",
 ]
 __version__ = "0.1.0"

@@ -1,6 +1,6 @@
 """Names for the types that pass between the layers. Nothing here does anything."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 Batch = Any  # what the user's loader yields: a tensor, or any nesting of tuples, lists and dicts around tensors
 Batches = Iterable[Batch] | Callable[..., Iterable[Batch]]
 LossFn = Callable[[Any, Any], Tensor]
+Metric = Callable[[Any, Any], Any]  # (outputs, targets) -> scalar; with a training step, (model, batch) -> scalar
 TrainingStep = Callable[[nn.Module, Batch], Tensor]
 ModelSource = nn.Module | Callable[[], nn.Module]
 OptimizerSource = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -19,8 +20,10 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Seeds = int | Sequence[int]
 Lrs = ArrayLike | Tensor
+Schedules = Mapping[str, Any] | Sequence[Any]  # schedules by name, or what has a name; see `vecsweep.sweep`
 
 Method = Literal["grid", "ramp"]
+Mode = Literal["min", "max"]
 Spacing = Literal["exponential", "linear"]
 EngineName = Literal["auto", "vectorized", "sequential"]
 Precision = Literal["bf16", "fp16"]

@@ -1,14 +1,20 @@
 """Plan: the hyperparameters of a sweep as matrices [step, member]. Every feature of vecsweep is a plan.
 
-Not here: where plans come from (`sweeps.py`) and how they are trained (`_engine`).
+Not here: what learning rates may follow (`schedules.py`), how plans are checked (`sweeps.py`) and trained (`_engine`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 
 import numpy as np
+from torch.optim import Optimizer
 
-from vecsweep._types import FloatArray, Hyper, Spacing
+from vecsweep._hyper import plain_options
+from vecsweep.schedules.schedule import Schedule, evaluate, evaluate_momentum
+from vecsweep.schedules.torch_schedulers import RunningScheduler, TorchSchedule
+from vecsweep._types import FloatArray, Hyper, Mode, Spacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,11 +25,100 @@ class Member:
         lr: its base learning rate; for a ramp, the rate that the ramp ends at.
         seed: of its initial weights, batches and random numbers.
         schedule: the name of what its learning rate follows.
+        hyper: what else it has of its own, by name.
     """
 
     lr: float
     seed: int
     schedule: str = "constant"
+    hyper: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A schedule that follows what a member measures, such as torch's ReduceLROnPlateau.
+
+    Attributes:
+        metric: that it follows.
+        start: gives the scheduler, as it stands at the first step.
+    """
+
+    metric: str
+    start: Callable[[], RunningScheduler]
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """When a member that no longer improves is stopped.
+
+    Attributes:
+        metric: that is watched.
+        mode: "min" if less of it is better, else "max".
+        patience: evaluations without a new best one.
+    """
+
+    metric: str
+    mode: Mode
+    patience: int
+
+    def is_due(self, history: FloatArray) -> bool:
+        """Whether a member with this history, `[evaluation]`, is to be stopped."""
+        values = history if self.mode == "min" else -history
+        if np.isnan(values).all():
+            return False
+        return len(values) - 1 - int(np.nanargmin(values)) >= self.patience
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """When members are evaluated.
+
+    Attributes:
+        steps: how many updates each evaluation comes after, ascending.
+        has_train_metrics: whether the metrics are measured on the training batches, too.
+        stopping: which members are stopped; None for none.
+    """
+
+    steps: tuple[int, ...] = ()
+    has_train_metrics: bool = False
+    stopping: Stopping | None = None
+
+    @property
+    def num(self) -> int:
+        """How many evaluations there are."""
+        return len(self.steps)
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What a member's learning rate follows, and since when: the schedule covers the run in which it began.
+
+    Attributes:
+        schedule: a function of progress, or one of torch's schedulers.
+        name: of it.
+        begin: the step at which it began.
+        num_steps: how long that run was, in steps; afterwards a function of progress holds its last value.
+    """
+
+    schedule: Schedule | TorchSchedule
+    name: str
+    begin: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Which steps a plan is for.
+
+    Attributes:
+        begin: the first.
+        num_steps: how many.
+        steps_per_epoch: updates in one pass over the batches; None if nobody counted.
+    """
+
+    begin: int
+    num_steps: int
+    steps_per_epoch: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +127,14 @@ class Plan:
 
     Attributes:
         members: `[member]`.
-        hyper: hyperparameters by name, each `[step, member]`; "lr" is always among them.
+        hyper: hyperparameters by name, each `[step, member]`; "lr" is always among them. "beta1" and "beta2" stand for
+            the two of `betas`.
+        feedback: of members, by their index, whose further hyperparameters depend on what they measure.
     """
 
     members: tuple[Member, ...]
     hyper: Hyper
+    feedback: dict[int, Feedback] = field(default_factory=dict)
 
     @property
     def lr(self) -> FloatArray:
@@ -85,6 +183,111 @@ class Plan:
         """
         members = tuple(Member(float(lrs[-1]), seed, "ramp") for seed in seeds)
         return cls(members, {"lr": np.tile(lrs[:, None], (1, len(members)))})
+
+
+def cross(
+    lrs: FloatArray,
+    schedules: Sequence[str],
+    seeds: Sequence[int],
+    vary: Mapping[str, Sequence[float]],
+) -> tuple[Member, ...]:
+    """Return a member for each combination; those that differ in their seed alone are next to each other.
+
+    Args:
+        lrs: `[lr]`.
+        schedules: their names.
+        seeds: of the members.
+        vary: values of other hyperparameters, by name.
+
+    Example:
+        >>> members = cross(np.array([0.1, 0.2]), ["constant"], [0, 1], {})
+        >>> [(member.lr, member.seed) for member in members]
+        [(0.1, 0), (0.1, 1), (0.2, 0), (0.2, 1)]
+    """
+    return tuple(
+        Member(float(lr), seed, schedule, dict(zip(vary, values, strict=True)))
+        for lr, schedule, *values, seed in product(lrs, schedules, *vary.values(), seeds)
+    )
+
+
+def draw_up(
+    members: Sequence[Member],
+    courses: Sequence[Course],  # [member]
+    span: Span,
+    template: Optimizer,
+    history: Mapping[str, FloatArray] | None = None,
+) -> Plan:
+    """Return the plan of members that follow schedules.
+
+    Args:
+        members: who.
+        courses: what each follows.
+        span: the steps of the plan.
+        template: the optimizer whose hyperparameters hold where nothing else is said.
+        history: what members measured before, each `[evaluation, member]`, for schedules that follow a metric.
+
+    Raises:
+        ValueError: a schedule gives what no learning rate can be, or sets what the optimizer does not have.
+    """
+    defaults = plain_options(template.param_groups[0])
+    columns, feedback = list[dict[str, FloatArray]](), dict[int, Feedback]()
+    for i, (member, course) in enumerate(zip(members, courses, strict=True)):
+        if isinstance(course.schedule, Schedule):
+            rows = _follow(course.schedule, course, member.lr, span, defaults)
+        else:
+            running = course.schedule.start(template, member.lr)
+            if running.metric is None:
+                rows = _run(course.schedule, course, member.lr, span, template)
+            else:
+                past = (history or {}).get(running.metric, np.empty((0, len(members))))[:, i]
+                feedback[i] = Feedback(running.metric, partial(_fed, course.schedule, template, member.lr, past))
+                rows = {name: np.full(span.num_steps, value) for name, value in feedback[i].start().hyper().items()}
+        if taken := member.hyper.keys() & rows.keys():
+            raise ValueError(
+                f"`vary` must not hold what a schedule sets; the schedule {course.name!r} sets {min(taken)!r}. Leave "
+                "one of them out."
+            )
+        columns.append({name: np.full(span.num_steps, value) for name, value in member.hyper.items()} | rows)
+    names = dict.fromkeys(name for rows in columns for name in rows)
+    hyper = {
+        name: np.stack([rows[name] if name in rows else np.full(span.num_steps, defaults[name]) for rows in columns], 1)
+        for name in names
+    }
+    return Plan(tuple(members), hyper, feedback)
+
+
+def _follow(
+    schedule: Schedule, course: Course, lr: float, span: Span, defaults: Mapping[str, float]
+) -> dict[str, FloatArray]:
+    """What a function of progress gives."""
+    steps = np.arange(span.begin, span.begin + span.num_steps) - course.begin
+    progress = np.minimum(steps / max(1, course.num_steps - 1), 1.0)
+    rows = {"lr": lr * evaluate(schedule, progress, course.name)}
+    momentum = evaluate_momentum(schedule, progress, course.name)
+    if momentum is not None:
+        name = next((name for name in ("beta1", "momentum") if name in defaults), None)
+        if name is None:
+            raise ValueError(
+                f"The schedule {course.name!r} anneals momentum, which this optimizer does not have. Pass "
+                "`momentums=None`, or choose an optimizer with momentum or betas."
+            )
+        rows[name] = momentum
+    return rows
+
+
+def _run(schedule: TorchSchedule, course: Course, lr: float, span: Span, template: Optimizer) -> dict[str, FloatArray]:
+    """What a scheduler of torch gives; it runs from where it began."""
+    before = span.begin - course.begin
+    rows = schedule.rows(template, lr, before + span.num_steps, span.steps_per_epoch or 1.0)
+    return {name: values[before:] for name, values in rows.items()}
+
+
+def _fed(schedule: TorchSchedule, template: Optimizer, lr: float, past: FloatArray) -> RunningScheduler:
+    """A scheduler that was fed a metric before."""
+    running = schedule.start(template, lr)
+    for value in past[~np.isnan(past)]:
+        running.step(float(value))
+    return running
 
 
 def spaced(start: float, end: float, num: int, spacing: Spacing) -> FloatArray:

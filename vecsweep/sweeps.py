@@ -1,52 +1,80 @@
 """The verbs: range_test, sweep and check. Each validates, plans, runs and wraps what came of it."""
 
+import os
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Unpack, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from vecsweep._engine.run import Record, count_batches, template_lr, train
+from vecsweep._checked import RESTARTABLE, check_lrs, check_schedules, check_seeds, check_vary, needs_epochs
+from vecsweep._engine.record import Record
+from vecsweep._engine.run import template_of, train
 from vecsweep._errors import FallbackWarning, Interrupted
-from vecsweep._types import FloatArray, Lrs, Method, Seeds, Spacing
+from vecsweep._types import FloatArray, Lrs, Method, Mode, Schedules, Seeds, Spacing
 from vecsweep.deviations import CheckReport, Deviation
 from vecsweep.execution import Execution, ExecutionOptions, check_choice, check_count
-from vecsweep.plan import Plan, spaced
-from vecsweep.results import MemberRecord, RangeTest, Sweep
+from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
+from vecsweep.ranking import mode_of
+from vecsweep.results import RangeTest, Sweep
 from vecsweep.task import Task
-
-_RESTARTABLE = "Pass a list, a DataLoader, or the generator function itself."
+from vecsweep.training import Request, begin, wrap
 
 
 def sweep(
     task: Task,
     *,
     lrs: Lrs,
+    schedules: Schedules | None = None,
     seeds: Seeds = 1,
+    vary: Mapping[str, Sequence[float]] | None = None,
     num_steps: int | None = None,
     epochs: int | None = None,
+    val_every: int | None = None,
+    train_metrics: bool = False,
+    patience: int | None = None,
+    monitor: str = "val_loss",
+    mode: Mode | None = None,
+    tensorboard: str | os.PathLike[str] | None = None,
     **execution: Unpack[ExecutionOptions],
 ) -> Sweep:
-    """Train a member for each learning rate and seed, all in one batched pass.
+    """Train a member for each learning rate, schedule and seed, all in one batched pass.
 
     Args:
         task: what is trained; nothing of it is changed.
         lrs: the learning rates, positive; a list, an array or a tensor.
+        schedules: what learning rates follow: a dict from names to schedules, or a list of schedules or of names as in
+            `vecsweep.schedules.SCHEDULES`; None for constant ones. A schedule is one of `vecsweep.schedules`, or a
+            function from an array of progress in [0, 1] to multiples of the learning rate.
         seeds: how many seeds, or the seeds themselves. All members of a seed see the same initial weights, batches and
             dropout masks.
+        vary: values of other hyperparameters of the optimizer by name, such as `{"weight_decay": [0, 1e-2]}`, with
+            "beta1" and "beta2" for the two of `betas`; there are members for each combination. Parameter groups with a
+            value of their own keep it.
         num_steps: optimizer updates of each member.
         epochs: passes over the batches, in place of `num_steps`; steps are rounded down where `accumulation_steps`
             does not divide them. A source without a length is read through once, to count its batches.
+        val_every: updates between evaluations on the task's `val_batches`; None for each epoch. There is always one at
+            the end.
+        train_metrics: whether to measure the task's metrics on one pass over the training batches, too, in eval mode,
+            as "train_<name>".
+        patience: stop a member after so many evaluations without a new best `monitor`; None for never. It keeps the
+            weights at which it stopped.
+        monitor: the metric that `patience` watches: "val_loss", another "val_<name>", or "train_loss", the mean of the
+            losses since the last evaluation.
+        mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
+        tensorboard: a folder to which each member is written while it trains, to be watched there.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
+        ImportError: `tensorboard` is given, and TensorBoard is not installed.
         Interrupted: Ctrl-C; its `result` holds what was computed.
 
     Example:
@@ -55,37 +83,32 @@ def sweep(
         >>> model = nn.Linear(2, 1)
         >>> batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
         >>> task = Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
-        >>> runs = sweep(task, lrs=[0.01, 0.1], num_steps=5)
+        >>> runs = sweep(task, lrs=[0.01, 0.1], schedules=["constant", "cosine"], num_steps=5)
         >>> runs.train_loss.shape
-        (5, 2)
+        (5, 4)
     """
     options = _checked(task, execution)
-    rates, seed_list = _check_lrs(lrs), _check_seeds(seeds, options)
-    _check_one_pass(task, seed_list)
-    if (num_steps is None) == (epochs is None):
-        raise ValueError(
-            f"Exactly one of `num_steps` and `epochs` must be given; got {'neither' if epochs is None else 'both'}."
-        )
-    steps_per_epoch = None
-    if num_steps is not None:
-        check_count("num_steps", num_steps)
-    else:
-        check_count("epochs", epochs)
-        if task.is_one_pass:
-            raise ValueError(f"`epochs` needs batches that can be counted; got an iterator. {_RESTARTABLE}")
-        assert epochs is not None
-        num_batches = count_batches(task, seed_list[0], options)
-        steps_per_epoch = num_batches / options.accumulation_steps
-        num_steps = int(epochs * steps_per_epoch)
-        if num_steps == 0:
-            raise ValueError(
-                f"`epochs` must cover at least one step; got {epochs} of {num_batches} batches, with "
-                f"`accumulation_steps={options.accumulation_steps}` batches a step."
-            )
-    plan = Plan.constant(rates, seed_list, num_steps)
-    started = time.perf_counter()
-    record = train(task, plan, options)
-    return _wrap(Sweep, plan, record, time.perf_counter() - started, steps_per_epoch)
+    rates, named = check_lrs(lrs), check_schedules(schedules)
+    seed_list = check_seeds(seeds, options, task)
+    if val_every is not None:
+        check_count("val_every", val_every)
+    if val_every is not None and task.val_batches is None:
+        raise ValueError(f"`val_every` needs `val_batches` in the task; got {val_every} and none of them.")
+    if train_metrics and not task.metrics:
+        raise ValueError("`train_metrics` needs `metrics` in the task; got none.")
+    if train_metrics and task.is_one_pass:
+        raise ValueError(f"`train_metrics` reads the training batches again; got an iterator. {RESTARTABLE}")
+    stopping = None
+    if patience is not None:
+        check_count("patience", patience)
+        stopping = Stopping(monitor, mode_of(monitor, mode), patience)
+    folder = None if tensorboard is None else Path(tensorboard)
+    request = Request(task, options, val_every, train_metrics, stopping, folder)
+    span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
+    varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
+    members = cross(rates, list(named), seed_list, varied)
+    courses = tuple(Course(named[m.schedule], m.schedule, span.begin, span.num_steps) for m in members)
+    return begin(request, members, courses, span)
 
 
 def range_test(
@@ -98,6 +121,7 @@ def range_test(
     seeds: Seeds = 1,
     method: Method = "grid",
     spacing: Spacing = "exponential",
+    evaluate: bool = False,
     **execution: Unpack[ExecutionOptions],
 ) -> RangeTest:
     """Find out which learning rates train, by one batched pass over a range of them.
@@ -115,6 +139,8 @@ def range_test(
         seeds: how many seeds, or the seeds themselves.
         method: "grid" or "ramp".
         spacing: "exponential" for equal ratios between learning rates, "linear" for equal differences.
+        evaluate: whether to evaluate each member of a grid at its end on the task's `val_batches`: the result's
+            `metrics`, against its learning rates.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
@@ -139,18 +165,21 @@ def range_test(
     options = _checked(task, execution)
     check_choice("method", method, get_args(Method))
     check_choice("spacing", spacing, get_args(Spacing))
-    low, high = (float(_check_lrs([lr], name)[0]) for name, lr in (("start_lr", start_lr), ("end_lr", end_lr)))
+    low, high = (float(check_lrs([lr], name)[0]) for name, lr in (("start_lr", start_lr), ("end_lr", end_lr)))
     if low >= high:
         raise ValueError(f"`start_lr` must be below `end_lr`; got {low:.3g} and {high:.3g}. Swap them?")
     check_count("num_steps", num_steps, least=2 if method == "ramp" else 1)
-    seed_list = _check_seeds(seeds, options)
-    _check_one_pass(task, seed_list)
+    if evaluate and task.val_batches is None:
+        raise ValueError("`evaluate` needs `val_batches` in the task; got none.")
+    seed_list = check_seeds(seeds, options, task)
     if method == "ramp":
         if num_lrs is not None:
             raise ValueError(
                 f'`num_lrs` belongs to the method "grid"; got {num_lrs} with "ramp", which tries a learning rate a '
                 "step. Pass `num_steps`."
             )
+        if evaluate:
+            raise ValueError('`evaluate` belongs to the method "grid": a ramp has one member for all learning rates.')
         plan = Plan.ramp(spaced(low, high, num_steps, spacing), seed_list)
     else:
         num_lrs = 64 if num_lrs is None else num_lrs
@@ -162,9 +191,16 @@ def range_test(
                 f"{high!r} for {num_lrs}. Widen the range."
             )
         plan = Plan.constant(rates, seed_list, num_steps)
+    evaluation = Evaluation((plan.num_steps,) if evaluate else ())
     started = time.perf_counter()
-    record = train(task, plan, options, keeps_states=False)
-    return _wrap(RangeTest, plan, record, time.perf_counter() - started, None, method=method)
+    record = train(task, plan, options, keeps_states=False, evaluation=evaluation)
+    runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, time.perf_counter() - started)
+    if len(runs.train_loss) == 0:
+        raise Interrupted(None)
+    found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
+    if not found.is_complete:
+        raise Interrupted(found)
+    return found
 
 
 def check(
@@ -194,9 +230,11 @@ def check(
     options = replace(_checked(task, execution), progress=False)
     check_count("num_steps", num_steps)
     if task.is_one_pass:
-        raise ValueError(f"`check` trains several times over the same batches; got an iterator. {_RESTARTABLE}")
-    seed_list = _check_seeds(seeds, options)
-    rates = _check_lrs(template_lr(task, seed_list[0], options) * np.array([0.1, 0.5, 1.0]) if lrs is None else lrs)
+        raise ValueError(f"`check` trains several times over the same batches; got an iterator. {RESTARTABLE}")
+    seed_list = check_seeds(seeds, options, task)
+    if lrs is None:
+        lrs = template_of(task, seed_list[0], options).param_groups[0]["lr"] * np.array([0.1, 0.5, 1.0])
+    rates = check_lrs(lrs)
     plan = Plan.constant(rates, seed_list, num_steps)
     passes: list[tuple[float, Execution, torch.dtype | None]] = [
         (1e-9, replace(options, precision=None), torch.float64),
@@ -254,78 +292,9 @@ def _relative(a: FloatArray, b: FloatArray) -> float:
     return difference / float(scale) if scale > 0 else difference
 
 
-def _wrap(
-    kind: type[Any], plan: Plan, record: Record, duration_s: float, steps_per_epoch: float | None, **own: Any
-) -> Any:
-    """Make a result of what a run did; raise Interrupted with it when Ctrl-C stopped the run."""
-
-    def make_model(i: int) -> nn.Module:
-        return record.learners[plan.members[i].seed].model_of(record.states[i])
-
-    result = None
-    if len(record.loss) > 0:
-        result = kind(
-            members=tuple(
-                MemberRecord(member.lr, member.schedule, member.seed, None if at < 0 else int(at))
-                for member, at in zip(plan.members, record.diverged_at, strict=True)
-            ),
-            lr=plan.lr[: len(record.loss)],
-            train_loss=record.loss,
-            steps_per_epoch=steps_per_epoch,
-            engine=record.engine,
-            duration_s=duration_s,
-            is_complete=record.is_complete,
-            _make_model=make_model if record.states else None,
-            **own,
-        )
-    if not record.is_complete:
-        raise Interrupted(result)
-    return result
-
-
 def _checked(task: Task, execution: ExecutionOptions) -> Execution:
     if not isinstance(task, Task):
         raise TypeError(
             f"`task` must be a vecsweep.Task; got {type(task).__name__}. Wrap model, batches and loss in one."
         )
     return Execution.of(execution)
-
-
-def _check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:
-    """Return learning rates as an array `[lr]`."""
-    values = lrs.detach().cpu().double().numpy() if isinstance(lrs, Tensor) else np.asarray(lrs)
-    if values.dtype.kind not in "iuf":
-        raise TypeError(f"`{name}` must be numbers; got {lrs!r:.80}.")
-    rates = values.astype(np.float64)
-    if rates.ndim != 1:
-        raise TypeError(
-            f"`{name}` must be a flat list of learning rates; got shape {rates.shape}. Pass [0.1], or `.ravel()`."
-        )
-    if rates.size == 0:
-        raise ValueError(f"`{name}` must hold at least one learning rate; got none.")
-    for i, rate in enumerate(rates):
-        if not (np.isfinite(rate) and rate > 0):
-            where = f" at index {i}" if rates.size > 1 else ""
-            remedy = f" Drop it, or pass {abs(rate):.3g}." if np.isfinite(rate) and rate < 0 else " Drop it."
-            raise ValueError(f"`{name}` must be positive and finite; got {rate}{where}.{remedy}")
-    return rates
-
-
-def _check_one_pass(task: Task, seeds: Sequence[int]) -> None:
-    if task.is_one_pass and len(seeds) > 1:
-        raise ValueError(f"An iterator serves one seed; got `seeds` {list(seeds)}. {_RESTARTABLE}")
-
-
-def _check_seeds(seeds: Seeds, execution: Execution) -> list[int]:
-    """Return the seeds themselves."""
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
-        check_count("seeds", seeds)
-        return [execution.seed + i for i in range(seeds)]
-    if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str) or len(seeds) == 0:
-        raise TypeError(f"`seeds` must be how many, or a list of whole numbers; got {seeds!r}.")
-    listed = [int(seed) for seed in seeds]
-    if any(own != seed or seed < 0 for own, seed in zip(listed, seeds, strict=True)):
-        raise ValueError(f"`seeds` must be whole numbers of at least 0; got {list(seeds)}.")
-    if len(set(listed)) < len(listed):
-        raise ValueError(f"`seeds` must differ from each other; got {listed}. Drop the repeated ones.")
-    return listed

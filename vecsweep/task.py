@@ -1,14 +1,14 @@
 """Task: what is trained. The user writes one model and one loss for one member; nothing here knows of members."""
 
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vecsweep._types import Batch, Batches, LossFn, ModelSource, OptimizerSource, TrainingStep
+from vecsweep._types import Batch, Batches, LossFn, Metric, ModelSource, OptimizerSource, TrainingStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,10 @@ class Task:
             keep their ratio to it.
         training_step: `(model, batch) -> scalar loss`, in place of `loss_fn`, for batches of any structure. It must
             reach what is trained through its `model`; other modules that it refers to are used as they are.
+        val_batches: what members are validated on: a DataLoader, a list, or a function without arguments that returns
+            an iterable. All members see the same batches.
+        metrics: by name, each `(outputs, targets) -> scalar`, the mean over a batch; with `training_step`,
+            `(model, batch) -> scalar`. "val_loss" is there without asking, and the others become "val_<name>".
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -52,6 +56,8 @@ class Task:
     loss_fn: LossFn | None = None
     optimizer: OptimizerSource | None = None
     training_step: TrainingStep | None = None
+    val_batches: Batches | None = None
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(self.model):
@@ -59,13 +65,12 @@ class Task:
                 f"`model` must be an nn.Module, or a function without arguments that builds one; got "
                 f"{_describe(self.model)}. Pass an instance, or wrap the class in a lambda."
             )
-        if isinstance(self.batches, Tensor | str) or not (
-            callable(self.batches) or hasattr(self.batches, "__iter__") or hasattr(self.batches, "__getitem__")
-        ):
+        if not _is_source(self.batches):
             raise TypeError(
                 "`batches` must be an iterable of batches (a DataLoader, a list), a generator function, or a "
                 f"function from a seed to an iterable; got {_describe(self.batches)}."
             )
+        self._check_validation()
         if (self.loss_fn is None) == (self.training_step is None):
             raise ValueError(
                 "Exactly one of `loss_fn` and `training_step` must be given; got "
@@ -95,6 +100,32 @@ class Task:
                 "own. Pass `lambda params: ...`."
             )
 
+    def _check_validation(self) -> None:
+        if self.val_batches is not None:
+            if not _is_source(self.val_batches):
+                raise TypeError(
+                    "`val_batches` must be an iterable of batches (a DataLoader, a list), or a function that returns "
+                    f"one; got {_describe(self.val_batches)}."
+                )
+            if isinstance(self.val_batches, Iterator):
+                raise TypeError(
+                    "`val_batches` must be read again at each evaluation; got an iterator. Pass a list, a DataLoader, "
+                    "or the generator function itself."
+                )
+        if not isinstance(self.metrics, Mapping):
+            raise TypeError(
+                f'`metrics` must be a dict from names to functions, such as {{"accuracy": fn}}; got '
+                f"{_describe(self.metrics)}."
+            )
+        for name, metric in self.metrics.items():
+            if not isinstance(name, str) or not callable(metric) or isinstance(metric, type):
+                raise TypeError(
+                    "`metrics` must be functions `(outputs, targets) -> scalar` by name; got "
+                    f"{_describe(metric)} as {name!r}."
+                )
+        if "loss" in self.metrics:
+            raise ValueError('`metrics` must not hold "loss": the task\'s own is always measured. Choose another name.')
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Compute the loss of one batch, as an ordinary training loop would.
 
@@ -108,6 +139,26 @@ class Task:
         inputs, targets = batch
         return self.loss_fn(model(inputs), targets)
 
+    def measure(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """Compute the loss and the metrics of one batch, as an ordinary evaluation loop would.
+
+        Args:
+            model: the module to run.
+            batch: one batch, on the model's device.
+        """
+        if self.training_step is not None:
+            return {
+                "loss": self.training_step(model, batch),
+                **{name: metric(model, batch) for name, metric in self.metrics.items()},
+            }
+        assert self.loss_fn is not None
+        inputs, targets = batch
+        outputs = model(inputs)
+        return {
+            "loss": self.loss_fn(outputs, targets),
+            **{name: metric(outputs, targets) for name, metric in self.metrics.items()},
+        }
+
     def check_batch(self, batch: Batch) -> None:
         """Raise TypeError when `loss_fn` cannot take this batch apart."""
         if self.loss_fn is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
@@ -118,15 +169,29 @@ class Task:
 
     def iterate(self, seed: int) -> Iterator[Batch]:
         """Start over on the batches, for one seed."""
-        source: Any = self.batches
-        if callable(source) and not hasattr(source, "__iter__"):
-            source = source(seed) if _takes_seed(source) else source()
-        return iter(source)
+        return _iterate(self.batches, seed)
+
+    def iterate_validation(self) -> Iterator[Batch]:
+        """Start over on the validation batches."""
+        return _iterate(self.val_batches, 0)
 
     @property
     def is_one_pass(self) -> bool:
         """Whether the batches are an iterator, which cannot start over."""
         return isinstance(self.batches, Iterator)
+
+
+def _is_source(source: Any) -> bool:
+    """Whether this can be iterated over, or called for something that can."""
+    if isinstance(source, Tensor | str):
+        return False
+    return callable(source) or hasattr(source, "__iter__") or hasattr(source, "__getitem__")
+
+
+def _iterate(source: Any, seed: int) -> Iterator[Batch]:
+    if callable(source) and not hasattr(source, "__iter__"):
+        source = source(seed) if _takes_seed(source) else source()
+    return iter(source)
 
 
 def _takes_seed(function: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
 from torch.utils.data import DataLoader
 
-from vecsweep._engine.rng import Streams
+from vecsweep._engine.rng import State, Streams
 from vecsweep._types import Batch
 from vecsweep.task import Task
 
@@ -40,10 +40,17 @@ class BatchStream:
         streams: the random streams of the run.
         device: where batches go.
         dtype: what floating-point tensors are cast to; None leaves them alone.
+        start: where another stream stood, to go on from there; None for the beginning.
     """
 
     def __init__(
-        self, task: Task, seed: int, streams: Streams, device: torch.device, dtype: torch.dtype | None = None
+        self,
+        task: Task,
+        seed: int,
+        streams: Streams,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
+        start: "Position | None" = None,
     ) -> None:
         if isinstance(task.batches, DataLoader) and task.batches.persistent_workers:
             # Such a loader has one iterator, which the other seeds and the caller use too.
@@ -58,6 +65,18 @@ class BatchStream:
         self._peeked: list[Batch] = []
         self._iterator: Iterator[Batch] | None = None
         self._is_fresh = True  # nothing came from the iterator yet
+        self._epoch: State | None = None  # the random stream as it was when the iterator was made
+        self._num_loaded = 0  # from the iterator
+        if start is not None:
+            streams.rewind("batches", seed, start.epoch)
+            self._skip(start.num_taken)
+
+    @property
+    def position(self) -> "Position":
+        """Where the stream stands, so that another can go on from there."""
+        if self._epoch is None:  # nothing was read yet
+            return Position(self._streams.mark("batches", self._seed), 0)
+        return Position(self._epoch, self._num_loaded - len(self._peeked))
 
     def peek(self) -> Batch:
         """Look at the next batch without taking it."""
@@ -73,8 +92,8 @@ class BatchStream:
         self._streams.use("batches", self._seed)
         while True:
             if self._iterator is None:
-                self._iterator = self._task.iterate(self._seed)
-                self._is_fresh = True
+                self._begin()
+                assert self._iterator is not None
             try:
                 batch = next(self._iterator)
             except StopIteration:
@@ -91,16 +110,60 @@ class BatchStream:
                 self._iterator = None
             else:
                 self._is_fresh = False
-                return self._move(batch)
+                self._num_loaded += 1
+                return move(batch, self._device, self._dtype)
 
-    def _move(self, batch: Batch) -> Batch:
-        def move(leaf: Any) -> Any:
-            if isinstance(leaf, Tensor):
-                leaf = _to_gpu(leaf, self._device) if self._device.type == "cuda" else leaf.to(self._device)
-                return leaf.to(self._dtype) if self._dtype and leaf.is_floating_point() else leaf
-            return leaf.to(self._device) if hasattr(leaf, "to") else leaf
+    def _begin(self) -> None:
+        """Start over on the batches."""
+        self._epoch = self._streams.mark("batches", self._seed)
+        self._iterator = self._task.iterate(self._seed)
+        self._is_fresh = True
+        self._num_loaded = 0
 
-        return pytree.tree_map(move, batch)
+    def _skip(self, num_batches: int) -> None:
+        """Read over what another stream had taken of this epoch."""
+        self._streams.use("batches", self._seed)
+        self._begin()
+        assert self._iterator is not None
+        for _ in range(num_batches):
+            if next(self._iterator, None) is None:
+                raise ValueError(
+                    "`batches` must be the same when training is taken up again; they ran out earlier than the first "
+                    "time. Look for a source that changes from epoch to epoch."
+                )
+            self._is_fresh = False
+            self._num_loaded += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a stream of batches stands.
+
+    Attributes:
+        epoch: the random stream as it was when the epoch began.
+        num_taken: batches taken since.
+    """
+
+    epoch: State
+    num_taken: int
+
+
+def move(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
+    """Take a batch to a device, and its floating-point tensors to a dtype, None for their own."""
+
+    def move_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            leaf = _to_gpu(leaf, device) if device.type == "cuda" else leaf.to(device)
+            return leaf.to(dtype) if dtype and leaf.is_floating_point() else leaf
+        return leaf.to(device) if hasattr(leaf, "to") else leaf
+
+    return pytree.tree_map(move_leaf, batch)
+
+
+def batch_size(batch: Batch) -> int:
+    """How many samples a batch holds: the length of its first tensor."""
+    sizes = [len(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0]
+    return sizes[0] if sizes else 1
 
 
 def _to_gpu(tensor: Tensor, device: torch.device) -> Tensor:

@@ -1,6 +1,6 @@
 """What both engines keep: the vectorized and the sequential one are the same to the training loop."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -40,6 +40,17 @@ class Chunk(Protocol):
             SeedsDiffer: the seeds have batches of different kinds; nothing has happened.
             Unmappable: the members cannot be batched; the error holds their states before the window.
             OutOfMemory: there is not enough for so many members; likewise.
+        """
+        ...
+
+    def measure(self, batches: Mapping[int, Batch]) -> Tensor:
+        """Compute the loss and the metrics of a batch, in eval mode and without gradients; nothing changes.
+
+        Args:
+            batches: by seed, for the seeds of all members; one object where they have it in common.
+
+        Returns:
+            `[metric, member]` float64 on the device, the loss first.
         """
         ...
 

@@ -128,11 +128,9 @@ class Ensemble:
         first = members[0]
         optimizer: dict[str, dict[str, Tensor]] = {}
         if first.optimizer is not None:
+            states = [m.optimizer.of_parameters for m in members if m.optimizer]
             optimizer = {
-                name: {
-                    key: _stack_values([m.optimizer.of_parameters[name][key] for m in members if m.optimizer])
-                    for key in state
-                }
+                name: {key: _stack_values([of[name][key] for of in states], first.parameters[name]) for key in state}
                 for name, state in first.optimizer.of_parameters.items()
             }
         return cls(
@@ -206,5 +204,6 @@ def _to_torch(key: str, value: Tensor) -> Tensor:
     return value.to("cpu", torch.get_default_dtype()) if key in _COUNTERS else value
 
 
-def _stack_values(values: Sequence[Any]) -> Tensor:
-    return torch.stack([torch.as_tensor(value) for value in values])
+def _stack_values(values: Sequence[Any], parameter: Tensor) -> Tensor:
+    """Stack what torch.optim keeps for a parameter of each member; it has None for a buffer of a momentum of 0."""
+    return torch.stack([torch.zeros_like(parameter) if value is None else torch.as_tensor(value) for value in values])

@@ -17,6 +17,7 @@ from vecsweep._engine.copying import copy_model, forget_
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.rng import Streams
+from vecsweep._hyper import BETAS, plain_options
 from vecsweep._types import Precision
 from vecsweep.execution import Execution
 from vecsweep.task import Task
@@ -30,15 +31,27 @@ class Group:
         names: of its trained parameters in the model.
         options: its hyperparameters by torch.optim's names, without lr.
         lr_ratio: its lr over the lr of the first group.
+        own: the names of hyperparameters for which it has a value of its own, other than the first group's.
     """
 
     names: tuple[str, ...]
     options: dict[str, Any]
     lr_ratio: float
+    own: frozenset[str] = frozenset()
 
     def hyper(self, hyper: Mapping[str, Any]) -> dict[str, Any]:
-        """The hyperparameters of this group in a step, from those of the first group."""
-        return {**hyper, "lr": hyper["lr"] * self.lr_ratio}
+        """The hyperparameters of this group in a step, by torch.optim's names, from those of the first group.
+
+        Args:
+            hyper: "lr" and others, with "beta1" and "beta2" for the two of `betas`.
+        """
+        followed = {name: value for name, value in hyper.items() if name not in self.own}
+        betas = tuple(followed.pop(name, None) for name in BETAS)
+        if betas != (None, None):
+            followed["betas"] = tuple(
+                old if new is None else new for old, new in zip(self.options["betas"], betas, strict=True)
+            )
+        return followed | {"lr": hyper["lr"] * self.lr_ratio}
 
 
 class Learner:
@@ -141,7 +154,7 @@ class Learner:
 def _groups(model: nn.Module, optimizer: Optimizer) -> tuple[Group, ...]:
     """Read the parameter groups of an optimizer over this model's parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    groups = []
+    groups = list[Group]()
     # A scheduler that warms up has set lr to something else for the moment, and noted what it was.
     lrs = [float(group.get("initial_lr", group.get("lr", 0.0))) for group in optimizer.param_groups]
     for index, group in enumerate(optimizer.param_groups):
@@ -162,11 +175,14 @@ def _groups(model: nn.Module, optimizer: Optimizer) -> tuple[Group, ...]:
                 "The lr of the first parameter group must be positive, because the others are trained at their ratio "
                 f"to it; got {lrs[0]}. Put a group with a positive lr first."
             )
+        options = {key: value for key, value in group.items() if key not in ("params", "lr")}
+        first = plain_options(groups[0].options if groups else options)
         groups.append(
             Group(
                 names=tuple(names[id(p)] for p in group["params"] if p.requires_grad),
-                options={key: value for key, value in group.items() if key not in ("params", "lr")},
+                options=options,
                 lr_ratio=lrs[index] / lrs[0] if lrs[0] > 0 else 1.0,
+                own=frozenset(key for key, value in plain_options(options).items() if value != first.get(key)),
             )
         )
     if not any(group.names for group in groups):

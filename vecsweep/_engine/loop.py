@@ -9,50 +9,29 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vecsweep._engine.batches import BatchStream, size_bytes
-from vecsweep._engine.choosing import choose_way, divide, time_each
+from vecsweep._engine.choosing import choose_way, divide
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Unmappable, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
+from vecsweep._engine.measure import Evaluator
 from vecsweep._engine.probe import probe
+from vecsweep._engine.record import End, Observer, Record, Start
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
-from vecsweep._engine.tuning import Choice, Timing, Way
+from vecsweep._engine.tuning import Choice, Way
 from vecsweep._engine.vectorized import Vectorized
 from vecsweep._errors import warn_of_fallback
-from vecsweep._types import Batch, FloatArray, IntArray
+from vecsweep._types import Batch
 from vecsweep.execution import Execution
-from vecsweep.plan import Plan
+from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task
 
 _WINDOW_STEPS = 16
 _WINDOW_BYTES = 64 * 2**20  # of buffered batches
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What a run did.
-
-    Attributes:
-        loss: `[step, member]`, before each update; NaN after a member diverged.
-        diverged_at: `[member]`, the step at which a member diverged; -1 if it did not.
-        states: `[member]`, at the end, or where it diverged; empty if they were not asked for, or not complete.
-        learners: by seed; to make a model of a state.
-        engine: how the members were stepped, in words.
-        is_batched: whether they were stepped in one pass to the end.
-        is_complete: False when Ctrl-C stopped the run; it then has fewer steps than the plan.
-    """
-
-    loss: FloatArray
-    diverged_at: IntArray
-    states: list[MemberState]
-    learners: dict[int, Learner]
-    engine: str
-    is_batched: bool
-    is_complete: bool
 
 
 @dataclass(slots=True)
@@ -61,62 +40,6 @@ class _Group:
 
     chunk: Chunk
     members: list[int]
-
-
-def train(
-    task: Task, plan: Plan, execution: Execution, *, dtype: torch.dtype | None = None, keeps_states: bool = True
-) -> Record:
-    """Train every member of a plan.
-
-    Args:
-        task: what is trained; nothing of it is changed.
-        plan: with which hyperparameters.
-        execution: how.
-        dtype: of parameters, buffers and batches; None leaves them as they are.
-        keeps_states: whether to return the members' states.
-    """
-    streams = Streams(_device_of(task, execution), _own_generators(task.batches))
-    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
-        try:
-            run = _Run(task, plan, execution, streams, dtype, keeps_states=keeps_states)
-        except KeyboardInterrupt:  # while ways were timed, say: a run without steps
-            nothing, never = np.empty((0, len(plan.members))), np.full(len(plan.members), -1)
-            return Record(nothing, never, [], {}, engine="", is_batched=False, is_complete=False)
-        return run.train()
-
-
-def time_ways(task: Task, plan: Plan, execution: Execution, *, is_compiling: bool) -> list[Timing]:
-    """Time a few steps of each way to carry out a plan: one member after another first, then batched.
-
-    Args:
-        task: what is trained; nothing of it is changed.
-        plan: with which hyperparameters.
-        execution: how; engine, chunk size and level are varied.
-        is_compiling: whether to compile, too.
-    """
-    execution = replace(execution, engine="vectorized", chunk_size=1, compile=False)
-    streams = Streams(_device_of(task, execution), _own_generators(task.batches))
-    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
-        run = _Run(task, plan, execution, streams, None, keeps_states=False)
-        return time_each(run.engine, plan, run.batches, streams, is_compiling=is_compiling)
-
-
-def count_batches(task: Task, seed: int, execution: Execution) -> int:
-    """How many batches an epoch has: the length of the loader, or, where it has none, what one pass yields."""
-    try:
-        return len(task.batches)  # type: ignore[arg-type]  # whether it has a length is what is asked
-    except TypeError:
-        streams = Streams(_device_of(task, execution), _own_generators(task.batches))
-        with streams.borrowed():
-            streams.use("batches", seed)
-            return sum(1 for _ in task.iterate(seed))
-
-
-def template_lr(task: Task, seed: int, execution: Execution) -> float:
-    """The learning rate that the task's optimizer was given."""
-    streams = Streams(_device_of(task, execution))
-    with streams.borrowed():
-        return float(Learner.build(task, seed, streams, execution).optimizer.param_groups[0]["lr"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +51,8 @@ class _Ran:
     ends: dict[int, State]
 
 
-class _Run:
-    """A run and where it stands; the arguments are those of `train`."""
+class Loop:
+    """A run and where it stands; the arguments are those of `run.train`."""
 
     def __init__(
         self,
@@ -140,15 +63,24 @@ class _Run:
         dtype: torch.dtype | None,
         *,
         keeps_states: bool,
+        evaluation: Evaluation | None = None,
+        start: Start | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self.plan = plan
         self.execution = execution
         self.streams = streams
         self.keeps_states = keeps_states
+        self.start = start
+        self.observer = observer
         seeds = dict.fromkeys(plan.seeds)
-        self.learners = {seed: Learner.build(task, seed, streams, execution, dtype) for seed in seeds}
+        if start is None:
+            self.learners = {seed: Learner.build(task, seed, streams, execution, dtype) for seed in seeds}
+        else:
+            self.learners = {seed: start.learners[seed] for seed in seeds}
         self.device = next(self.learners[plan.seeds[0]].model.parameters()).device
-        self.batches = {seed: BatchStream(task, seed, streams, self.device, dtype) for seed in seeds}
+        places = {seed: start.ends[seed].batches if start else None for seed in seeds}
+        self.batches = {seed: BatchStream(task, seed, streams, self.device, dtype, places[seed]) for seed in seeds}
         first = self.batches[plan.seeds[0]].peek()
         task.check_batch(first)
         self.window_steps = max(
@@ -159,9 +91,23 @@ class _Run:
         self.is_short_of_memory = False
         self.prefetched: Window | None = None
         self.choice = Choice(Way("sequential", len(plan.members), is_compiled=False), "")
+        self.evaluation = evaluation or Evaluation()
+        self.evaluator: Evaluator | None = None
+        if evaluation and (task.val_batches is not None or evaluation.has_train_metrics):
+            self.evaluator = Evaluator(
+                task, self.learners, streams, self.device, dtype, has_train_metrics=evaluation.has_train_metrics
+            )
         self._choose_engine(first)
+        if start is not None:
+            for seed in seeds:
+                streams.rewind("model", seed, start.ends[seed].model)
+        self.hyper = {name: values.copy() for name, values in plan.hyper.items()}
+        self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
         self.loss = np.full(plan.lr.shape, np.nan)
+        self.metrics = {name: np.full((self.evaluation.num, len(plan.members)), np.nan) for name in self._measured()}
+        self.num_evaluated = 0
         self.diverged_at = np.full(len(plan.members), -1)
+        self.stopped_at = np.full(len(plan.members), -1)
         self.states: list[MemberState | None] = [None] * len(plan.members)
 
     def train(self) -> Record:
@@ -183,7 +129,10 @@ class _Run:
                     groups = self._advance(groups, window, num_done)
                     num_done += len(window)
                     bar.update(len(window) * num_members)
-                    bar.set_postfix_str(f"{(self.diverged_at < 0).sum()} of {num_members} members alive", refresh=False)
+                    if num_done in self.evaluation.steps:
+                        bar.set_postfix_str("evaluating")
+                        groups = self._evaluate(groups, num_done)
+                    bar.set_postfix_str(f"{self._is_alive().sum()} of {num_members} members alive", refresh=False)
                 num_done, is_complete = self.plan.num_steps, True
             except KeyboardInterrupt:
                 is_complete = False
@@ -196,12 +145,18 @@ class _Run:
         if isinstance(self.engine, Vectorized):
             chunks = _counted(num_chunks, "chunk")
             name = f"vectorized, {self.engine.level}, {_counted(num_members, 'member')} in {chunks}"
+        is_kept = is_complete and self.keeps_states
+        num_evaluated = self.evaluation.num if is_complete else self.num_evaluated
         return Record(
             loss=self.loss[:num_done],
+            hyper={name: values[:num_done] for name, values in self.hyper.items()},
+            metrics={name: values[:num_evaluated] for name, values in self.metrics.items()},
             diverged_at=np.where(self.diverged_at < num_done, self.diverged_at, -1),
+            stopped_at=self.stopped_at,
             # After Ctrl-C some members may be further than others.
-            states=[state for state in self.states if state is not None] if is_complete else [],
+            states=[state for state in self.states if state is not None] if is_kept else [],
             learners=self.learners,
+            ends={seed: self._end(seed) for seed in self.learners} if is_kept else {},
             engine=f"{name}{why}",
             is_batched=isinstance(self.engine, Vectorized),
             is_complete=is_complete,
@@ -214,7 +169,7 @@ class _Run:
             self.engine = Sequential(self.learners, self.execution, self.streams)
             return
         try:
-            self.engine = Vectorized(self.learners, self.execution, self.streams, first)
+            self.engine = Vectorized(self.learners, self.execution, self.streams, first, tuple(self.plan.hyper))
         except Unmappable as obstacle:
             self._fall_back(obstacle.reason)
         else:
@@ -233,12 +188,22 @@ class _Run:
         self.engine = Sequential(self.learners, self.execution, self.streams)
 
     def _starts(self, members: Sequence[int]) -> list[MemberState]:
+        if self.start is not None:
+            return [self.start.states[i] for i in members]
         return [self.engine.start(self.plan.seeds[i]) for i in members]
+
+    def _end(self, seed: int) -> End:
+        return End(self.streams.mark("model", seed), self.batches[seed].position)
+
+    def _is_alive(self) -> NDArray[np.bool_]:
+        """Who still trains, `[member]`."""
+        return (self.diverged_at < 0) & (self.stopped_at < 0)
 
     def _window(self, groups: Sequence[_Group], start: int) -> Window:
         """Take the batches of the next steps."""
         accumulated = range(self.execution.accumulation_steps)
-        steps = range(min(self.window_steps, self.plan.num_steps - start))
+        end = min((step for step in self.evaluation.steps if step > start), default=self.plan.num_steps)
+        steps = range(min(self.window_steps, end - start))
         # One seed after another: each swap of random streams takes longer than a small batch.
         seeds = dict.fromkeys(self.plan.seeds[i] for group in groups for i in group.members)
         taken = {seed: [tuple(self.batches[seed].take() for _ in accumulated) for _ in steps] for seed in seeds}
@@ -258,9 +223,7 @@ class _Run:
             seeds = dict.fromkeys(self.plan.seeds[i] for i in group.members)
             for seed in seeds:
                 self.streams.rewind("model", seed, starts[seed])
-            hyper = {
-                name: values[start : start + len(window), group.members] for name, values in self.plan.hyper.items()
-            }
+            hyper = {name: values[start : start + len(window), group.members] for name, values in self.hyper.items()}
             try:
                 curve = group.chunk.run(window, hyper)
             except SeedsDiffer:
@@ -282,16 +245,71 @@ class _Run:
             ends.update({seed: own.ends[seed] for seed in alive})
         for seed, end in ends.items():
             self.streams.rewind("model", seed, end)
+        if self.observer:
+            rows = slice(start, start + len(window))
+            self.observer.losses(start, self.loss[rows], {name: values[rows] for name, values in self.hyper.items()})
         return advanced
+
+    def _evaluate(self, groups: list[_Group], num_done: int) -> list[_Group]:
+        """Measure every member; tell the schedules that follow a metric, and take out whose metric has stalled."""
+        row, alive = self.num_evaluated, self._is_alive()
+        self.num_evaluated += 1
+        if self.evaluator is not None:
+            measured = self.evaluator([group.chunk for group in groups])
+            for group, values in zip(groups, measured, strict=True):
+                for name, of_members in zip(self.evaluator.names, values, strict=True):
+                    self.metrics[name][row, group.members] = of_members
+        if "train_loss" in self.metrics:
+            begin = ([0, *self.evaluation.steps])[row]
+            self.metrics["train_loss"][row] = self.loss[begin:num_done].mean(axis=0)
+        for values in self.metrics.values():
+            values[row, ~alive] = np.nan
+        if self.observer:
+            self.observer.metrics(num_done, {name: values[row] for name, values in self.metrics.items()})
+        for i, scheduler in self.feedback.items():
+            if alive[i]:
+                scheduler.step(float(self.metrics[self.plan.feedback[i].metric][row, i]))
+                for name, value in scheduler.hyper().items():
+                    self.hyper[name][num_done:, i] = value
+        if self.evaluation.stopping is None or num_done == self.plan.num_steps:
+            return groups
+        return [part for group in groups for part in self._stop(group, num_done)]
+
+    def _stop(self, group: _Group, num_done: int) -> list[_Group]:
+        """Note which members of a chunk no longer improve, and take them out, where that makes the chunk cheaper."""
+        stopping = self.evaluation.stopping
+        assert stopping is not None
+        history = self.metrics[stopping.metric][: self.num_evaluated]
+        if self.start is not None:
+            history = np.concatenate([self.start.metrics[stopping.metric], history])
+        alive = self._is_alive()[group.members]
+        stalled = [k for k, i in enumerate(group.members) if alive[k] and stopping.is_due(history[:, i])]
+        self._keep_states(group, stalled)
+        self.stopped_at[[group.members[k] for k in stalled]] = num_done
+        return self._trim(group, np.flatnonzero(self._is_alive()[group.members]).tolist())
+
+    def _measured(self) -> list[str]:
+        """The names of what there is to know at each evaluation."""
+        if self.evaluation.num == 0:
+            return []
+        wanted = {feedback.metric for feedback in self.plan.feedback.values()}
+        if self.evaluation.stopping is not None:
+            wanted.add(self.evaluation.stopping.metric)
+        names = list(self.evaluator.names) if self.evaluator is not None else []
+        return names + ["train_loss"] * ("train_loss" in wanted)
 
     def _settle(self, group: _Group, curve: Curve, start: int) -> list[_Group]:
         """Note what a chunk did in a window, and take out what diverged, where that makes the chunk cheaper."""
         loss, alive = curve.loss.cpu().numpy(), curve.alive.cpu().numpy()
-        self.loss[start : start + len(loss), group.members] = loss
-        is_new = ~alive[-1] & (self.diverged_at[group.members] < 0)
+        was_alive = self._is_alive()[group.members]
+        self.loss[start : start + len(loss), group.members] = np.where(was_alive, loss, np.nan)
+        is_new = ~alive[-1] & was_alive
         self.diverged_at[np.array(group.members)[is_new]] = start + (~alive[:, is_new]).argmax(axis=0)
         self._keep_states(group, np.flatnonzero(is_new))
-        keep = np.flatnonzero(alive[-1]).tolist()
+        return self._trim(group, np.flatnonzero(alive[-1] & was_alive).tolist())
+
+    def _trim(self, group: _Group, keep: list[int]) -> list[_Group]:
+        """Leave only some members in a chunk, by their positions, where that makes it cheaper."""
         if not keep:
             return []
         # Each new size of a stacked chunk is traced anew, so that it is halved rather than trimmed.
@@ -340,20 +358,3 @@ class _Run:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _device_of(task: Task, execution: Execution) -> torch.device | None:
-    """Where members will train; None if only building the model will tell."""
-    if execution.device is not None:
-        return torch.device(execution.device)
-    if isinstance(task.model, nn.Module):
-        return next((p.device for p in task.model.parameters()), None)
-    return None
-
-
-def _own_generators(batches: object) -> list[torch.Generator]:
-    """The random generators that belong to a DataLoader and its samplers."""
-    batch_sampler = getattr(batches, "batch_sampler", None)
-    owners = (batches, getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    generators = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())

@@ -1,5 +1,7 @@
-"""Objective: one member's loss as a module, into which other parameters can be put."""
+"""Objective: one member's loss and metrics as a module, into which other parameters can be put."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ AUTOCAST_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16":
 
 
 class Objective(nn.Module):
-    """The loss of one batch as a module, so that `functional_call` can put other parameters into the model.
+    """The loss of one batch, and the metrics, so that `functional_call` can put other parameters into the model.
 
     Args:
         task: whose loss.
@@ -29,14 +31,15 @@ class Objective(nn.Module):
         self._task = task
         self._precision = precision
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Compute the loss of one batch: a scalar."""
-        device = next(self.model.parameters()).device
+    def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:
+        """Compute the loss of one batch: a scalar; or the loss and the metrics: `[metric]`, float64."""
+        compute = self._measures if is_measured else self._loss
         if self._precision is None:
-            return self._scalar(self._task.loss(self.model, batch))
+            return compute(batch)
+        device = next(self.model.parameters()).device
         # The cache of casted weights would outlive the tensors of a traced step.
         with torch.autocast(device.type, AUTOCAST_DTYPES[self._precision], cache_enabled=False):
-            return self._scalar(self._task.loss(self.model, batch))
+            return compute(batch)
 
     def evaluate(self, tensors: dict[str, Tensor], batch: Batch) -> Tensor:
         """Compute the loss with other parameters and buffers; `tensors` afterwards holds what the pass made of them.
@@ -49,6 +52,48 @@ class Objective(nn.Module):
         loss = functional_call(self, prefixed, (batch,))
         tensors.update({name: prefixed[self.PREFIX + name] for name in tensors})
         return loss
+
+    def measure(self, tensors: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Compute the loss and the metrics with other parameters and buffers: `[metric]`, float64, the loss first.
+
+        Args:
+            tensors: parameters and buffers by their names in the model.
+            batch: one batch.
+        """
+        prefixed = {self.PREFIX + name: tensor for name, tensor in tensors.items()}
+        return functional_call(self, prefixed, (batch,), {"is_measured": True})
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put the model in eval mode, without gradients; every module is given back the mode it was in."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def _loss(self, batch: Batch) -> Tensor:
+        return self._scalar(self._task.loss(self.model, batch))
+
+    def _measures(self, batch: Batch) -> Tensor:
+        measured = self._task.measure(self.model, batch)
+        device = next(self.model.parameters()).device
+        scalars = [self._scalar(measured.pop("loss"))]
+        for name, value in measured.items():
+            try:
+                value = torch.as_tensor(value, device=device)
+            except (TypeError, ValueError, RuntimeError):
+                raise TypeError(f"The metric {name!r} must be a scalar; got {type(value).__name__}.") from None
+            if value.numel() != 1:
+                raise ValueError(
+                    f"The metric {name!r} must be a scalar; got shape {tuple(value.shape)}. Reduce it, for example by "
+                    "`.mean()`."
+                )
+            scalars.append(value.reshape(()))
+        return torch.stack([scalar.double() for scalar in scalars])
 
     @staticmethod
     def _scalar(loss: Any) -> Tensor:

@@ -5,7 +5,7 @@ own class, member by member, on views of the stacked parameters.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,12 @@ class StackedUpdate:
 
     Args:
         learner: whose optimizer is the template.
+        varied: the names of the hyperparameters that members have for themselves.
     """
 
-    def __init__(self, learner: Learner) -> None:
+    def __init__(self, learner: Learner, varied: Iterable[str] = ("lr",)) -> None:
         self._update = UPDATES[type(learner.optimizer)]
+        self._varied = tuple(varied)
         self._groups = [
             (group, {k: v for k, v in group.options.items() if k in self._update.hyperparameters})
             for group in learner.groups
@@ -47,9 +49,11 @@ class StackedUpdate:
             loaded: states stacked from torch.optim's, by parameter name; may lack keys that torch does not keep.
         """
         states = {}
+        # What is varied is a tensor to the formulas, which leave out terms only for a number that is zero.
+        varied = {name: torch.ones(1) for name in ("lr", *self._varied)}
         for group, options in self._groups:
             for name in group.names:
-                fresh = self._update.init(parameters[name], lr=0.0, **options)
+                fresh = self._update.init(parameters[name], **(options | group.hyper(varied)))
                 own = loaded.get(name, {})
                 if own and "step" not in own and "step" in fresh:
                     fresh["step"] = torch.ones_like(fresh["step"])  # torch's SGD counts no steps, but has had one

@@ -31,7 +31,7 @@ class Streams:
         if device is not None and device.type == "cuda":
             torch.cuda.init()
         gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-        self._generators = (torch.default_generator, *gpus, *generators)
+        self._generators = (torch.default_generator, *generators, *gpus)
         self._states: dict[Hashable, State] = {}
         self._current: Hashable = None
 
@@ -64,6 +64,13 @@ class Streams:
         self.use(name, seed)
         return self._capture()
 
+    def restart(self, name: str, seed: int) -> None:
+        """Put a stream in place at its beginning."""
+        if self._current == (name, seed):
+            self._current = None
+        self._states.pop((name, seed), None)
+        self.use(name, seed)
+
     def rewind(self, name: str, seed: int, mark: State) -> None:
         """Set a stream back to where it was marked."""
         self._states[name, seed] = mark
@@ -84,7 +91,8 @@ class Streams:
         python, legacy_numpy, generators = state
         random.setstate(python)
         np.random.set_state(legacy_numpy)  # noqa: NPY002
-        for generator, own in zip(self._generators, generators, strict=True):
+        # A mark of an earlier run may lack GPUs that were not in use then.
+        for generator, own in zip(self._generators, generators, strict=False):
             generator.set_state(own)
 
 

@@ -13,6 +13,7 @@ from vecsweep._engine.batches import copy_batch
 from vecsweep._engine.contract import Curve, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
+from vecsweep._engine.measure import measure_one
 from vecsweep._engine.optimizer import load_state, save_state, step_
 from vecsweep._engine.rng import Streams
 from vecsweep._types import Batch, Hyper
@@ -74,6 +75,14 @@ class SequentialChunk:
             streams.rewind("model", seed, end)
         return Curve(*(torch.stack(column, dim=1) for column in zip(*curves, strict=True)))
 
+    def measure(self, batches: Mapping[int, Batch]) -> Tensor:
+        """Compute the loss and the metrics of a batch, in eval mode and without gradients."""
+        rows = []
+        for member in self._members:
+            self._engine.streams.restart("evaluation", member.seed)
+            rows.append(member.measure(batches[member.seed]))
+        return torch.stack(rows, dim=1)
+
     def member(self, i: int) -> MemberState:
         """Copy the state of one member."""
         return self._members[i].state()
@@ -127,6 +136,11 @@ class _Member:
             self._learner.set_hyper(hyper)
             step_(optimizer)
         return loss, self._fate.alive
+
+    def measure(self, batch: Batch) -> Tensor:
+        """Compute the loss and the metrics of a batch: `[metric]`."""
+        buffers = dict(self._learner.model.named_buffers())
+        return measure_one(self._learner, self._learner.parameters, buffers, batch)
 
     def state(self) -> MemberState:
         """Copy the member's state."""

@@ -8,7 +8,7 @@ import os
 import re
 import traceback
 import warnings
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from vecsweep._engine.batches import Key, key_of, stack
 from vecsweep._engine.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
 from vecsweep._engine.ensemble import Ensemble, MemberState
 from vecsweep._engine.learner import Learner, is_same
+from vecsweep._engine.measure import measure_at_once, measure_one
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
 from vecsweep._engine.probe import Probe, probe
 from vecsweep._engine.program import Inputs, Program
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.step import Step
+from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 from vecsweep.kernels.rules import Draw
@@ -45,17 +47,25 @@ class Vectorized:
         execution: precision, clipping, divergence.
         streams: the random streams of the run.
         first: the first batch of the first seed.
+        varied: the names of the hyperparameters that members have for themselves.
 
     Raises:
         Unmappable: an ordinary pass over the first batch already shows that members cannot be batched.
     """
 
-    def __init__(self, learners: Mapping[int, Learner], execution: Execution, streams: Streams, first: Batch) -> None:
+    def __init__(
+        self,
+        learners: Mapping[int, Learner],
+        execution: Execution,
+        streams: Streams,
+        first: Batch,
+        varied: Iterable[str] = ("lr",),
+    ) -> None:
         self.learners = learners
         self.execution = execution
         self.streams = streams
         self.pattern = next(iter(learners.values()))
-        self.update = StackedUpdate(self.pattern) if StackedUpdate.suits(self.pattern) else None
+        self.update = StackedUpdate(self.pattern, varied) if StackedUpdate.suits(self.pattern) else None
         self._probes: dict[Key, Probe] = {}
         self._programs: dict[Hashable, Program] = {}
         self._changed: frozenset[str] = frozenset()
@@ -65,6 +75,7 @@ class Vectorized:
         self.activation_bytes = seen.activation_bytes
         self.is_compiling = execution.compile is True
         self.is_worth_compiling = True  # a step that is not traced yet
+        self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
 
     def restart(self) -> None:
         """Keep what was traced and compiled, but go through the levels as if for the first time."""
@@ -179,6 +190,36 @@ class VectorizedChunk:
             if _is_out_of_memory(error):
                 raise OutOfMemory(copies or self._members()) from error
             raise Unmappable(_explain(error), copies or self._members()) from error
+
+    def measure(self, batches: Mapping[int, Batch]) -> Tensor:
+        """Compute the loss and the metrics of a batch, in eval mode and without gradients."""
+        own = [batches[seed] for seed in self._ensemble.seeds]
+        is_stacked = any(batch is not own[0] for batch in own)
+        if self._engine.is_measured_at_once and len({key_of(batch) for batch in batches.values()}) == 1:
+            batch = stack(own) if is_stacked else own[0]
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                    return measure_at_once(self._engine.pattern.objective, self._ensemble, batch, is_stacked=is_stacked)
+            except Exception as error:
+                if not _is_out_of_memory(error):
+                    self._engine.is_measured_at_once = False
+                    warn_of_fallback(
+                        "The members are evaluated one after another, because PyTorch cannot batch their loss and "
+                        f"metrics in eval mode: {_explain(error)}. The result is the same."
+                    )
+        return self._measure_each(own)
+
+    def _measure_each(self, batches: Sequence[Batch]) -> Tensor:
+        """Evaluate one member after another."""
+        rows, streams, ensemble = [], self._engine.streams, self._ensemble
+        for i, (seed, batch) in enumerate(zip(ensemble.seeds, batches, strict=True)):
+            own = ensemble.member_buffers
+            parameters = {name: p[i] for name, p in ensemble.parameters.items()}
+            buffers = {name: b[i] if name in own else b for name, b in ensemble.buffers.items()}
+            streams.restart("evaluation", seed)
+            rows.append(measure_one(self._engine.learners[seed], parameters, buffers, batch))
+        return torch.stack(rows, dim=1)
 
     def member(self, i: int) -> MemberState:
         """Copy the state of one member."""

@@ -1,0 +1,154 @@
+"""What the verbs accept, checked at the call: each function returns what the rest of the library takes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vecsweep._hyper import plain_options
+from vecsweep.schedules.schedule import Schedule, as_schedule
+from vecsweep.schedules.torch_schedulers import TorchSchedule
+from vecsweep._types import FloatArray, Schedules, Seeds
+from vecsweep.execution import Execution, check_count
+from vecsweep.schedules import constant, parse
+from vecsweep.task import Task
+
+RESTARTABLE = "Pass a list, a DataLoader, or the generator function itself."
+
+NamedSchedules = dict[str, Schedule | TorchSchedule]
+
+
+def check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:
+    """Return learning rates as an array `[lr]`."""
+    values = lrs.detach().cpu().double().numpy() if isinstance(lrs, Tensor) else np.asarray(lrs)
+    if values.dtype.kind not in "iuf":
+        raise TypeError(f"`{name}` must be numbers; got {lrs!r:.80}.")
+    rates = values.astype(np.float64)
+    if rates.ndim != 1:
+        raise TypeError(
+            f"`{name}` must be a flat list of learning rates; got shape {rates.shape}. Pass [0.1], or `.ravel()`."
+        )
+    if rates.size == 0:
+        raise ValueError(f"`{name}` must hold at least one learning rate; got none.")
+    for i, rate in enumerate(rates):
+        if not (np.isfinite(rate) and rate > 0):
+            where = f" at index {i}" if rates.size > 1 else ""
+            remedy = f" Drop it, or pass {abs(rate):.3g}." if np.isfinite(rate) and rate < 0 else " Drop it."
+            raise ValueError(f"`{name}` must be positive and finite; got {rate}{where}.{remedy}")
+    return rates
+
+
+def check_seeds(seeds: Seeds, execution: Execution, task: Task) -> list[int]:
+    """Return the seeds themselves."""
+    if isinstance(seeds, int) and not isinstance(seeds, bool):
+        check_count("seeds", seeds)
+        listed = [execution.seed + i for i in range(seeds)]
+    else:
+        if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str) or len(seeds) == 0:
+            raise TypeError(f"`seeds` must be how many, or a list of whole numbers; got {seeds!r}.")
+        listed = [int(seed) for seed in seeds]
+        if any(own != seed or seed < 0 for own, seed in zip(listed, seeds, strict=True)):
+            raise ValueError(f"`seeds` must be whole numbers of at least 0; got {list(seeds)}.")
+        if len(set(listed)) < len(listed):
+            raise ValueError(f"`seeds` must differ from each other; got {listed}. Drop the repeated ones.")
+    if task.is_one_pass and len(listed) > 1:
+        raise ValueError(f"An iterator serves one seed; got `seeds` {listed}. {RESTARTABLE}")
+    return listed
+
+
+def check_schedules(schedules: Schedules | None) -> NamedSchedules:
+    """Return schedules by name.
+
+    Args:
+        schedules: by name, or a list of them; None for a constant learning rate.
+
+    Raises:
+        TypeError: there is something else than a schedule among them.
+        ValueError: two have one name, or there is none.
+    """
+    if schedules is None:
+        return {"constant": constant()}
+    if isinstance(schedules, Mapping):
+        for name in schedules:
+            if not isinstance(name, str):
+                raise TypeError(f"`schedules` must have names that are text; got {name!r}. Pass {str(name)!r}.")
+        pairs = list(schedules.items())
+    elif isinstance(schedules, Sequence) and not isinstance(schedules, str):
+        pairs = [(_name_of(schedule), schedule) for schedule in schedules]
+    else:
+        raise TypeError(
+            "`schedules` must be a dict from names to schedules, or a list of schedules; got "
+            f"{schedules!r:.80}. Pass [{schedules!r:.80}]."
+        )
+    if not pairs:
+        raise ValueError("`schedules` must hold at least one schedule; got none. Leave it out for a constant lr.")
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(
+                f"`schedules` must have different names; got {name!r} {names.count(name)} times. Pass a dict with "
+                "names of your own."
+            )
+    return {name: parse(value) if isinstance(value, str) else as_schedule(value) for name, value in pairs}
+
+
+def _name_of(schedule: Any) -> str:
+    return schedule if isinstance(schedule, str) else str(getattr(as_schedule(schedule), "name", "torch"))
+
+
+def needs_epochs(schedules: NamedSchedules) -> bool:
+    """Whether one of the schedules has to know how long an epoch is."""
+    return any(isinstance(own, TorchSchedule) and own.interval == "epoch" for own in schedules.values())
+
+
+def check_vary(vary: Mapping[str, Sequence[float]] | None, template: Optimizer) -> dict[str, list[float]]:
+    """Return the values of other hyperparameters by name.
+
+    Args:
+        vary: by name; None for none.
+        template: the task's optimizer, which must have them.
+
+    Raises:
+        TypeError: the values are not numbers.
+        ValueError: the optimizer has no such hyperparameter, or there is no value, or one comes twice.
+    """
+    known = plain_options(template.param_groups[0])
+    checked = {}
+    for name, values in (vary or {}).items():
+        if name == "lr":
+            raise ValueError("`vary` must not hold the lr. Pass `lrs`.")
+        if name not in known:
+            raise ValueError(
+                f"`vary` must hold hyperparameters of {type(template).__name__} that are numbers, {', '.join(known)}; "
+                f"got {name!r}."
+            )
+        listed = np.asarray(values)
+        if listed.ndim != 1 or listed.dtype.kind not in "iuf":
+            raise TypeError(f"`vary[{name!r}]` must be a list of numbers; got {values!r:.80}. Pass [{values!r:.40}].")
+        if listed.size == 0 or not np.isfinite(listed).all():
+            raise ValueError(f"`vary[{name!r}]` must hold finite numbers; got {listed.tolist()}.")
+        if len(np.unique(listed)) < listed.size:
+            raise ValueError(f"`vary[{name!r}]` must hold different values; got {listed.tolist()}. Drop the repeated.")
+        checked[name] = [float(value) for value in listed]
+        _check_is_taken(name, checked[name], template)
+    return checked
+
+
+def _check_is_taken(name: str, values: Sequence[float], template: Optimizer) -> None:
+    """Raise ValueError unless the optimizer's class takes these values, as its own constructor says."""
+    group = template.param_groups[0]
+    for value in values:
+        options = {key: own for key, own in group.items() if key in template.defaults}
+        if name in ("beta1", "beta2"):
+            first, second = group["betas"]
+            options["betas"] = (value, second) if name == "beta1" else (first, value)
+        else:
+            options[name] = value
+        try:
+            type(template)([Tensor([0.0])], **options)
+        except ValueError as error:
+            raise ValueError(f"`vary[{name!r}]` must suit {type(template).__name__}; got {value}: {error}.") from error
+        except TypeError:
+            return  # a class of the user's, with a constructor of its own

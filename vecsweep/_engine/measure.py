@@ -1,0 +1,163 @@
+"""Losses and metrics of members in eval mode and without gradients, all members of a chunk at once.
+
+Values are averaged over batches by the number of samples in each, so that a smaller last batch counts right.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from vecsweep._engine.batches import batch_size, member_dims, move
+from vecsweep._engine.contract import Chunk
+from vecsweep._engine.ensemble import Ensemble
+from vecsweep._engine.learner import Learner
+from vecsweep._engine.objective import Objective
+from vecsweep._engine.probe import attributes_restored
+from vecsweep._engine.rng import Streams
+from vecsweep._types import Batch, FloatArray
+from vecsweep.kernels.rules import MemberRules
+from vecsweep.task import Task
+
+
+def measure_at_once(
+    objective: Objective,
+    ensemble: Ensemble,
+    batch: Batch,
+    *,
+    is_stacked: bool,  # whether the batch has the member axis
+) -> Tensor:
+    """Measure all members of an ensemble in one pass: `[metric, member]`; nothing changes."""
+    shared = {name: b.clone() for name, b in ensemble.buffers.items() if name not in ensemble.member_buffers}
+    own = {name: b.clone() for name, b in ensemble.buffers.items() if name in ensemble.member_buffers}
+
+    def member(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch) -> Tensor:
+        with MemberRules([], []):
+            return objective.measure(parameters | shared | own, batch)
+
+    mapped = vmap(member, in_dims=(0, 0, member_dims(batch) if is_stacked else None), out_dims=1)
+    with objective.evaluating(), attributes_restored(objective.model):
+        return mapped(ensemble.parameters, own, batch)
+
+
+def measure_one(
+    learner: Learner, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch
+) -> Tensor:
+    """Measure one member by an ordinary pass: `[metric]`; nothing changes.
+
+    Args:
+        learner: a pattern of the member.
+        parameters: the member's, by name.
+        buffers: likewise.
+        batch: one batch.
+    """
+    objective = learner.objective
+    tensors = dict(parameters) | {name: buffer.clone() for name, buffer in buffers.items()}
+    with objective.evaluating(), attributes_restored(objective.model):
+        return objective.measure(tensors, batch)
+
+
+class Evaluator:
+    """Measure members on the validation batches, and, where asked, on one pass over the training batches.
+
+    Args:
+        task: whose batches and metrics.
+        learners: one for each seed.
+        streams: the random streams of the run.
+        device: where members train.
+        dtype: what floating-point tensors of batches are cast to; None leaves them alone.
+        has_train_metrics: whether to measure the metrics on the training batches, too.
+
+    Raises:
+        ValueError: there are no validation batches, or a metric is not a scalar.
+        TypeError: a metric is not a number.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        learners: Mapping[int, Learner],
+        streams: Streams,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        *,
+        has_train_metrics: bool,
+    ) -> None:
+        self._task = task
+        self._seeds = list(learners)
+        self._streams = streams
+        self._device = device
+        self._dtype = dtype
+        self._has_train_metrics = has_train_metrics
+        self._check(learners[self._seeds[0]])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is measured."""
+        names: tuple[str, ...] = ()
+        if self._task.val_batches is not None:
+            names += ("val_loss", *(f"val_{name}" for name in self._task.metrics))
+        if self._has_train_metrics:
+            names += tuple(f"train_{name}" for name in self._task.metrics)
+        return names
+
+    def __call__(self, chunks: Sequence[Chunk]) -> list[FloatArray]:
+        """Measure the members of each chunk: `[metric, member]`, in the order of `names`."""
+        parts = []
+        if self._task.val_batches is not None:
+            parts.append(self._average(self._validation(), chunks))
+        if self._has_train_metrics:
+            parts.append([rows[1:] for rows in self._average(self._training(), chunks)])
+        return [torch.cat(of_chunk).cpu().numpy() for of_chunk in zip(*parts, strict=True)]
+
+    def _average(self, batches: Iterator[dict[int, Batch]], chunks: Sequence[Chunk]) -> list[Tensor]:
+        """Average over batches, by their sizes."""
+        totals: list[Tensor | float] = [0.0] * len(chunks)
+        num_samples = 0
+        for of_seeds in batches:
+            weight = batch_size(next(iter(of_seeds.values())))
+            totals = [total + weight * chunk.measure(of_seeds) for total, chunk in zip(totals, chunks, strict=True)]
+            num_samples += weight
+        if num_samples == 0:
+            raise ValueError("The batches to evaluate on ran out; they yielded nothing when they were read again.")
+        return [torch.as_tensor(total / num_samples) for total in totals]
+
+    def _validation(self) -> Iterator[dict[int, Batch]]:
+        self._streams.restart("validation", self._seeds[0])
+        source = self._task.iterate_validation()
+        while True:
+            self._streams.use("validation", self._seeds[0])
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            yield dict.fromkeys(self._seeds, move(batch, self._device, self._dtype))
+
+    def _training(self) -> Iterator[dict[int, Batch]]:
+        """One pass over the training batches, always in the same order of its own; training goes on as without it."""
+        sources = {}
+        for seed in self._seeds:
+            self._streams.restart("train metrics", seed)
+            sources[seed] = self._task.iterate(seed)
+        while True:
+            of_seeds = {}
+            for seed, source in sources.items():
+                self._streams.use("train metrics", seed)
+                batch = next(source, None)
+                if batch is None:
+                    return
+                of_seeds[seed] = move(batch, self._device, self._dtype)
+            yield of_seeds
+
+    def _check(self, learner: Learner) -> None:
+        """See that there is something to measure, by an ordinary pass over one batch."""
+        source = self._training() if self._task.val_batches is None else self._validation()
+        first = next(source, None)
+        if first is None:
+            raise ValueError(
+                "`val_batches` must yield at least one batch; got none. Look at the length of the validation set."
+            )
+        batch = next(iter(first.values()))
+        self._task.check_batch(batch)
+        measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)

@@ -1,0 +1,97 @@
+"""How results lie on disk: one .npz of arrays and a JSON header, written at once and read without pickle."""
+
+import csv
+import errno
+import io
+import json
+import os
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecsweep._errors import ResultFileError
+
+_FORMAT_VERSION = 2
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def write_result(path: str | os.PathLike[str], header: Mapping[str, Any], arrays: Arrays) -> Path:
+    """Write a header and arrays; return where, with ".npz" added if the path has no suffix.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = Path(path)
+    path = path if path.suffix else path.with_suffix(".npz")
+    text = json.dumps({"format": "vecsweep", "version": _FORMAT_VERSION, **header})
+
+    def write(place: Path) -> None:
+        with place.open("xb") as file:
+            np.savez_compressed(file, header=np.array(text), allow_pickle=False, **arrays)
+
+    return replace_file(path, write)
+
+
+def read_result(path: str | os.PathLike[str], kinds: Sequence[str]) -> tuple[dict[str, Any], Arrays]:
+    """Read a file's header and arrays.
+
+    Args:
+        path: where; ".npz" is added if it has no suffix and there is no such file.
+        kinds: of results that are known.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ResultFileError: the file is damaged, foreign, pickled, or of another version.
+    """
+    path = Path(path)
+    if not path.suffix and not path.exists():
+        path = path.with_suffix(".npz")
+    foreign = ResultFileError(f"{path} is not a result of vecsweep, or it is damaged. Pass a file that `save` wrote.")
+    content = path.read_bytes()
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(str(arrays.pop("header")))
+    except Exception as error:  # zlib, zipfile and NumPy raise many kinds, and document few
+        raise foreign from error
+    if not isinstance(header, dict) or header.get("format") != "vecsweep":
+        raise foreign
+    if header.get("version") != _FORMAT_VERSION:
+        raise ResultFileError(
+            f"{path} has format version {header.get('version')}; this vecsweep reads {_FORMAT_VERSION}. Use the "
+            "vecsweep that wrote it."
+        )
+    if header.get("kind") not in list(kinds):
+        raise foreign
+    return header, arrays
+
+
+def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:
+    """Write rows that have the same columns, under a line of their names."""
+
+    def write(place: Path) -> None:
+        with place.open("x", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return replace_file(Path(path), write)
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> Path:
+    """Let `write` make a file under another name, and put it in place at once, so that no half of it is ever there."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "There is no such folder; make it first", str(path.parent))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # tempfile's are closed to other users
+    try:
+        write(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return path

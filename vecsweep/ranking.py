@@ -1,0 +1,243 @@
+"""What seeds say about settings: means, bands, and which settings are no worse than the best beyond chance.
+
+A *setting* is all that members have besides their seed: lr, schedule, and what else was varied. Members of a seed share
+initial weights, batches and dropout masks, so that settings are compared seed by seed, and the difference of two is
+known far better than either of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import numpy as np
+
+from vecsweep._types import FloatArray, IntArray, Mode
+from vecsweep.execution import check_choice
+
+_MINIMISED = ("loss", "error", "mse", "mae", "rmse", "nll", "perplexity", "entropy")
+_MAXIMISED = ("accuracy", "acc", "f1", "auc", "precision", "recall", "r2", "iou", "bleu", "score")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What members have besides their seed.
+
+    Attributes:
+        lr: the base learning rate.
+        schedule: the name of what it follows.
+        hyper: what else was varied, as pairs of name and value.
+    """
+
+    lr: float
+    schedule: str
+    hyper: tuple[tuple[str, float], ...] = ()
+
+    def __str__(self) -> str:
+        return ", ".join((f"lr {self.lr:.4g}", self.schedule, *(f"{k} {v:.4g}" for k, v in self.hyper)))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Band:
+    """A curve of a setting over its seeds; every array is `[row]`, a step or an evaluation.
+
+    Attributes:
+        setting: whose.
+        members: their indices.
+        steps: the updates before each value.
+        mean: over the seeds that have a value there; NaN where none has.
+        median: likewise.
+        low: the lowest of them.
+        high: the highest.
+    """
+
+    setting: Setting
+    members: tuple[int, ...]
+    steps: IntArray
+    mean: FloatArray
+    median: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How one setting did.
+
+    Attributes:
+        setting: which.
+        members: their indices.
+        mean: of the final values over seeds; NaN if a seed diverged.
+        median: likewise.
+        low: the lowest of the final values.
+        high: the highest.
+        num_diverged: seeds that diverged.
+        difference: to the best setting, averaged over the seeds; NaN where either diverged.
+        margin: of that difference, so that `difference - margin` to `difference + margin` is the confidence interval;
+            NaN with a single seed.
+        is_tied: whether the interval holds zero; None where it is not known.
+    """
+
+    setting: Setting
+    members: tuple[int, ...]
+    mean: float
+    median: float
+    low: float
+    high: float
+    num_diverged: int
+    difference: float
+    margin: float
+    is_tied: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Settings from the best to the worst.
+
+    Attributes:
+        metric: by which.
+        mode: "min" if less of it is better, else "max".
+        confidence: of the intervals.
+        num_seeds: of each setting.
+        standings: the best first; those of which a seed diverged last.
+    """
+
+    metric: str
+    mode: Mode
+    confidence: float
+    num_seeds: int
+    standings: tuple[Standing, ...]
+
+    @property
+    def best(self) -> Standing:
+        """The setting with the best mean."""
+        return self.standings[0]
+
+    @property
+    def tied(self) -> tuple[Standing, ...]:
+        """The best, and those that are no worse beyond chance."""
+        return tuple(standing for standing in self.standings if standing.is_tied)
+
+    def __str__(self) -> str:
+        width = max(len(str(standing.setting)) for standing in self.standings)
+        rows = [f"  {'':{width}}  {self.metric:>12}  {'lowest':>10}  {'highest':>10}  to the best"]
+        rows += [
+            f"{'*' if standing.is_tied else ' '} {standing.setting!s:<{width}}  {_number(standing.mean):>12}  "
+            f"{_number(standing.low):>10}  {_number(standing.high):>10}  {self._difference(standing)}".rstrip()
+            for standing in self.standings
+        ]
+        if self.num_seeds == 1:
+            rows.append("With one seed nothing tells a difference from chance; pass `seeds=3` or more.")
+        else:
+            rows.append(
+                f"* the best, and what {self.num_seeds} seeds cannot tell from it "
+                f"({self.confidence:.0%} intervals of paired differences)."
+            )
+        return "\n".join(rows)
+
+    def _difference(self, standing: Standing) -> str:
+        if standing.num_diverged:
+            return f"{standing.num_diverged} of {self.num_seeds} diverged"
+        if standing is self.best:
+            return "best"
+        margin = "" if np.isnan(standing.margin) else f" +- {standing.margin:.2g}"
+        return f"{standing.difference:+.3g}{margin}"
+
+
+def mode_of(metric: str, mode: Mode | None) -> Mode:
+    """Say whether less or more of a metric is better, by its name unless it is said.
+
+    Args:
+        metric: its name, whose last word tells, as in "val_loss" or "val_accuracy".
+        mode: "min" or "max"; None to go by the name.
+
+    Raises:
+        ValueError: the name does not tell.
+    """
+    if mode is not None:
+        check_choice("mode", mode, get_args(Mode))
+        return mode
+    word = metric.lower().replace("-", "_").split("_")[-1]
+    if word in _MINIMISED:
+        return "min"
+    if word in _MAXIMISED:
+        return "max"
+    raise ValueError(
+        f'`mode` must be "min" or "max" for {metric!r}: its name does not tell whether less or more of it is better.'
+    )
+
+
+def group_by_setting(settings: Sequence[Setting]) -> dict[Setting, tuple[int, ...]]:
+    """Return the indices of the members of each setting, in the order in which settings first come."""
+    groups: dict[Setting, list[int]] = {}
+    for i, setting in enumerate(settings):
+        groups.setdefault(setting, []).append(i)
+    return {setting: tuple(members) for setting, members in groups.items()}
+
+
+def rank(
+    settings: Sequence[Setting],  # [member]
+    seeds: Sequence[int],  # [member]
+    final: FloatArray,  # [member], NaN where it diverged
+    metric: str,
+    mode: Mode,
+    confidence: float,
+) -> Ranking:
+    """Order settings by their means over seeds, and compare each with the best, seed by seed.
+
+    The confidence interval of a mean difference is `mean(d) +- t * std(d) / sqrt(n)` with the differences `d` of n
+    seeds and Student's t of n - 1 degrees of freedom. Each setting is compared with the best by itself: among many,
+    one in twenty that is truly as good falls outside a 95 % interval by chance.
+
+    Reference:
+        Student, The probable error of a mean, 1908; the paired t-test.
+    """
+    groups = group_by_setting(settings)
+    means = {setting: float(np.mean(final[list(members)])) for setting, members in groups.items()}
+    sign = 1 if mode == "min" else -1
+    order = sorted(groups, key=lambda setting: np.nan_to_num(sign * means[setting], nan=np.inf))
+    best = {seeds[i]: final[i] for i in groups[order[0]]}
+    standings = []
+    for setting in order:
+        members = list(groups[setting])
+        values = final[members]
+        differences = np.array([final[i] - best[seeds[i]] for i in members if seeds[i] in best])
+        difference, margin = _interval(differences, confidence)
+        is_tied: bool | None = None
+        if np.isnan(difference):
+            is_tied = False
+        elif not np.isnan(margin):
+            is_tied = abs(difference) <= margin
+        if setting is order[0] and not np.isnan(difference):
+            is_tied = True
+        standings.append(
+            Standing(
+                setting=setting,
+                members=tuple(members),
+                mean=means[setting],
+                median=float(np.median(values)),
+                low=float(np.min(values)),
+                high=float(np.max(values)),
+                num_diverged=int(np.isnan(values).sum()),
+                difference=difference,
+                margin=margin,
+                is_tied=is_tied,
+            )
+        )
+    return Ranking(metric, mode, confidence, len(set(seeds)), tuple(standings))
+
+
+def _interval(differences: FloatArray, confidence: float) -> tuple[float, float]:
+    """The mean of differences, and the half-width of its confidence interval."""
+    if differences.size == 0 or np.isnan(differences).any():
+        return float("nan"), float("nan")
+    num = differences.size
+    if num == 1:
+        return float(differences[0]), float("nan")
+    from scipy.special import stdtrit  # Student's quantile; a fifth of a second to import, for those who rank
+
+    t = float(stdtrit(num - 1, (1 + confidence) / 2))
+    return float(differences.mean()), t * float(differences.std(ddof=1)) / float(np.sqrt(num))
+
+
+def _number(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.4g}"

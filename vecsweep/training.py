@@ -1,0 +1,353 @@
+"""From a checked request to a Sweep: draw up the plan, train it, join it to what went before, leave a way to go on.
+
+`Training` is what a sweep keeps besides its curves. Each way of going on copies from it and changes nothing in it, so
+that a sweep can be extended and branched as often as one likes.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+from torch.optim import Optimizer
+
+from vecsweep._checked import RESTARTABLE, check_lrs, check_schedules, check_vary, needs_epochs
+from vecsweep._engine.record import Record, Start
+from vecsweep._engine.run import count_batches, template_of, train
+from vecsweep._errors import Interrupted
+from vecsweep._hyper import plain_options
+from vecsweep._types import FloatArray, Lrs, Schedules
+from vecsweep.execution import Execution, check_count
+from vecsweep.plan import Course, Evaluation, Member, Plan, Span, Stopping, cross, draw_up
+from vecsweep.results import MemberRecord, Sweep
+from vecsweep.task import Task
+
+_ROUNDING = 1e-9  # of epochs, whose lengths in steps need not be whole
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What all phases of a sweep have in common.
+
+    Attributes:
+        task: what is trained.
+        execution: how.
+        val_every: steps between evaluations; None for each epoch.
+        has_train_metrics: whether metrics are measured on the training batches, too.
+        stopping: which members are stopped; None for none.
+        tensorboard: the folder that runs are written to as they go; None for none.
+    """
+
+    task: Task
+    execution: Execution
+    val_every: int | None = None
+    has_train_metrics: bool = False
+    stopping: Stopping | None = None
+    tensorboard: Path | None = None
+
+    def template(self, seed: int) -> Optimizer:
+        """A copy of the task's optimizer."""
+        return template_of(self.task, seed, self.execution)
+
+    def span(
+        self,
+        num_steps: int | None,
+        epochs: int | None,
+        *,
+        seed: int,
+        begin: int = 0,
+        steps_per_epoch: float | None = None,
+        needs_epochs: bool = False,
+    ) -> Span:
+        """Say which steps a call asks for.
+
+        Args:
+            num_steps: how many; None if they are told in epochs.
+            epochs: how many; None if they are told in steps.
+            seed: whose batches are counted, if it comes to that.
+            begin: the first step.
+            steps_per_epoch: if it is known.
+            needs_epochs: whether it has to be.
+        """
+        if (num_steps is None) == (epochs is None):
+            raise ValueError(
+                f"Exactly one of `num_steps` and `epochs` must be given; got {'neither' if epochs is None else 'both'}."
+            )
+        if num_steps is not None:
+            check_count("num_steps", num_steps)
+        else:
+            check_count("epochs", epochs)
+        if self.task.is_one_pass and (epochs is not None or needs_epochs or begin):
+            what = "`epochs` needs" if epochs is not None else "Going on needs" if begin else "The schedule needs"
+            raise ValueError(f"{what} batches that can be read again; got an iterator. {RESTARTABLE}")
+        is_measured = self.task.val_batches is not None and self.val_every is None and not self.task.is_one_pass
+        if steps_per_epoch is None and (epochs is not None or needs_epochs or is_measured):
+            num_batches = count_batches(self.task, seed, self.execution)
+            steps_per_epoch = num_batches / self.execution.accumulation_steps
+        if num_steps is None:
+            assert epochs is not None
+            assert steps_per_epoch is not None
+            num_steps = _floor((round(begin / steps_per_epoch, 6) + epochs) * steps_per_epoch) - begin
+            if num_steps == 0:
+                raise ValueError(
+                    f"`epochs` must cover at least one step; got {epochs} of {steps_per_epoch:.3g} steps each, with "
+                    f"`accumulation_steps={self.execution.accumulation_steps}` batches a step."
+                )
+        return Span(begin, num_steps, steps_per_epoch)
+
+    def evaluation(self, span: Span, plan: Plan) -> Evaluation:
+        """Say when members are evaluated.
+
+        Raises:
+            ValueError: a metric is followed that nobody measures.
+        """
+        measured = ["train_loss"]
+        if self.task.val_batches is not None:
+            measured += ["val_loss", *(f"val_{name}" for name in self.task.metrics)]
+        if self.has_train_metrics:
+            measured += [f"train_{name}" for name in self.task.metrics]
+        followed = {feedback.metric: "A schedule" for feedback in plan.feedback.values()}
+        if self.stopping is not None:
+            followed[self.stopping.metric] = "`patience`"
+        for name, who in followed.items():
+            if name not in measured:
+                raise ValueError(
+                    f"{who} follows {name!r}, which is not measured; there is {', '.join(measured)}. Give the task "
+                    "`val_batches` and `metrics`, or follow another."
+                )
+        if len(measured) == 1 and not followed:
+            return Evaluation()
+        every = self.val_every or span.steps_per_epoch or span.num_steps
+        end = span.begin + span.num_steps
+        ends = (_ceil(k * every) for k in range(math.floor(span.begin / every) + 1, _ceil(end / every) + 1))
+        steps = {step - span.begin for step in ends if span.begin < step < end} | {span.num_steps}
+        return Evaluation(tuple(sorted(steps)), self.has_train_metrics, self.stopping)
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """Members as they stand at the end of a sweep.
+
+    Attributes:
+        request: what they were trained on, and how.
+        members: `[member]`.
+        courses: what each follows.
+        start: their states, and where their seeds stand.
+    """
+
+    request: Request
+    members: tuple[Member, ...]
+    courses: tuple[Course, ...]
+    start: Start
+
+    def model(self, i: int) -> nn.Module:
+        """Make a module of member i's state."""
+        return self.start.learners[self.members[i].seed].model_of(self.start.states[i])
+
+    def select(self, members: Sequence[int]) -> "Training":
+        """Take some members, one of them several times if it is named so."""
+        metrics = {name: values[:, list(members)] for name, values in self.start.metrics.items()}
+        return replace(
+            self,
+            members=tuple(self.members[i] for i in members),
+            courses=tuple(self.courses[i] for i in members),
+            start=replace(self.start, states=[self.start.states[i] for i in members], metrics=metrics),
+        )
+
+    def extend(self, runs: Sweep, num_steps: int | None, epochs: int | None) -> Sweep:
+        """Train all members further that neither diverged nor were stopped."""
+        alive = [i for i, m in enumerate(runs.members) if m.diverged_at is None and m.stopped_at is None]
+        if not alive:
+            raise ValueError(
+                f"There is nothing to train further: all {len(runs.members)} members diverged or were stopped. Branch "
+                "from one that was stopped, or sweep over smaller learning rates."
+            )
+        schedules = {course.name: course.schedule for course in self.courses}
+        return self._go_on(runs, alive, self._span(runs, num_steps, epochs, needs_epochs(schedules)))
+
+    def branch(
+        self,
+        runs: Sweep,
+        i: int,
+        lrs: Lrs | None,
+        schedules: Schedules | None,
+        vary: Mapping[str, Sequence[float]] | None,
+        num_steps: int | None,
+        epochs: int | None,
+    ) -> Sweep:
+        """Train copies of member i further, side by side."""
+        origin = self.members[i]
+        if runs.members[i].diverged_at is not None:
+            raise ValueError(
+                f"`i` must be a member that did not diverge; member {i}, at lr {origin.lr:.3g}, did at step "
+                f"{runs.members[i].diverged_at}. Branch from another, such as `runs.best()`."
+            )
+        named = check_schedules(schedules)
+        varied = check_vary(vary, self.request.template(origin.seed))
+        rates = check_lrs([origin.lr] if lrs is None else lrs)
+        span = self._span(runs, num_steps, epochs, needs_epochs(named))
+        members = tuple(
+            replace(member, hyper={**origin.hyper, **member.hyper})
+            for member in cross(rates, list(named), [origin.seed], varied)
+        )
+        copies = [i] * len(members)
+        courses = tuple(Course(named[m.schedule], m.schedule, span.begin, span.num_steps) for m in members)
+        before = replace(runs._take(copies), members=tuple(_record_of(member) for member in members))
+        copied = replace(self.select(copies), members=members, courses=courses)
+        return copied._go_on(before, range(len(members)), span)
+
+    def _span(self, runs: Sweep, num_steps: int | None, epochs: int | None, needs_epochs: bool) -> Span:
+        return self.request.span(
+            num_steps,
+            epochs,
+            seed=self.members[0].seed,
+            begin=len(runs.train_loss),
+            steps_per_epoch=runs.steps_per_epoch,
+            needs_epochs=needs_epochs,
+        )
+
+    def _go_on(self, before: Sweep, alive: Sequence[int], span: Span) -> Sweep:
+        """Train some of the members over a span, and join it to what went before."""
+        part = self.select(alive)
+        begun = np.array([course.begin for course in part.courses])
+        past = {  # what a schedule is fed began with it
+            name: np.where(before.evaluated_at[:, None] > begun, values, np.nan)
+            for name, values in part.start.metrics.items()
+        }
+        template = self.request.template(part.members[0].seed)
+        plan = draw_up(part.members, part.courses, span, template, past)
+        now, record = _train(self.request, plan, span, part.start)
+        joined = _join(before, now, alive, plain_options(template.param_groups[0]))
+        if not record.is_complete:
+            raise Interrupted(joined)
+        states = list(self.start.states)
+        for i, state in zip(alive, record.states, strict=True):
+            states[i] = state
+        start = Start(states, self.start.learners, {**self.start.ends, **record.ends}, joined.metrics)
+        return replace(joined, _trained=replace(self, start=start))
+
+
+def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, ...], span: Span) -> Sweep:
+    """Train members from their first step on.
+
+    Args:
+        request: what, and how.
+        members: who.
+        courses: what each follows.
+        span: the steps.
+
+    Raises:
+        ValueError: a schedule or a metric does not suit the task, or the task cannot be trained.
+        Interrupted: Ctrl-C; its `result` holds what was computed.
+    """
+    plan = draw_up(members, courses, span, request.template(members[0].seed))
+    runs, record = _train(request, plan, span, None)
+    if not record.is_complete:
+        raise Interrupted(runs if len(runs.train_loss) else None)
+    start = Start(record.states, record.learners, record.ends, record.metrics)
+    return replace(runs, _trained=Training(request, members, courses, start))
+
+
+def _train(request: Request, plan: Plan, span: Span, start: Start | None) -> tuple[Sweep, Record]:
+    """Train a plan; the sweep is that of these steps alone."""
+    evaluation = request.evaluation(span, plan)
+    writer = None
+    if request.tensorboard is not None:
+        from vecsweep.tensorboard import LiveWriter
+
+        writer = LiveWriter(request.tensorboard, [_record_of(member) for member in plan.members], span)
+    started = time.perf_counter()
+    try:
+        record = train(request.task, plan, request.execution, evaluation=evaluation, start=start, observer=writer)
+        runs = wrap(plan, record, span, evaluation, time.perf_counter() - started)
+        if writer is not None:
+            writer.finish(runs)
+    finally:
+        if writer is not None:
+            writer.close()
+    return runs, record
+
+
+def wrap(plan: Plan, record: Record, span: Span, evaluation: Evaluation, duration_s: float) -> Sweep:
+    """Make a sweep of what a run recorded."""
+    num_evaluated = len(next(iter(record.metrics.values()), ()))
+    ends = zip(record.diverged_at.tolist(), record.stopped_at.tolist(), strict=True)
+    return Sweep(
+        members=tuple(
+            _record_of(member, *(None if step < 0 else step + span.begin for step in own))
+            for member, own in zip(plan.members, ends, strict=True)
+        ),
+        lr=record.hyper["lr"],
+        train_loss=record.loss,
+        metrics=record.metrics,
+        evaluated_at=np.array(evaluation.steps[:num_evaluated], dtype=np.int64) + span.begin,
+        hyper={name: values for name, values in record.hyper.items() if name != "lr"},
+        phases=(span.begin,),
+        steps_per_epoch=span.steps_per_epoch,
+        engine=record.engine,
+        duration_s=duration_s,
+        is_complete=record.is_complete,
+    )
+
+
+def _record_of(member: Member, diverged_at: int | None = None, stopped_at: int | None = None) -> MemberRecord:
+    return MemberRecord(member.lr, member.schedule, member.seed, diverged_at, stopped_at, dict(member.hyper))
+
+
+def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str, float]) -> Sweep:
+    """Put what some members did after what all did before; the others have NaN there, and their last lr.
+
+    Args:
+        before: of all members.
+        now: of those that went on.
+        alive: their positions among all.
+        defaults: the optimizer's own hyperparameters, which held where a phase says nothing of them.
+    """
+    members = list(before.members)
+    for i, member in zip(alive, now.members, strict=True):
+        members[i] = member
+
+    def after(
+        old: FloatArray | None,  # [row, member]
+        new: FloatArray | None,  # [row, member that went on]
+        num_rows: tuple[int, int],
+        fill: FloatArray | float,
+    ) -> FloatArray:
+        whole = np.full((sum(num_rows), len(members)), fill)
+        if old is not None:
+            whole[: num_rows[0]] = old
+        if new is not None:
+            whole[num_rows[0] :, list(alive)] = new
+        return whole
+
+    num_steps = len(before.train_loss), len(now.train_loss)
+    num_evaluations = len(before.evaluated_at), len(now.evaluated_at)
+    return replace(
+        now,
+        members=tuple(members),
+        lr=after(before.lr, now.lr, num_steps, before.lr[-1]),
+        train_loss=after(before.train_loss, now.train_loss, num_steps, np.nan),
+        metrics={
+            name: after(before.metrics.get(name), now.metrics.get(name), num_evaluations, np.nan)
+            for name in dict.fromkeys((*before.metrics, *now.metrics))
+        },
+        evaluated_at=np.concatenate([before.evaluated_at, now.evaluated_at]),
+        hyper={
+            name: after(before.hyper.get(name), now.hyper.get(name), num_steps, defaults[name])
+            for name in dict.fromkeys((*before.hyper, *now.hyper))
+        },
+        phases=(*before.phases, *now.phases),
+        steps_per_epoch=before.steps_per_epoch if before.steps_per_epoch is not None else now.steps_per_epoch,
+        duration_s=before.duration_s + now.duration_s,
+    )
+
+
+def _floor(steps: float) -> int:
+    return math.floor(steps + _ROUNDING)
+
+
+def _ceil(steps: float) -> int:
+    return math.ceil(steps - _ROUNDING)
