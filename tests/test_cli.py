@@ -15,12 +15,17 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_model
 
 import vecsweep as vs
+import vecsweep.datasets
+import vecsweep.tasks
+from vecsweep import fetching
 from vecsweep._types import EngineName, Method, Precision, Spacing
 from vecsweep.cli import main
 from vecsweep.deviations import Deviation
 from vecsweep.execution import Execution
+from vecsweep.results import PlotKind
 from vecsweep.suggest import RULES
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -283,11 +288,159 @@ def test_plot_draws_a_saved_range_test_beside_it_or_where_asked(run, folder):
     assert (folder / "other.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
-def test_plot_of_a_sweep_says_that_only_range_tests_can_be_drawn(run):
+@pytest.mark.parametrize("kind", get_args(PlotKind))
+def test_plot_draws_a_sweep_as_it_is_asked_to(kind, run, folder):
+    runs = vs.sweep(save_range_test("found.npz"), lrs=[0.1, 0.2], schedules=["constant", "cosine"], num_steps=2)
+    runs.save("runs.npz")
+    done = run("plot", "runs.npz", "--kind", kind, "--output", "drawn.png")
+    assert (done.status, done.out) == (0, "Wrote drawn.png.\n")
+    assert (folder / "drawn.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_plot_of_a_sweep_has_no_rule(run):
     vs.sweep(save_range_test("found.npz"), lrs=[0.1], num_steps=2).save("runs.npz")
-    done = run("plot", "runs.npz")
+    done = run("plot", "runs.npz", "--rule", "valley")
     assert_is_one_line_of_error(done.status, done.err)
-    assert "holds a Sweep; only a RangeTest can be drawn" in done.err
+    assert "`--rule` reads a range test; runs.npz holds a Sweep" in done.err
+
+
+# --- comparing ---------------------------------------------------------------------------------------------------------
+
+COMPARED = ("sweep", "digits", "--lrs", "0.03,0.3", "--schedules", "constant,one-cycle(div=10, pct_start=0.3)")
+
+
+def test_sweep_ranks_what_it_compared_and_writes_everything(run, folder):
+    files = ("--csv", "all.csv", "--save-best", "best.safetensors", "--tensorboard", "boards", "--output-dir", "out")
+    done = run(*COMPARED, "--seeds", 2, "--epochs", 2, "--metric", "val_accuracy", *files)
+    assert done.status == 0, done.err
+    assert re.search(r"^\* lr 0\.\d+, (constant|one-cycle)", done.out, re.MULTILINE)
+    assert "intervals of paired differences" in done.out
+    for name in ("curves", "plan", "final", "heatmap"):
+        assert (folder / "out" / f"{name}.png").read_bytes().startswith(PNG_SIGNATURE), name
+    runs = vs.Sweep.load(folder / "out" / "sweep.npz")
+    assert len(runs.members) == 8
+    assert runs.metrics["val_accuracy"].shape == (2, 8)
+    header, *rows = (folder / "all.csv").read_text().splitlines()
+    assert header == "member,lr,schedule,seed,step,epoch,metric,value,diverged"
+    assert len(rows) == len(runs.records())
+    assert len(list((folder / "boards").iterdir())) == 8
+    model = vs.tasks.digits().model()
+    assert load_model(model, folder / "best.safetensors") == (set(), [])
+
+
+def test_sweep_as_json_gives_ranking_and_members(run):
+    vary = ("--vary", "weight_decay=0,1e-2", "--vary", "momentum=0.9")
+    document = strict_json(run(*COMPARED[:4], *vary, "--epochs", 1, "--json").out)
+    assert document["metric"] == "val_loss"
+    assert [row["setting"]["hyper"] for row in document["ranking"]][0].keys() == {"weight_decay", "momentum"}
+    assert {(row["lr"], row["weight_decay"]) for row in document["members"]} == {
+        *((0.03, 0.0), (0.03, 0.01), (0.3, 0.0), (0.3, 0.01))
+    }
+    assert all(0 < row["val_accuracy"] <= 1 for row in document["members"])
+
+
+def test_sweep_of_which_every_member_diverges_returns_1(run):
+    done = run("sweep", "own.py:not_a_number", "--lrs", "0.1,0.2", "--num-steps", 3)
+    assert done.status == 1
+    assert "1 of 1 diverged" in done.out
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """Answer what a command asks, and note what it asked."""
+    asked = []
+
+    def give(*texts):
+        waiting = list(texts)
+
+        def answer(question):
+            asked.append(question)
+            if not waiting:
+                raise EOFError
+            return waiting.pop(0)
+
+        monkeypatch.setattr("builtins.input", answer)
+        return asked
+
+    return give
+
+
+def test_steering_goes_on_from_what_was_kept_and_saves_the_schedule(run, folder, answers):
+    asked = answers("2", "0.3,0.03", "0", "1", "0.1,1e9", "1", "0", "", "", "none", "q")
+    done = run("steer", "digits")
+    assert done.status == 0, done.err
+    assert asked[0] == "Epochs [1]: "
+    assert asked[1] == "Learning rates [0.001,0.003,0.01,0.03,0.1]: "
+    assert "Keep must be a member that did not diverge; 1 did." in done.out
+    assert asked[7:9] == ["Epochs [1]: ", "Learning rates [0.01,0.03333,0.1]: "], "around what was kept"
+    document = strict_json((folder / "steer" / "schedule.json").read_text())
+    assert [(phase["begin"], phase["num_steps"], phase["lr"]) for phase in document["phases"]] == [
+        (0, 44, 0.3),
+        (44, 22, 0.1),
+    ]
+    path = vs.Sweep.load(folder / "steer" / "steer.npz")
+    expected = vs.sweep(vs.tasks.digits(), lrs=[0.3], epochs=2).branch(0, lrs=[0.1], epochs=1)
+    np.testing.assert_allclose(path.train_loss, expected.train_loss, rtol=1e-5)
+    model = vs.tasks.digits().model()
+    load_model(model, folder / "steer" / "model.safetensors")
+    assert (folder / "steer" / "steer.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert "lr 0.3 for 44 steps, then lr 0.1 for 22 steps" in done.out
+
+
+def test_steering_asks_again_after_an_answer_that_makes_no_sense(run, answers):
+    asked = answers("many", "1", "fast", "-1", "0.1", "7", "0")
+    done = run("steer", "digits")
+    assert "Epochs must be a whole number of at least 1; got 'many'." in done.out
+    assert "Learning rates must be learning rates such as 1e-3,1e-2; got 'fast' at position 1." in done.out
+    assert "Learning rates must be positive and finite; got '-1'." in done.out
+    assert "Keep must be a number of the table, or none; got '7'." in done.out
+    assert len(asked) == 8, "nobody answers the next phase, and what there is is saved"
+    assert "Wrote" in done.out
+
+
+def test_steering_without_a_choice_saves_nothing(run, folder, answers):
+    answers("q")
+    assert "nothing is saved" in run("steer", "digits").out
+    assert list((folder / "steer").iterdir()) == []
+
+
+def test_data_are_fetched_where_they_are_not_there_yet(run, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("vecsweep.cli.data.is_fetched", lambda name: name == "mnist")
+    monkeypatch.setattr("vecsweep.cli.data.fetch", lambda name: fetched.append(name) or Path("cache") / name)
+    done = run("data")
+    assert done.status == 0
+    assert "mnist: there already." in done.out
+    assert fetched == [name for name in fetching.SETS if name != "mnist"]
+
+
+@pytest.mark.parametrize(("name", "what"), [("mnist", "mnist"), ("cifar10", "cifar10")])
+def test_missing_data_are_told_in_a_line_with_the_command(name, what, run, monkeypatch, tmp_path):
+    monkeypatch.setenv("VECSWEEP_DATA", str(tmp_path / "empty"))
+    vs.datasets.mnist_data.cache_clear()
+    vs.datasets.cifar10_data.cache_clear()
+    done = run("range-test", name)
+    assert_is_one_line_of_error(done.status, done.err)
+    assert f"vecsweep data {what}" in done.err
+
+
+def test_demo_of_the_regression_shows_two_phases(run, folder):
+    done = run("demo", "regression", "--quick", "--json")
+    document = strict_json(done.out)
+    assert len(document["lrs"]) == 4
+    assert document["phases"]["30 at 0.03, 30 at 0.01"] < document["phases"]["60 at 0.03"]
+    for name in ("picture", "phases_picture"):
+        assert (folder / document[name]).read_bytes().startswith(PNG_SIGNATURE)
+
+
+@pytest.mark.parametrize(("name", "data"), [("finder", "mnist")])
+def test_demo_on_fetched_data_runs(name, data, run):
+    if not fetching.is_fetched(data):
+        pytest.skip(f"{data} has not been fetched")
+    document = strict_json(run("demo", name, "--quick", "--json").out)
+    right, first_lr, diverged = document["val_accuracy"].values()
+    assert right > 0.97 > 0.5 > max(first_lr, diverged)
+    assert document["is_untouched"]
 
 
 @pytest.mark.parametrize(
@@ -317,6 +470,20 @@ def test_plot_of_a_sweep_says_that_only_range_tests_can_be_drawn(run):
         ("range-test digits --output .", "'.' is a folder"),
         ("range-test digits --png curve.txt", "'curve.txt' must end in .png, .pdf or .svg"),
         ("demo --output-dir own.py", "own.py cannot be written: File exists"),
+        ("demo digit", "invalid choice: 'digit'"),
+        ("data imagenet", "A set must be one of mnist, fashion-mnist, cifar10, shakespeare; got 'imagenet'"),
+        ("sweep digits --epochs 1", "the following arguments are required: --lrs"),
+        ("sweep digits --lrs 0.1", "one of the arguments --epochs --num-steps is required"),
+        ("sweep digits --lrs 0.1 --epochs 1 --schedules cosin", "Did you mean 'cosine'?"),
+        ("sweep digits --lrs 0.1 --epochs 1 --schedules one-cycle(div=x)", "must be literals; got 'x'"),
+        ("sweep digits --lrs 0.1 --epochs 1 --vary momentum", "such as weight_decay=0,1e-2; got 'momentum'"),
+        ("sweep digits --lrs 0.1 --epochs 1 --vary beta1=0.9", "hyperparameters of SGD that are numbers"),
+        ("sweep digits --lrs 0.1 --epochs 1 --metric val_los", '`mode` must be "min" or "max"'),
+        ("sweep digits --lrs 0.1 --epochs 1 --metric val_error", "`metric` must be one of"),
+        ("sweep digits --lrs 0.1 --epochs 1 --csv no/where.csv", "there is no folder 'no' to write to"),
+        ("sweep digits --lrs 0.1 --epochs 1 --output-dir own.py", "'own.py' is a file; name a folder"),
+        ("steer digits --output-dir own.py", "'own.py' is a file; name a folder"),
+        ("steer digits --lrs 0.1,x", "must be learning rates such as 1e-3,1e-2; got 'x' at position 2"),
         ("check digits --lrs 1e-3,abc", "argument --lrs: must be learning rates such as 1e-3,1e-2; got 'abc'"),
         ("check digits --lrs 1e-3,-1", "`lrs` must be positive and finite; got -1.0 at index 1"),
         ("check digits --engine sequential", "unrecognized arguments: --engine sequential"),
@@ -346,7 +513,9 @@ def test_an_error_of_the_tasks_own_code_keeps_its_traceback(function, message, r
         run("range-test", f"own.py:{function}", *FEW)
 
 
-@pytest.mark.parametrize("command", [(), ("demo",), ("range-test",), ("check",), ("plot",)])
+@pytest.mark.parametrize(
+    "command", [(), *[(name,) for name in ("demo", "range-test", "sweep", "steer", "check", "plot", "bench", "data")]]
+)
 def test_every_help_text_ends_in_an_example(command, run):
     done = run(*command, "--help")
     assert done.status == 0

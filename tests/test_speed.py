@@ -7,7 +7,7 @@ from torch import nn
 
 import vecsweep as vs
 from vecsweep import cli
-from vecsweep._report import format_speeds
+from vecsweep.cli.reports import format_speeds
 from vecsweep.speed import Speed, measure_speeds
 
 

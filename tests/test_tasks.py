@@ -14,8 +14,10 @@ from torch import nn
 
 import vecsweep as vs
 from vecsweep import datasets
-from vecsweep.tasks import TASKS, ShuffledBatches, accuracy, cifar10, digits, digits_data, load_task
+from vecsweep.datasets import digits_data
+from vecsweep.tasks import TASKS, ShuffledBatches, cifar10, digits, load_task
 from vecsweep.tasks.batches import RandomCrops, crop_and_flip, crops_in_order
+from vecsweep.tasks.builtin import accuracy
 from vecsweep.tasks.models import vgg
 
 TASK_FILE = """

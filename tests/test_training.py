@@ -60,7 +60,7 @@ def make_task(optimizer=None, *, batches=None, **options):
 
 
 class Loop:
-    """An ordinary training loop, with a scheduler of torch's, an evaluation after each epoch, and all in plain sight."""
+    """An ordinary training loop, with a scheduler of torch's and an evaluation after each epoch."""
 
     def __init__(self, task, lr, *, seed=0, make_scheduler=None, interval="epoch", **options):
         self.task, self.interval = task, interval
@@ -571,7 +571,7 @@ def test_validation_is_needed_where_it_is_asked_for():
         vs.sweep(task, lrs=[0.1], epochs=1, val_every=2)
     with pytest.raises(ValueError, match="`train_metrics` needs `metrics` in the task"):
         vs.sweep(task, lrs=[0.1], epochs=1, train_metrics=True)
-    with pytest.raises(ValueError, match="follows 'val_loss', which is not measured; there is train_loss"):
+    with pytest.raises(ValueError, match="follows 'val_loss', which is not measured; there is mean_train_loss"):
         vs.sweep(task, lrs=[0.1], epochs=1, patience=2)
 
 
@@ -591,7 +591,7 @@ def test_selection_without_a_match_says_what_there_is():
         runs.select(lr=0.3)
     with pytest.raises(ValueError, match=r"There is 'constant', 'cosine'"):
         runs.select(schedule="one-cycle")
-    with pytest.raises(ValueError, match=r"Members differ in lr, schedule, seed; got 'momentum'"):
+    with pytest.raises(ValueError, match=r"Members differ in member, lr, schedule, seed; got 'momentum'"):
         runs.select(momentum=0.9)
     assert len(runs.select(lr=[0.1, 0.2], schedule="cosine").members) == 2
 

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vecsweep._hyper import plain_options
-from vecsweep.schedules.schedule import Schedule, as_schedule
-from vecsweep.schedules.torch_schedulers import TorchSchedule
 from vecsweep._types import FloatArray, Schedules, Seeds
 from vecsweep.execution import Execution, check_count
 from vecsweep.schedules import constant, parse
+from vecsweep.schedules.schedule import Schedule, as_schedule
+from vecsweep.schedules.torch_schedulers import TorchSchedule
 from vecsweep.task import Task
 
 RESTARTABLE = "Pass a list, a DataLoader, or the generator function itself."

@@ -12,9 +12,9 @@ import numpy as np
 from torch.optim import Optimizer
 
 from vecsweep._hyper import plain_options
+from vecsweep._types import FloatArray, Hyper, Mode, Spacing
 from vecsweep.schedules.schedule import Schedule, evaluate, evaluate_momentum
 from vecsweep.schedules.torch_schedulers import RunningScheduler, TorchSchedule
-from vecsweep._types import FloatArray, Hyper, Mode, Spacing
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,8 +32,13 @@ class Setting:
     schedule: str
     hyper: tuple[tuple[str, float], ...] = ()
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All of it in words."""
+        return (f"lr {self.lr:.4g}", self.schedule, *(f"{name} {value:.4g}" for name, value in self.hyper))
+
     def __str__(self) -> str:
-        return ", ".join((f"lr {self.lr:.4g}", self.schedule, *(f"{k} {v:.4g}" for k, v in self.hyper)))
+        return ", ".join(self.parts)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,10 +49,10 @@ class Band:
         setting: whose.
         members: their indices.
         steps: the updates before each value.
-        mean: over the seeds that have a value there; NaN where none has.
+        mean: over the seeds; a stopped one counts on with its last value. NaN where one has diverged.
         median: likewise.
-        low: the lowest of them.
-        high: the highest.
+        low: the lowest of the seeds that have not diverged.
+        high: the highest of them.
     """
 
     setting: Setting
@@ -118,12 +123,13 @@ class Ranking:
         return tuple(standing for standing in self.standings if standing.is_tied)
 
     def __str__(self) -> str:
-        width = max(len(str(standing.setting)) for standing in self.standings)
+        names = _tell_apart([standing.setting for standing in self.standings])
+        width = max(map(len, names))
         rows = [f"  {'':{width}}  {self.metric:>12}  {'lowest':>10}  {'highest':>10}  to the best"]
         rows += [
-            f"{'*' if standing.is_tied else ' '} {standing.setting!s:<{width}}  {_number(standing.mean):>12}  "
+            f"{'*' if standing.is_tied else ' '} {name:<{width}}  {_number(standing.mean):>12}  "
             f"{_number(standing.low):>10}  {_number(standing.high):>10}  {self._difference(standing)}".rstrip()
-            for standing in self.standings
+            for name, standing in zip(names, self.standings, strict=True)
         ]
         if self.num_seeds == 1:
             rows.append("With one seed nothing tells a difference from chance; pass `seeds=3` or more.")
@@ -237,6 +243,13 @@ def _interval(differences: FloatArray, confidence: float) -> tuple[float, float]
 
     t = float(stdtrit(num - 1, (1 + confidence) / 2))
     return float(differences.mean()), t * float(differences.std(ddof=1)) / float(np.sqrt(num))
+
+
+def _tell_apart(settings: Sequence[Setting]) -> list[str]:
+    """Name settings by what differs between them; a single one by all of it."""
+    columns = list(zip(*(setting.parts for setting in settings), strict=True))
+    differing = [column for column in columns if len(set(column)) > 1] or columns
+    return [", ".join(parts) for parts in zip(*differing, strict=True)]
 
 
 def _number(value: float) -> str:

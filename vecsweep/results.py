@@ -208,7 +208,8 @@ class Sweep:
         """Return the sweep of some members only.
 
         Args:
-            **values: `lr`, `schedule`, `seed`, or a hyperparameter that was varied, each one value or a list of them.
+            **values: `lr`, `schedule`, `seed`, or a hyperparameter that was varied, each one value or a list of them;
+                or `member`, their positions in `members`.
 
         Raises:
             ValueError: no member has these values; the message says which there are.
@@ -217,7 +218,7 @@ class Sweep:
             `runs.select(lr=0.01, schedule=["constant", "one-cycle"])`
         """
         keep = list(range(len(self.members)))
-        rows = [member.as_row() for member in self.members]
+        rows = [{"member": i, **member.as_row()} for i, member in enumerate(self.members)]
         for name, wanted in values.items():
             if name not in rows[0] or name.endswith("_at"):
                 known = [key for key in rows[0] if not key.endswith("_at")]
@@ -235,15 +236,24 @@ class Sweep:
     def bands(self, metric: str | None = None) -> list[Band]:
         """Return a curve for each setting: mean, median, lowest and highest over its seeds.
 
+        A seed that was stopped counts on with its last value. Where one diverged there is no mean, and the lowest and
+        the highest are those of the seeds that remain.
+
         Args:
             metric: the name of any curve; None as in `final`.
         """
-        steps, values = self.curve(self._metric(metric))
+        metric = self._metric(metric)
+        steps, values = self.curve(metric)
         bands = []
         for setting, members in group_by_setting([member.setting for member in self.members]).items():
-            own = np.ma.masked_invalid(values[:, list(members)])
-            curves = (own.mean(axis=1), np.ma.median(own, axis=1), own.min(axis=1), own.max(axis=1))
-            bands.append(Band(setting, members, steps, *(np.ma.filled(curve, np.nan) for curve in curves)))
+            own = values[:, list(members)].copy()
+            for column, i in enumerate(members):
+                at = self.members[i].stopped_at
+                if at is not None:  # a metric was last measured then; a step was not taken any more
+                    has_stopped = steps > at if metric in self.metrics else steps >= at
+                    own[has_stopped, column] = own[~has_stopped, column][-1]
+            low, high = np.fmin.reduce(own, axis=1), np.fmax.reduce(own, axis=1)
+            bands.append(Band(setting, members, steps, own.mean(axis=1), np.median(own, axis=1), low, high))
         return bands
 
     def ranking(self, metric: str | None = None, mode: Mode | None = None, *, confidence: float = 0.95) -> Ranking:

@@ -64,8 +64,8 @@ def sweep(
             as "train_<name>".
         patience: stop a member after so many evaluations without a new best `monitor`; None for never. It keeps the
             weights at which it stopped.
-        monitor: the metric that `patience` watches: "val_loss", another "val_<name>", or "train_loss", the mean of the
-            losses since the last evaluation.
+        monitor: the metric that `patience` watches: "val_loss", another "val_<name>", or "mean_train_loss", the mean
+            of the losses since the last evaluation.
         mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
         tensorboard: a folder to which each member is written while it trains, to be watched there.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,

@@ -104,7 +104,7 @@ class Request:
         Raises:
             ValueError: a metric is followed that nobody measures.
         """
-        measured = ["train_loss"]
+        measured = ["mean_train_loss"]
         if self.task.val_batches is not None:
             measured += ["val_loss", *(f"val_{name}" for name in self.task.metrics)]
         if self.has_train_metrics:

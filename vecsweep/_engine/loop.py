@@ -259,9 +259,9 @@ class Loop:
             for group, values in zip(groups, measured, strict=True):
                 for name, of_members in zip(self.evaluator.names, values, strict=True):
                     self.metrics[name][row, group.members] = of_members
-        if "train_loss" in self.metrics:
+        if "mean_train_loss" in self.metrics:
             begin = ([0, *self.evaluation.steps])[row]
-            self.metrics["train_loss"][row] = self.loss[begin:num_done].mean(axis=0)
+            self.metrics["mean_train_loss"][row] = self.loss[begin:num_done].mean(axis=0)
         for values in self.metrics.values():
             values[row, ~alive] = np.nan
         if self.observer:
@@ -296,7 +296,7 @@ class Loop:
         if self.evaluation.stopping is not None:
             wanted.add(self.evaluation.stopping.metric)
         names = list(self.evaluator.names) if self.evaluator is not None else []
-        return names + ["train_loss"] * ("train_loss" in wanted)
+        return names + ["mean_train_loss"] * ("mean_train_loss" in wanted)
 
     def _settle(self, group: _Group, curve: Curve, start: int) -> list[_Group]:
         """Note what a chunk did in a window, and take out what diverged, where that makes the chunk cheaper."""

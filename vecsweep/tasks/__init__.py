@@ -4,20 +4,28 @@ The data of most tasks are fetched once, by `vecsweep data`; those of the digits
 `demo`, and those of the regression are made.
 """
 
-from vecsweep.datasets import SplitData as DigitsData
-from vecsweep.datasets import digits_data
 from vecsweep.tasks.batches import ShuffledBatches
-from vecsweep.tasks.builtin import TASKS, accuracy, cifar10, digits, digits_cnn
+from vecsweep.tasks.builtin import (
+    TASKS,
+    cifar10,
+    digits,
+    digits_cnn,
+    fashion_mnist,
+    fashion_mnist_sgd,
+    mnist,
+    tanh_regression,
+)
 from vecsweep.tasks.finding import load_task
 
 __all__ = [
     "TASKS",
-    "DigitsData",
     "ShuffledBatches",
-    "accuracy",
     "cifar10",
     "digits",
     "digits_cnn",
-    "digits_data",
+    "fashion_mnist",
+    "fashion_mnist_sgd",
     "load_task",
+    "mnist",
+    "tanh_regression",
 ]

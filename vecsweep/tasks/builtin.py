@@ -85,6 +85,15 @@ def fashion_mnist() -> Task:
     return _classify_by_mlp(fashion_mnist_data())
 
 
+def fashion_mnist_sgd() -> Task:
+    """Make the task of `fashion_mnist` with SGD with momentum 0.9 in place of Adam.
+
+    Raises:
+        ValueError: the images have not been fetched.
+    """
+    return replace(fashion_mnist(), optimizer=lambda params: torch.optim.SGD(params, lr=0.01, momentum=0.9))
+
+
 def cifar10(*, num_train: int | None = None, num_test: int | None = None) -> Task:
     """Make the task of telling ten kinds of things on photographs apart.
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from vecsweep.deviations import CheckReport
-from vecsweep.results import RangeTest
+from vecsweep.ranking import Ranking
+from vecsweep.results import RangeTest, Sweep
 from vecsweep.speed import Speed
 from vecsweep.suggest import Suggestion
 
+_MAX_RANKED = 24
 _MAX_ROWS = 16  # of a table of learning rates
 
 
@@ -42,11 +44,53 @@ def describe_range_test(
         "method": found.method,
         "lrs": found.lrs.tolist(),
         "losses": found.scores.tolist(),
-        "members": [member._asdict() for member in found.members],
+        "members": [member.as_row() for member in found.members],
         "suggestion": None if taken is None else asdict(taken),
         "suggestions": {rule: asdict(answer) for rule, answer in suggestions.items()},
         "engine": found.engine,
         "duration_s": found.duration_s,
+    }
+
+
+def format_ranking(ranking: Ranking) -> str:
+    """Return a table of the settings, best first, no longer than a screen."""
+    lines = str(ranking).splitlines()
+    head, rows, last = lines[0], lines[1:-1], lines[-1]
+    left_out = len(rows) - _MAX_RANKED
+    more = [f"  and {left_out} worse"] if left_out > 0 else []
+    return "\n".join((head, *rows[:_MAX_RANKED], *more, last))
+
+
+def format_members(runs: Sweep) -> str:
+    """Return a table of members, with what each came to."""
+    names = ["train_loss", *runs.metrics]
+    final = {name: runs.final(name) for name in names}
+    rows = []
+    for i, member in enumerate(runs.members):
+        values = "  ".join(f"{_number(final[name][i]):>12}" for name in names)
+        end = "" if member.diverged_at is None else f"  diverged at step {member.diverged_at}"
+        rows.append(f"{i:>3}  {member.lr:>9.4g}  {values}{end}")
+    return "\n".join((f"{'#':>3}  {'lr':>9}  {'  '.join(f'{name:>12}' for name in names)}", *rows))
+
+
+def describe_sweep(runs: Sweep, ranking: Ranking) -> dict[str, Any]:
+    """Return what a sweep compared, for JSON."""
+    names = ("train_loss", *runs.metrics)
+    final = {name: runs.final(name) for name in names}
+    return {
+        "metric": ranking.metric,
+        "mode": ranking.mode,
+        "confidence": ranking.confidence,
+        "ranking": [
+            {**asdict(standing), "setting": {**asdict(standing.setting), "hyper": dict(standing.setting.hyper)}}
+            for standing in ranking.standings
+        ],
+        "members": [
+            {**member.as_row(), **{name: float(values[i]) for name, values in final.items()}}
+            for i, member in enumerate(runs.members)
+        ],
+        "engine": runs.engine,
+        "duration_s": runs.duration_s,
     }
 
 

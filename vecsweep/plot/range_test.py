@@ -1,19 +1,24 @@
-"""Pictures of results: Axes in, Axes out. Nothing here trains, shows a window or touches pyplot's state.
-
-The colours are Okabe and Ito's, which the colour-blind tell apart; in grey, line styles and markers do.
-
-Reference:
-    Okabe and Ito, Color Universal Design, 2008, https://jfly.uni-koeln.de/color/
-"""
+"""The picture of an LR range test: the loss against the learning rate, and the suggestions."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from vecsweep._types import FloatArray
+from vecsweep.plot._axes import (
+    EDGE,
+    add_grid,
+    at_height,
+    count,
+    draw_crosses,
+    find_view,
+    limit_values,
+    new_axes,
+    say_instead,
+)
+from vecsweep.plot._looks import BLUE, VERMILION
 from vecsweep.results import RAMP_SMOOTHING, RangeTest
 from vecsweep.suggest import Suggestion, smooth
 
@@ -28,17 +33,13 @@ class _Mark(NamedTuple):
     size: float
 
 
-_BLUE = "#0072B2"
-_DEFAULT = _Mark("#D55E00", "-", "o", 1.8, 9)
+_DEFAULT = _Mark(VERMILION, "-", "o", 1.8, 9)
 _OTHERS = (
     _Mark("#009E73", "--", "s", 1.2, 6),
     _Mark("#CC79A7", ":", "D", 1.5, 6),
     _Mark("#E69F00", "-.", "^", 1.2, 7),
 )
-_HEADROOM = 1.5  # height of the view, in units of what the usual loss is above the lowest
-_LEAST_HEADROOM = 0.1  # the same in units of the usual loss, so that a flat curve stays in view
 _LOG_RATIO = 100  # of the highest to the lowest loss in view, from which on the loss axis is logarithmic
-_EDGE = 0.965  # where, as a fraction of the axes, stands the cross of what left the view
 
 
 def plot_range_test(
@@ -80,7 +81,7 @@ def plot_range_test(
         'LR range test (grid): 16 lrs, 10 steps, 1 seed'
     """
     if ax is None:
-        ax = Figure(figsize=(8, 5), layout="constrained").add_subplot()
+        ax = new_axes()
     _describe(ax, found)
     if np.isfinite(found.scores).any():
         smoothing = RAMP_SMOOTHING if found.method == "ramp" else 0.0
@@ -102,12 +103,12 @@ def _describe(ax: Axes, found: RangeTest) -> None:
     num_steps = len(found.train_loss)
     if found.method == "ramp":
         loss = "loss at the step that tried it"
-        counts = [f"{_count(len(found.lrs), 'lr')}, one a step"]
+        counts = [f"{count(len(found.lrs), 'lr')}, one a step"]
     else:
         tail = "mean of the last tenth" if num_steps // 10 > 1 else "at the last"
-        loss = f"loss, {tail} of {_count(num_steps, 'step')}"
-        counts = [_count(len(found.lrs), "lr"), _count(num_steps, "step")]
-    counts.append(_count(_num_seeds(found), "seed"))
+        loss = f"loss, {tail} of {count(num_steps, 'step')}"
+        counts = [count(len(found.lrs), "lr"), count(num_steps, "step")]
+    counts.append(count(_num_seeds(found), "seed"))
     if not found.is_complete:
         counts.append("interrupted")
     ax.set(xlabel="learning rate", ylabel=loss, title=f"LR range test ({found.method}): {', '.join(counts)}")
@@ -115,11 +116,7 @@ def _describe(ax: Axes, found: RangeTest) -> None:
     margin = 2 if len(found.lrs) == 1 else 1  # one lr alone spans no axis
     ends = [(found.lrs[0] / margin, 1.0), (found.lrs[-1] * margin, 1.0)]
     ax.update_datalim(ends, updatey=False)  # the range tested, also where nothing is drawn
-    ax.grid(visible=True, alpha=0.25)
-
-
-def _count(num: int, noun: str) -> str:
-    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
+    add_grid(ax)
 
 
 def _num_seeds(found: RangeTest) -> int:
@@ -134,11 +131,11 @@ def _is_linear(lrs: FloatArray) -> bool:
 def _draw_curve(ax: Axes, found: RangeTest, smoothing: float) -> None:
     name = "loss" if _num_seeds(found) == 1 else "mean loss"
     if found.method == "ramp":
-        ax.plot(found.lrs, found.scores, color=_BLUE, linewidth=1.0, alpha=0.7, label=name)
+        ax.plot(found.lrs, found.scores, color=BLUE, linewidth=1.0, alpha=0.7, label=name)
         curve, label = smooth(found.scores, smoothing), f"{name}, smoothed ({smoothing:g})"
-        ax.plot(found.lrs, curve, color=_BLUE, linewidth=2.4, label=label)
+        ax.plot(found.lrs, curve, color=BLUE, linewidth=2.4, label=label)
     else:
-        ax.plot(found.lrs, found.scores, color=_BLUE, linewidth=2.0, marker=".", markersize=5, label=name)
+        ax.plot(found.lrs, found.scores, color=BLUE, linewidth=2.0, marker=".", markersize=5, label=name)
 
 
 def _draw_band(
@@ -150,7 +147,7 @@ def _draw_band(
     if _num_seeds(found) > 1:
         smoothed = "smoothed, " if found.method == "ramp" else ""
         label = f"{smoothed}lowest to highest of {_num_seeds(found)} seeds"
-        ax.fill_between(found.lrs, low, high, color=_BLUE, alpha=0.2, linewidth=0, label=label)
+        ax.fill_between(found.lrs, low, high, color=BLUE, alpha=0.2, linewidth=0, label=label)
 
 
 def _draw_suggestions(ax: Axes, found: RangeTest, rules: Sequence[str]) -> None:
@@ -179,16 +176,8 @@ def _limit_losses(
     """Choose the scale and the limits of the loss axis, by the losses where no seed diverged."""
     is_whole = np.isfinite(found.scores)
     drawn = np.stack([found.scores, low, high])[:, is_whole]
-    bottom, top = float(drawn.min()), float(drawn.max())
     usual = float(np.fmax(np.median(found.scores[is_whole]), found.train_loss[0].mean()))
-    top = min(top, bottom + max(_HEADROOM * (usual - bottom), _LEAST_HEADROOM * abs(usual)))
-    if bottom > 0 and top > _LOG_RATIO * bottom:
-        ax.set_yscale("log")
-        ratio = top / bottom
-        ax.set_ylim(bottom / ratio**0.06, top * ratio**0.09)
-    else:
-        height = top - bottom or abs(bottom) or 1.0
-        ax.set_ylim(bottom - 0.06 * height, top + 0.09 * height)
+    limit_values(ax, *find_view(drawn, usual, "min"), log_ratio=_LOG_RATIO)
 
 
 def _draw_diverged(ax: Axes, found: RangeTest) -> None:
@@ -198,30 +187,18 @@ def _draw_diverged(ax: Axes, found: RangeTest) -> None:
     if found.method == "ramp":
         steps = found.diverged_at[left]
         lrs, losses = found.lr[steps, left], found.train_loss[steps, left]
-        label = f"diverged: {lrs.size} of {_count(_num_seeds(found), 'seed')}"
+        label = f"diverged: {lrs.size} of {count(_num_seeds(found), 'seed')}"
     else:
         lrs = np.unique(found.lr[0, left])
         losses = np.full(lrs.size, np.nan)
         what = "diverged" if _num_seeds(found) == 1 else "a seed diverged"
-        label = f"{what}: {lrs.size} of {_count(len(found.lrs), 'lr')}"
-    edge = ax.transData.inverted().transform(ax.transAxes.transform((0, _EDGE)))[1]
-    ax.plot(
-        lrs,
-        np.where(np.isfinite(losses), np.fmin(losses, edge), edge),
-        linestyle="none",
-        marker="x",
-        markersize=6,
-        markeredgewidth=1.5,
-        color=ax.xaxis.label.get_color(),  # the style's own; black would be lost on a dark one
-        label=label,
-        zorder=5,
-    )
+        label = f"{what}: {lrs.size} of {count(len(found.lrs), 'lr')}"
+    edge = at_height(ax, EDGE)
+    draw_crosses(ax, lrs, np.where(np.isfinite(losses), np.fmin(losses, edge), edge), label=label)
 
 
 def _say_all_diverged(ax: Axes, found: RangeTest) -> None:
     has_survivors = bool(np.isfinite(found.scores_by_seed).any())
     what = "A seed diverged at every learning rate" if has_survivors else "Every learning rate diverged"
     remedy = "Lower `start_lr`, or look for NaN in the data and the loss."
-    message = f"{what},\nfrom {found.lrs[0]:.3g} up.\n\n{remedy}"
-    ax.text(0.5, 0.5, message, transform=ax.transAxes, ha="center", va="center", fontsize="large")
-    ax.set(ylim=(0, 1), yticks=[])
+    say_instead(ax, f"{what},\nfrom {found.lrs[0]:.3g} up.\n\n{remedy}")

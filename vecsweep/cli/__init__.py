@@ -1,0 +1,58 @@
+"""The command line: parse, call, print. One module for each command.
+
+Exit status: 0; 1 when the answer is no (a check found a difference, or no learning rate trains); 2 for a
+mistake in what was asked, told in one line; 130 after Ctrl-C; 141 when nobody reads what is printed. An error
+that the task's own code raises keeps its traceback: that code is what has to be mended.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+
+from vecsweep._allocator import keep_memory
+from vecsweep.cli.parser import make_parser
+from vecsweep.cli.saying import fallbacks_in_a_line, tell
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: its arguments; None takes those of the process.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        SystemExit: the arguments are wrong (status 2), or ask for help (status 0).
+    """
+    arguments = make_parser().parse_args(argv)
+    keep_memory()
+    try:
+        with fallbacks_in_a_line():
+            status: int = arguments.run(arguments)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
+    except (ValueError, TypeError, ImportError, BrokenPipeError) as error:
+        if not _is_ours(error):
+            raise
+        if isinstance(error, BrokenPipeError):
+            # As after `| head`. Python flushes once more as it exits, and would complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        tell(f"error: {error}")
+        return 2
+    return status
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether vecsweep itself raised an error, rather than the task's code or what that calls.
+
+    The kernels never do: an error there is PyTorch's, on its way through an operator that they stand in for.
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__"))
+    return module.startswith("vecsweep.") and not module.startswith("vecsweep.kernels")

@@ -1,0 +1,51 @@
+"""The parser of the command line, made of what each command says that it takes."""
+
+import argparse
+from typing import NoReturn
+
+from vecsweep import __version__
+from vecsweep.cli import bench, check, data, demo, plot, range_test, steer, sweep
+
+_COMMANDS = {
+    "demo": demo,
+    "range-test": range_test,
+    "sweep": sweep,
+    "steer": steer,
+    "check": check,
+    "plot": plot,
+    "bench": bench,
+    "data": data,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that tells a mistake in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"vecsweep: error: {message}. See {self.prog} --help.\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return a parser that puts the function of the command into `run`."""
+    parser = _Parser(
+        prog="vecsweep",
+        description="Train N copies of a PyTorch model at N learning rates in one batched pass.",
+        epilog="Example:\n  vecsweep demo --quick",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"vecsweep {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, command in _COMMANDS.items():
+        added = commands.add_parser(
+            name,
+            help=command.WHAT,
+            description=command.WHAT[0].upper() + command.WHAT[1:] + ".",
+            epilog=f"Example:\n  {command.EXAMPLE}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argparse.SUPPRESS,
+            allow_abbrev=False,
+        )
+        command.add_arguments(added)
+        added.set_defaults(run=command.run)
+    return parser

@@ -1,0 +1,122 @@
+"""`vecsweep range-test`: find out which learning rates train a task."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import vecsweep as vs
+from vecsweep import RangeTest
+from vecsweep.cli.arguments import (
+    EXECUTION_OPTIONS,
+    RANGE_OPTIONS,
+    TASK_HELP,
+    add_execution,
+    add_json,
+    add_seeds,
+    given,
+    output_file,
+    picture_file,
+)
+from vecsweep.cli.reports import describe_range_test, format_curve, format_suggestions
+from vecsweep.cli.saying import Say, print_json, save_picture, saved_if_interrupted, sayer, tell_files, writing
+from vecsweep.suggest import RULES, suggest
+from vecsweep.tasks import load_task
+
+WHAT = "find out which learning rates train a task"
+EXAMPLE = "vecsweep range-test digits --start-lr 1e-5 --num-lrs 32 --png digits.png"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Say what the command takes."""
+    parser.add_argument("task", metavar="TASK", help=TASK_HELP)
+    tested = parser.add_argument_group("what is tested")
+    tested.add_argument("--start-lr", type=float, metavar="LR", help="the smallest learning rate (default: 1e-7)")
+    tested.add_argument("--end-lr", type=float, metavar="LR", help="the largest learning rate (default: 10)")
+    tested.add_argument("--num-lrs", type=int, metavar="N", help="learning rates of a grid (default: 64)")
+    tested.add_argument("--num-steps", type=int, metavar="N", help="updates of each member (default: 100)")
+    add_seeds(tested)
+    tested.add_argument(
+        "--method",
+        choices=("grid", "ramp"),
+        help="a member for each lr, or Smith's rising lr (default: grid)",
+    )
+    tested.add_argument(
+        "--spacing",
+        choices=("exponential", "linear"),
+        help="equal ratios or differences (default: exponential)",
+    )
+    tested.add_argument("--rule", default=None, help="that suggests (default: lowest for a grid, valley for a ramp)")
+    tested.add_argument(
+        "--smoothing",
+        type=float,
+        default=None,
+        metavar="WEIGHT",
+        help="of the past in [0, 1), before the rule (default: 0 for a grid, 0.8 for a ramp)",
+    )
+    add_execution(parser, has_engine=True)
+    written = parser.add_argument_group("what is written")
+    written.add_argument(
+        "--output",
+        type=output_file,
+        default=None,
+        metavar="FILE.npz",
+        help="save the result here (default: nowhere)",
+    )
+    written.add_argument(
+        "--png",
+        type=picture_file,
+        default=None,
+        metavar="FILE.png",
+        help="draw the curve here (default: nowhere)",
+    )
+    add_json(written)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Test a task, and say what was found."""
+    check_reading(arguments.rule, arguments.smoothing)
+    task = load_task(arguments.task)
+    with saved_if_interrupted(arguments.output or Path("range-test-interrupted.npz")):
+        found = vs.range_test(task, **given(arguments, *RANGE_OPTIONS, *EXECUTION_OPTIONS))
+    files = write(found, arguments.output, arguments.png, arguments.rule)
+    say = sayer(arguments)
+    document = tell_curve(found, say, arguments.rule, arguments.smoothing)
+    tell_files(files, say)
+    print_json({"task": arguments.task, **document, **files}, arguments)
+    return 1 if document["suggestion"] is None else 0
+
+
+def check_reading(rule: str | None, smoothing: float | None = None) -> None:
+    """Raise ValueError for a wrong rule or smoothing, before the work rather than after it."""
+    suggest([1.0], [1.0], rule or "lowest", smoothing=smoothing or 0.0)
+
+
+def tell_curve(found: RangeTest, say: Say, rule: str | None = None, smoothing: float | None = None) -> dict[str, Any]:
+    """Say what a range test found, and return it for JSON."""
+    say(format_curve(found) + "\n")
+    taken, suggestions = None, {}
+    try:
+        taken = found.suggest(rule, smoothing=smoothing)
+    except ValueError as error:  # every learning rate diverged
+        say(f"No suggestion: {error}\n")
+    else:
+        suggestions = {name: found.suggest(name, smoothing=smoothing) for name in RULES}
+        say(format_suggestions(suggestions, taken) + "\n")
+    say(f"{found.duration_s:.2f} s for {len(found.train_loss)} steps ({found.engine}).")
+    return describe_range_test(found, suggestions, taken)
+
+
+def write(
+    found: RangeTest, output: Path | None, picture: Path | None, rule: str | None = None
+) -> dict[str, str | None]:
+    """Save and draw a range test where asked; return the paths, for JSON."""
+    saved = None
+    if output is not None:
+        with writing(output):
+            saved = found.save(output)
+    if picture is not None:
+        from vecsweep.plot import plot_range_test
+
+        save_picture(plot_range_test(found, rules=[rule]) if rule else found.plot(), picture)
+    paths = {"output": saved, "png": picture}
+    return {name: None if path is None else str(path) for name, path in paths.items()}

@@ -1,0 +1,165 @@
+"""Hyperparameters against the step, and a schedule against progress."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from vecsweep.plan import Plan
+from vecsweep.plot._axes import LOG_RATIO, add_grid, add_legend, describe_steps, limit_values, neutral_color, new_axes
+from vecsweep.plot._looks import BLUE, VERMILION, Look, Looks, choose_looks, describe_counts, make_entry
+from vecsweep.ranking import Band, Setting
+from vecsweep.results import MemberRecord, Sweep
+from vecsweep.schedules.schedule import Schedule
+
+_BELOW = 100  # how many times below the lowest peak of a line a logarithmic axis ends at the latest
+_NUM_POINTS = 1001  # at which a schedule is drawn
+_LABELS = {"lr": "learning rate"}
+
+
+def plot_plan(runs: Sweep | Plan, ax: Axes | None = None, *, name: str = "lr") -> Axes:
+    """Draw the learning rate of every setting against the step, or the epoch, and what else changes over the run.
+
+    What changes besides, such as the momentum of a one-cycle schedule, has a panel of its own beneath; if axes are
+    given it has a second axis at the right of those, and thin lines. Settings that differ in what has no say here, as
+    weight decay has none in the learning rate, share a line. Colours and line styles are as in `plot_curves`. The axis
+    is logarithmic if the highest line peaks at more than 30 times the lowest.
+
+    Args:
+        runs: a sweep or a plan. In the plan of a schedule that follows a metric, learning rates stay at their first
+            value; in a sweep they are those that were used, and a line is the mean over seeds.
+        ax: where to draw; None makes a figure of its own.
+        name: what is drawn: "lr", or the name of another hyperparameter, which is then alone.
+
+    Returns:
+        The axes of the learning rates.
+
+    Raises:
+        ValueError: there is no such hyperparameter.
+    """
+    sweep = _as_sweep(runs) if isinstance(runs, Plan) else runs
+    bands = _merge(sweep.bands(name))
+    changing = [key for key, values in sweep.hyper.items() if name == "lr" and (values != values[:1]).any()]
+    below: Axes | None = None
+    if ax is None and changing:
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        ax, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    ax = new_axes() if ax is None else ax
+    ax.set(ylabel=_LABELS.get(name, name), title=describe_counts(sweep))
+    unit = describe_steps(ax, len(sweep.lr), sweep.steps_per_epoch)
+    looks = choose_looks([band.setting for band in bands], ax)
+    for band in bands:
+        look = looks.by_setting[band.setting]
+        ax.plot(band.steps / unit, band.mean, color=look.color, linestyle=look.line, linewidth=1.8)
+    _limit(ax, bands)
+    legend: list[Artist] = list(looks.entries)
+    if below is not None:
+        ax.set_xlabel("")
+        describe_steps(below, len(sweep.lr), sweep.steps_per_epoch)
+        _draw_changing(below, sweep, changing, looks, unit, linewidth=1.8)
+        looks.add_color_bar(ax, below)
+    else:
+        looks.add_color_bar(ax)
+        if changing:
+            right = ax.twinx()
+            _draw_changing(right, sweep, changing, looks, unit, linewidth=0.9)
+            _put_in_front(ax, right)
+            legend.append(make_entry(f"{', '.join(changing)}\n(right)", neutral_color(ax), "-", linewidth=0.9))
+    add_legend(ax, legend, is_inside=looks.scale is not None or (changing != [] and below is None))
+    return ax
+
+
+def plot_schedule(schedule: Schedule, ax: Axes | None = None) -> Axes:
+    """Draw the multiple of the learning rate against progress; of a schedule with momentum, that too, at the right.
+
+    Args:
+        schedule: what is drawn.
+        ax: where to draw; None makes a figure of its own.
+
+    Example:
+        >>> from vecsweep.schedules import cosine
+        >>> plot_schedule(cosine(1, 0)).get_ylabel()
+        'multiple of the learning rate'
+    """
+    ax = new_axes() if ax is None else ax
+    progress = np.linspace(0.0, 1.0, _NUM_POINTS)
+    ax.plot(progress, schedule(progress), color=BLUE, linewidth=2.0)
+    ax.set(xlabel="progress", ylabel="multiple of the learning rate", title=schedule.name, xlim=(0, 1))
+    ax.set_ylim(bottom=0)
+    add_grid(ax)
+    if schedule.momentum is not None:
+        right = ax.twinx()
+        right.plot(progress, schedule.momentum(progress), color=VERMILION, linestyle="--", linewidth=1.6)
+        right.set_ylabel("momentum (dashed)", color=VERMILION)
+        right.tick_params(axis="y", labelcolor=VERMILION)
+        ax.set_ylabel(ax.get_ylabel(), color=BLUE)
+        ax.tick_params(axis="y", labelcolor=BLUE)
+    return ax
+
+
+def _as_sweep(plan: Plan) -> Sweep:
+    """A sweep of which only what was planned is known."""
+    return Sweep(
+        members=tuple(MemberRecord(m.lr, m.schedule, m.seed, None, None, dict(m.hyper)) for m in plan.members),
+        lr=plan.lr,
+        train_loss=np.full(plan.lr.shape, np.nan),
+        hyper={name: values for name, values in plan.hyper.items() if name != "lr"},
+        steps_per_epoch=None,
+        engine="planned",
+        duration_s=0.0,
+    )
+
+
+def _merge(bands: Sequence[Band]) -> list[Band]:
+    """One band for all settings that differ in other hyperparameters alone, provided that their curves are the same."""
+    groups: dict[Setting, list[Band]] = {}
+    for band in bands:
+        groups.setdefault(_without_hyper(band.setting), []).append(band)
+    for alike in groups.values():
+        if not all(np.array_equal(band.mean, alike[0].mean, equal_nan=True) for band in alike):
+            return list(bands)
+    return [replace(alike[0], setting=setting) for setting, alike in groups.items()]
+
+
+def _without_hyper(setting: Setting) -> Setting:
+    return replace(setting, hyper=())
+
+
+def _put_in_front(ax: Axes, twin: Axes) -> None:
+    """Keep the lines of the second axis behind the legend of the first."""
+    twin.patch.set(visible=ax.patch.get_visible(), facecolor=ax.get_facecolor())
+    ax.patch.set_visible(False)
+    ax.set_zorder(twin.get_zorder() + 1)
+
+
+def _limit(ax: Axes, bands: Sequence[Band]) -> None:
+    values = np.stack([band.mean for band in bands])
+    peaks = np.fmax.reduce(values, axis=1)
+    lowest, highest = float(peaks.min()), float(peaks.max())
+    if lowest > 0 and highest > LOG_RATIO * lowest:
+        limit_values(ax, max(float(values[values > 0].min()), lowest / _BELOW), highest)
+    else:
+        limit_values(ax, float(np.nanmin(values)), highest, log_ratio=math.inf)
+
+
+def _draw_changing(
+    ax: Axes, sweep: Sweep, changing: Sequence[str], looks: Looks, unit: float, *, linewidth: float
+) -> None:
+    """Draw what changes besides the lr; settings with the same curve share a line, neutral if they differ in colour."""
+    for name in changing:
+        shared: dict[bytes, list[Band]] = {}
+        for band in sweep.bands(name):
+            shared.setdefault(band.mean.tobytes(), []).append(band)
+        for bands in shared.values():
+            settings = [band.setting for band in bands]
+            own = [looks.by_setting.get(s) or looks.by_setting[_without_hyper(s)] for s in settings]
+            look = Look(
+                own[0].color if all(np.array_equal(one.color, own[0].color) for one in own) else neutral_color(ax),
+                own[0].line if all(one.line == own[0].line for one in own) else "-",
+            )
+            ax.plot(bands[0].steps / unit, bands[0].mean, color=look.color, linestyle=look.line, linewidth=linewidth)
+    ax.set_ylabel(", ".join(changing))
