@@ -46,6 +46,7 @@ LAYERS = {
     "the training loop": "_engine.loop",
     "the way into the engine": "_engine.run",
     "what is read off": "_files deviations ranking",
+    "what a sweep answers": "runs",
     "what is answered": "results",
     "data": "datasets",
     "tasks, parts": "tasks.batches tasks.models",
@@ -73,7 +74,8 @@ LAYERS = {
 
 UPWARD = {
     ("results", "plot"): "`found.plot()` is a method; it imports when it is called, for matplotlib is not for everyone",
-    ("results", "tensorboard"): "`runs.to_tensorboard()` likewise",
+    ("runs", "plot"): "`runs.plot()` likewise",
+    ("runs", "tensorboard"): "`runs.to_tensorboard()` likewise",
     ("schedules.schedule", "plot"): "`schedule.plot()` likewise",
 }
 
@@ -88,12 +90,13 @@ ALL_THAT_IS_IMPORTED = {
     "suggest": {"_errors", "_types", "doubts"},
     "task": {"_errors", "_types"},
     "ranking": {"_types", "execution"},
-    "results": {"_errors", "_files", "_types", "ranking", "suggest", "plot", "tensorboard"},
-    "plot": {"_errors", "_types", "execution", "suggest", "results", "plan", "plot", "ranking", "schedules"},
+    "results": {"_files", "_types", "runs", "suggest", "plot"},
+    "runs": {"_errors", "_files", "_types", "ranking", "plot", "tensorboard"},
+    "plot": {"_errors", "_types", "execution", "suggest", "results", "runs", "plan", "plot", "ranking", "schedules"},
     "fetching": set(),
     "datasets": {"fetching"},
     "tasks": {"datasets", "task", "tasks"},
-    "tensorboard": {"_types", "plan", "results"},
+    "tensorboard": {"_types", "plan", "results", "runs"},
 }
 
 NEVER_REACHED = {  # by any chain of imports that run when the module is imported
@@ -111,7 +114,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "sklearn": {"datasets"},
     "PIL": {"datasets"},  # comes with matplotlib
     "scipy": {"ranking"},
-    "safetensors": {"results"},
+    "safetensors": {"runs"},
     "tensorboard": {"tensorboard"},
     "tqdm": {"_engine.choosing", "_engine.loop"},
 }

@@ -304,7 +304,7 @@ def test_plot_of_a_sweep_has_no_rule(run):
     assert "`--rule` reads a range test; runs.npz holds a Sweep" in done.err
 
 
-# --- comparing ---------------------------------------------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------------------------------
 
 COMPARED = ("sweep", "digits", "--lrs", "0.03,0.3", "--schedules", "constant,one-cycle(div=10, pct_start=0.3)")
 
@@ -332,7 +332,7 @@ def test_sweep_as_json_gives_ranking_and_members(run):
     vary = ("--vary", "weight_decay=0,1e-2", "--vary", "momentum=0.9")
     document = strict_json(run(*COMPARED[:4], *vary, "--epochs", 1, "--json").out)
     assert document["metric"] == "val_loss"
-    assert [row["setting"]["hyper"] for row in document["ranking"]][0].keys() == {"weight_decay", "momentum"}
+    assert document["ranking"][0]["setting"]["hyper"].keys() == {"weight_decay", "momentum"}
     assert {(row["lr"], row["weight_decay"]) for row in document["members"]} == {
         *((0.03, 0.0), (0.03, 0.01), (0.3, 0.0), (0.3, 0.01))
     }

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vecsweep._errors import ResultFileError
 
 _FORMAT_VERSION = 2
+_KINDS = ["Sweep", "RangeTest"]  # of results
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -37,12 +38,11 @@ def write_result(path: str | os.PathLike[str], header: Mapping[str, Any], arrays
     return replace_file(path, write)
 
 
-def read_result(path: str | os.PathLike[str], kinds: Sequence[str]) -> tuple[dict[str, Any], Arrays]:
+def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
     """Read a file's header and arrays.
 
     Args:
         path: where; ".npz" is added if it has no suffix and there is no such file.
-        kinds: of results that are known.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -66,7 +66,7 @@ def read_result(path: str | os.PathLike[str], kinds: Sequence[str]) -> tuple[dic
             f"{path} has format version {header.get('version')}; this vecsweep reads {_FORMAT_VERSION}. Use the "
             "vecsweep that wrote it."
         )
-    if header.get("kind") not in list(kinds):
+    if header.get("kind") not in _KINDS:
         raise foreign
     return header, arrays
 

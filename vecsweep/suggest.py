@@ -387,15 +387,16 @@ def cyclical_bounds(lrs: ArrayLike, accuracies: ArrayLike, *, tolerance: float =
     if not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be between 0 and 1; got {tolerance!r}. Pass 0.05, say.")
     tested, raw = _validated(lrs, accuracies)
-    curve = np.where(np.isfinite(raw), raw, -np.inf)
-    peak = int(np.argmax(curve))
-    reach = curve[peak] - curve[0]
-    if not (np.isfinite(reach) and reach > 0):
+    is_finite = np.isfinite(raw)
+    curve = np.where(is_finite, raw, -np.inf)
+    start, peak = raw[int(np.argmax(is_finite))], int(np.argmax(curve))
+    if not curve[peak] > start:
         raise ValueError(
             f"`accuracies` must rise somewhere; the best, {curve[peak]:.3g}, is that of the smallest lr, "
             f"{tested[0]:.3g}. Start the range test lower."
         )
-    is_low = curve[: peak + 1] <= curve[0] + tolerance * reach
+    reach = curve[peak] - start
+    is_low = curve[: peak + 1] <= start + tolerance * reach
     is_high = curve[peak:] >= curve[peak] - tolerance * reach
     fallen = int(np.argmin(is_high)) if not is_high.all() else len(is_high)
     return CyclicalBounds(float(tested[np.flatnonzero(is_low)[-1]]), float(tested[peak + fallen - 1]))
