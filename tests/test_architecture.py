@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up. A module imports from the layers below its own. Put a new one as low as it goes.
 LAYERS = {
-    "words": "_allocator _errors _hyper _types doubts fetching schedules.stand_in",
+    "words": "_allocator _errors _hyper _types fetching suggest.doubts schedules.stand_in",
     "kernels, common": """
         kernels kernels._compile kernels.rules._mapped kernels.rules._mode kernels.rules._scan
         kernels.rules.random kernels.updates._update""",
@@ -33,6 +33,8 @@ LAYERS = {
     "schedules, joined": "schedules.policies",
     "schedules, by name": "schedules.names",
     "schedules, all": "schedules",
+    "suggestions, parts": "suggest.curves suggest.rules",
+    "suggestions": "suggest.cyclical suggest.suggestion",
     "what is asked": "execution plan suggest task",
     "engine, parts": """
         _engine _engine.capture _engine.copying _engine.divergence _engine.objective _engine.rng _engine.tuning""",
@@ -87,7 +89,7 @@ ALL_THAT_IS_IMPORTED = {
     "execution": {"_errors", "_types"},
     "plan": {"_errors", "_hyper", "_types", "schedules"},
     "schedules": {"_types", "plot", "schedules"},
-    "suggest": {"_errors", "_types", "doubts"},
+    "suggest": {"_types", "suggest"},
     "task": {"_errors", "_types"},
     "ranking": {"_types", "execution"},
     "results": {"_files", "_types", "runs", "suggest", "plot"},

@@ -18,6 +18,7 @@ from vecsweep.suggest import (
     steepest,
     suggest,
     third_of_largest_stable,
+    trim,
     valley,
 )
 
@@ -498,3 +499,33 @@ def test_a_rule_that_returns_an_impossible_lr_is_named(answer):
 
     with pytest.raises(ValueError, match=rf"The rule `broken` must return a positive finite lr; it returned {answer}"):
         suggest(LRS, SCORES, broken)
+
+
+# --- the ends of a ramp -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num", "num_finite", "rest"),
+    [(100, 100, slice(10, 95)), (100, 60, slice(10, 55)), (57, 57, slice(5, 52)), (9, 9, slice(0, 4))],
+)
+def test_trimming_leaves_out_the_first_tenth_and_the_last_five_before_the_end(num, num_finite, rest):
+    """As fastai slices what it recorded, `[num_it // 10 : -5]`, and cuts at the first NaN."""
+    lrs, losses = np.geomspace(1e-7, 10, num), np.linspace(3, 1, num)
+    losses[num_finite:] = np.nan
+    trimmed = trim(lrs, losses)
+    np.testing.assert_array_equal(trimmed[0], lrs[rest])
+    np.testing.assert_array_equal(trimmed[1], losses[rest])
+
+
+@pytest.mark.parametrize(("num", "num_finite"), [(6, 6), (2, 2), (100, 14), (100, 0)])
+def test_curve_of_which_nothing_would_remain_stays_whole(num, num_finite):
+    lrs, losses = np.geomspace(1e-7, 10, num), np.linspace(3, 1, num)
+    losses[num_finite:] = np.nan
+    np.testing.assert_array_equal(trim(lrs, losses)[0], lrs)
+
+
+def test_doubts_about_a_trimmed_curve_are_about_the_whole_of_it():
+    lrs, losses = np.geomspace(1e-4, 1, 30), np.r_[np.linspace(3, 1, 26), [1.5, 3, 9, 27]]
+    answer = suggest(lrs, losses, "lowest", is_trimmed=True)
+    assert answer.lr == lrs[24]
+    assert not any("edge" in doubt for doubt in answer.doubts)

@@ -56,7 +56,7 @@ class RangeTest(Sweep):
         return self.scores_by_seed.mean(axis=1)
 
     def suggest(self, rule: str | Rule | None = None, *, smoothing: float | None = None) -> Suggestion:
-        """Read a learning rate off the curve of scores.
+        """Read a learning rate off the curve of scores; of a ramp without its ends, as `vecsweep.suggest.trim` has it.
 
         Args:
             rule: a name in `vecsweep.suggest.RULES`, or a function `(lrs, losses) -> lr`; None is "lowest" for a grid,
@@ -73,7 +73,7 @@ class RangeTest(Sweep):
             rule = "valley" if self.method == "ramp" else "lowest"
         if smoothing is None:
             smoothing = RAMP_SMOOTHING if self.method == "ramp" else 0.0
-        return suggest(self.lrs, self.scores, rule, smoothing=smoothing)
+        return suggest(self.lrs, self.scores, rule, smoothing=smoothing, is_trimmed=self.method == "ramp")
 
     def plot(
         self,

@@ -5,6 +5,7 @@ on with the model that the finder has left diverged.
 """
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,29 +22,30 @@ _START_LR, _END_LR = 1e-7, 10.0
 
 def finder(stage: Stage) -> dict[str, Any]:
     """Find the learning rate of Adam on MNIST, use it, and see what the usual mistakes cost."""
-    say, epochs = stage.say, 2
-    num_lrs = 24 if stage.is_quick else 48
-    task = mnist()
-    model = task.model() if not isinstance(task.model, nn.Module) else task.model
-    task = vs.Task(
-        model, task.batches, task.loss_fn, task.optimizer, val_batches=task.val_batches, metrics=task.metrics
-    )
+    say, epochs, seeds = stage.say, 2, 3
+    num_lrs, num_steps = (24, 200) if stage.is_quick else (48, 300)
+    built = mnist()
+    model = built.model() if not isinstance(built.model, nn.Module) else built.model
+    task = replace(built, model=model)
     before = copy.deepcopy(model.state_dict())
-    found = vs.range_test(task, start_lr=_START_LR, end_lr=_END_LR, num_lrs=num_lrs, num_steps=100, device=stage.device)
+    found = vs.range_test(
+        task, start_lr=_START_LR, end_lr=_END_LR, num_lrs=num_lrs, num_steps=num_steps, device=stage.device
+    )
     suggestion = found.suggest()
     is_untouched = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    say(f"MNIST, an MLP, Adam: {num_lrs} lrs for 100 steps each, {found.duration_s:.1f} s.")
+    say(f"MNIST, an MLP, Adam: {num_lrs} lrs for {num_steps} steps each, {found.duration_s:.1f} s.")
     say(f"Suggestion: {suggestion}")
     say(f"The model is {'as it was, bit for bit' if is_untouched else 'changed'}.\n")
 
-    runs = vs.sweep(task, lrs=[suggestion.lr, found.lrs[0]], epochs=epochs, device=stage.device)
+    first_lr = float(found.lrs[0])
+    runs = vs.sweep(task, lrs=[suggestion.lr, first_lr], seeds=seeds, epochs=epochs, device=stage.device)
     spoilt = _diverge(task, stage).branch(0, lrs=[suggestion.lr], schedules=["constant"], epochs=epochs)
     accuracy = {
-        f"at the suggestion, {suggestion.lr:.3g}": float(runs.final("val_accuracy")[0]),
-        f'at history["lr"][0], {found.lrs[0]:.3g}': float(runs.final("val_accuracy")[1]),
-        "at the suggestion, on a model left diverged": float(spoilt.final("val_accuracy")[0]),
+        f"at the suggestion, {suggestion.lr:.3g}": _mean(runs.select(lr=suggestion.lr)),
+        f'at history["lr"][0], {first_lr:.3g}': _mean(runs.select(lr=first_lr)),
+        "at the suggestion, on a model left diverged": _mean(spoilt),
     }
-    say(f"Accuracy on the 10,000 test images after {epochs} epochs:")
+    say(f"Accuracy on the 10,000 test images after {epochs} epochs, mean of {seeds} seeds (the last: one):")
     for name, value in accuracy.items():
         say(f"  {name:<46} {value:.1%}")
     say(f"{runs.duration_s + spoilt.duration_s:.1f} s.")
@@ -62,6 +64,10 @@ def finder(stage: Stage) -> dict[str, Any]:
         "duration_s": runs.duration_s + spoilt.duration_s,
         "picture": stage.keep(right, "finder.png"),
     }
+
+
+def _mean(runs: Sweep) -> float:
+    return float(runs.final("val_accuracy").mean())
 
 
 def _diverge(task: vs.Task, stage: Stage) -> Sweep:
