@@ -79,6 +79,7 @@ UPWARD = {
     ("runs", "plot"): "`runs.plot()` likewise",
     ("runs", "tensorboard"): "`runs.to_tensorboard()` likewise",
     ("schedules.schedule", "plot"): "`schedule.plot()` likewise",
+    ("schedules.torch_schedulers", "plot"): "likewise",
 }
 
 # Some import less than what lies below them.

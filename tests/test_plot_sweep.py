@@ -592,3 +592,17 @@ def test_momentum_of_a_schedule_has_the_right_axis():
     (line,) = right.get_lines()
     np.testing.assert_array_equal(line.get_ydata(), schedule.momentum(line.get_xdata()))
     assert right.get_ylabel() == "momentum (dashed)"
+
+
+def test_scheduler_of_torch_is_drawn_step_by_step_with_its_momentum():
+    def one_cycle(optimizer):
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.5, total_steps=40)
+
+    ax = vs.schedules.from_torch(one_cycle, "step").plot(num_steps=40)
+    assert (ax.get_title(), ax.get_xlabel()) == ("OneCycleLR", "step")
+    (line,) = ax.get_lines()
+    assert line.get_ydata().max() == pytest.approx(0.5)
+    (right,) = (other for other in ax.figure.axes if other is not ax)
+    assert right.get_lines()[0].get_ydata().min() == pytest.approx(0.85)
+    with pytest.raises(ValueError, match="must be fed a metric while members train"):
+        vs.schedules.plateau().plot()

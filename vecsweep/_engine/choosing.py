@@ -178,6 +178,7 @@ def _key(engine: Vectorized, plan: Plan, batches: BatchStream, execution: Execut
         [(name, p.shape, p.dtype) for name, p in learner.parameters.items()],
         type(learner.optimizer).__qualname__,
         [(group.options, group.lr_ratio) for group in learner.groups],
+        sorted(plan.hyper),
         key_of(batches.peek()).leaves,
         [plan.seeds.count(seed) for seed in dict.fromkeys(plan.seeds)],
         plan.num_steps,

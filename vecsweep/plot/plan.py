@@ -1,7 +1,7 @@
 """Hyperparameters against the step, and a schedule against progress."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vecsweep._types import FloatArray
 from vecsweep.plan import Plan
 from vecsweep.plot._axes import LOG_RATIO, add_grid, add_legend, describe_steps, limit_values, neutral_color, new_axes
 from vecsweep.plot._looks import BLUE, VERMILION, Look, Looks, choose_looks, describe_counts, make_entry
@@ -87,18 +88,43 @@ def plot_schedule(schedule: Schedule, ax: Axes | None = None) -> Axes:
     """
     ax = new_axes() if ax is None else ax
     progress = np.linspace(0.0, 1.0, _NUM_POINTS)
-    ax.plot(progress, schedule(progress), color=BLUE, linewidth=2.0)
     ax.set(xlabel="progress", ylabel="multiple of the learning rate", title=schedule.name, xlim=(0, 1))
+    _draw_schedule(ax, progress, schedule(progress), schedule.momentum and schedule.momentum(progress))
+    return ax
+
+
+def plot_rows(rows: Mapping[str, FloatArray], ax: Axes | None = None, *, title: str = "") -> Axes:
+    """Draw what a scheduler of torch gives against the step; momentum or beta1, too, at the right.
+
+    Args:
+        rows: "lr" and perhaps "momentum" or "beta1", each `[step]`, as `TorchSchedule.rows` returns them.
+        ax: where to draw; None makes a figure of its own.
+        title: of the picture.
+    """
+    ax = new_axes() if ax is None else ax
+    ax.set(xlabel="step", ylabel="learning rate", title=title)
+    momentum = next((rows[name] for name in ("momentum", "beta1") if name in rows), None)
+    _draw_schedule(ax, np.arange(len(rows["lr"]), dtype=np.float64), rows["lr"], momentum)
+    return ax
+
+
+def _draw_schedule(
+    ax: Axes,
+    places: FloatArray,
+    values: FloatArray,
+    momentum: FloatArray | None,
+) -> None:
+    """Draw a line, and momentum against a second axis."""
+    ax.plot(places, values, color=BLUE, linewidth=2.0)
     ax.set_ylim(bottom=0)
     add_grid(ax)
-    if schedule.momentum is not None:
+    if momentum is not None:
         right = ax.twinx()
-        right.plot(progress, schedule.momentum(progress), color=VERMILION, linestyle="--", linewidth=1.6)
+        right.plot(places, momentum, color=VERMILION, linestyle="--", linewidth=1.6)
         right.set_ylabel("momentum (dashed)", color=VERMILION)
         right.tick_params(axis="y", labelcolor=VERMILION)
         ax.set_ylabel(ax.get_ylabel(), color=BLUE)
         ax.tick_params(axis="y", labelcolor=BLUE)
-    return ax
 
 
 def _as_sweep(plan: Plan) -> Sweep:

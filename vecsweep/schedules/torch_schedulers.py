@@ -8,7 +8,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vecsweep._types import FloatArray
 from vecsweep.schedules.stand_in import StandIn, read_options
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Interval = Literal["epoch", "step"]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -124,6 +127,26 @@ class TorchSchedule:
             seen.append(running._current)
         names = running.hyper()
         return {name: np.array([current[name] for current in seen]) for name in names}
+
+
+    def plot(
+        self, ax: "Axes | None" = None, *, num_steps: int = 100, steps_per_epoch: float = 1.0, lr: float = 1.0
+    ) -> "Axes":
+        """Draw the learning rate against the step, and momentum if the scheduler anneals it.
+
+        Args:
+            ax: where to draw; None makes a figure.
+            num_steps: of the run.
+            steps_per_epoch: of the run.
+            lr: the member's learning rate.
+
+        Raises:
+            ValueError: the scheduler needs a metric, or ends before the run.
+        """
+        from vecsweep.plot import plot_rows
+
+        template = torch.optim.SGD([torch.zeros(1)], lr=lr, momentum=0.9)
+        return plot_rows(self.rows(template, lr, num_steps, steps_per_epoch), ax, title=self.start(template, lr).name)
 
 
 class RunningScheduler:
