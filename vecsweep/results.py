@@ -19,7 +19,7 @@ __all__ = ["RAMP_SMOOTHING", "MemberRecord", "PlotKind", "RangeTest", "Sweep", "
 RAMP_SMOOTHING = 0.8  # lags a third of a decade behind a ramp of 100 steps over 7 decades; a grid has averages already
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class RangeTest(Sweep):
     """What an LR range test found: a sweep, read as one curve of loss against learning rate.
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 PlotKind = Literal["curves", "final", "plan", "heatmap"]
 
 
+_PLURALS = {"lr": "lrs", "schedule": "schedules", "seed": "seeds"}
+
+
 class MemberRecord(NamedTuple):
     """One row of the table of members.
 
@@ -93,7 +96,7 @@ _NO_WEIGHTS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # arrays have no one truth value to compare by
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)  # arrays are neither equal nor short
 class Sweep:
     """What a sweep trained.
 
@@ -123,6 +126,14 @@ class Sweep:
     duration_s: float
     is_complete: bool = True
     _trained: Trained | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        rows = [member.as_row() for member in self.members]
+        names = [name for name in rows[0] if not name.endswith("_at")]
+        counts = [f"{len({row[name] for row in rows})} {_PLURALS.get(name, name)}" for name in names]
+        length = "" if self.is_complete else ", interrupted"
+        what = f"{len(rows)} members: {', '.join(counts)}; {len(self.train_loss)} steps{length}"
+        return f"{type(self).__name__}({what}; {', '.join(('train_loss', *self.metrics))})"
 
     @property
     def diverged_at(self) -> IntArray:
