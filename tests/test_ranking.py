@@ -188,7 +188,7 @@ def test_metrics_and_ends_come_back_from_a_file(tmp_path):
 
 def test_sweep_introduces_itself_in_a_line():
     assert repr(make_runs([[0.5, 0.6, 0.4], [1, 2, 3]])) == (
-        "Sweep(6 members: 2 lrs, 1 schedules, 3 seeds; 12 steps; train_loss, val_loss, val_accuracy, val_oddness)"
+        "Sweep(6 members: 2 lrs, 1 schedule, 3 seeds; 12 steps; train_loss, val_loss, val_accuracy, val_oddness)"
     )
 
 

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 PlotKind = Literal["curves", "final", "plan", "heatmap"]
 
 
-_PLURALS = {"lr": "lrs", "schedule": "schedules", "seed": "seeds"}
-
-
 class MemberRecord(NamedTuple):
     """One row of the table of members.
 
@@ -130,9 +127,9 @@ class Sweep:
     def __repr__(self) -> str:
         rows = [member.as_row() for member in self.members]
         names = [name for name in rows[0] if not name.endswith("_at")]
-        counts = [f"{len({row[name] for row in rows})} {_PLURALS.get(name, name)}" for name in names]
+        counts = [_counted(len({row[name] for row in rows}), name) for name in names]
         length = "" if self.is_complete else ", interrupted"
-        what = f"{len(rows)} members: {', '.join(counts)}; {len(self.train_loss)} steps{length}"
+        what = f"{_counted(len(rows), 'member')}: {', '.join(counts)}; {len(self.train_loss)} steps{length}"
         return f"{type(self).__name__}({what}; {', '.join(('train_loss', *self.metrics))})"
 
     @property
@@ -553,6 +550,10 @@ class Sweep:
 def _under(prefix: str, arrays: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
     """The arrays whose names begin so, without that."""
     return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+
+
+def _counted(number: int, name: str) -> str:
+    return f"{number} {name if number == 1 else f'{name}s' if name in ('lr', 'schedule', 'seed', 'member') else f'of {name}'}"
 
 
 def _is_equal(own: Any, wanted: Any) -> bool:
