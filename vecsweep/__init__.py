@@ -19,6 +19,7 @@ from vecsweep import schedules
 from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
 from vecsweep.deviations import CheckReport
 from vecsweep.execution import Execution
+from vecsweep.fastai import lr_find
 from vecsweep.results import RangeTest, Sweep, load
 from vecsweep.suggest import Suggestion
 from vecsweep.sweeps import check, range_test, sweep
@@ -36,6 +37,7 @@ __all__ = [
     "Task",
     "check",
     "load",
+    "lr_find",
     "range_test",
     "schedules",
     "sweep",

@@ -54,6 +54,7 @@ def cyclical(stage: Stage) -> dict[str, Any]:
     left.set(xscale="log", xlabel="learning rate", ylabel="val_accuracy", title=f"After {num_steps} steps at each lr")
     left.grid(visible=True, alpha=0.25)
     runs.plot(middle, kind="plan", metric="lr")
+    stage.drop_legend(middle)  # the one at the right says the same
     middle.set(yscale="linear", ylim=(0, None))
     runs.plot(right, kind="curves", metric="val_accuracy")
     picture = stage.keep(right, "cyclical.png")

@@ -56,6 +56,7 @@ def policies(stage: Stage) -> dict[str, Any]:
     stage.say(f"{runs.duration_s:.0f} s ({runs.engine}).")
     left, right = stage.panels(13, 2)
     runs.plot(left, kind="plan", metric="lr")
+    stage.drop_legend(left)  # the one at the right says the same
     runs.plot(right, kind="curves", metric="val_accuracy")
     picture = stage.keep(right, "policies.png")
     runs.save(stage.folder / "policies.npz")

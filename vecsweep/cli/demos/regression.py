@@ -22,6 +22,7 @@ def regression(stage: Stage) -> dict[str, Any]:
     train = {standing.setting.lr: standing.mean for standing in runs.ranking("train_mse").standings}
     left, right = stage.panels(11, 2)
     runs.plot(left, kind="curves", metric="train_mse")
+    stage.drop_legend(left)  # the one at the right says the same
     runs.plot(right, kind="curves", metric="val_mse")
     for axes in (left, right):
         axes.set(yscale="log", ylim=(0.03, 2))

@@ -38,6 +38,13 @@ class Stage:
         figure = Figure(figsize=(width, 4.5), layout="constrained")
         return list(figure.subplots(1, num, squeeze=False)[0])
 
+    @staticmethod
+    def drop_legend(axes: "Axes") -> None:
+        """Take the legend of axes away."""
+        legend = axes.get_legend()
+        if legend is not None:
+            legend.remove()
+
     def keep(self, axes: "Axes", name: str) -> str:
         """Write the picture that axes are in, and say where."""
         path = save_picture(axes, self.folder / name)
