@@ -553,7 +553,9 @@ def _under(prefix: str, arrays: Mapping[str, FloatArray]) -> dict[str, FloatArra
 
 
 def _counted(number: int, name: str) -> str:
-    return f"{number} {name if number == 1 else f'{name}s' if name in ('lr', 'schedule', 'seed', 'member') else f'of {name}'}"
+    if name not in ("lr", "schedule", "seed", "member"):
+        return f"{number} of {name}"
+    return f"{number} {name}{'' if number == 1 else 's'}"
 
 
 def _is_equal(own: Any, wanted: Any) -> bool:
