@@ -61,6 +61,11 @@ LAYERS = {
     "arguments of the verbs, and what is made of results": "_checked plot speed tasks tensorboard",
     "sweeps, and going on with them": "training",
     "verbs": "sweeps",
+    "fastai's verb": "fastai",
+    "drop-in, parts": "finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot",
+    "drop-in, halves": "finder.history finder.seeds finder.steps",
+    "drop-in, put together": "finder.lr_finder",
+    "drop-in": "finder",
     "the public face": "vecsweep",
     "command line, words": "cli.reports cli.arguments",
     "command line, what is said": "cli.saying",
@@ -113,13 +118,13 @@ NEVER_REACHED = {  # by any chain of imports that run when the module is importe
 OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "torch": {"vecsweep", "kernels"},
     "numpy": {"vecsweep"},
-    "matplotlib": {"plot", "cli"},
+    "matplotlib": {"plot", "cli", "finder.drawing"},
     "sklearn": {"datasets"},
     "PIL": {"datasets"},  # comes with matplotlib
     "scipy": {"ranking"},
     "safetensors": {"runs"},
     "tensorboard": {"tensorboard"},
-    "tqdm": {"_engine.choosing", "_engine.loop"},
+    "tqdm": {"_engine.choosing", "_engine.loop", "finder.lr_finder"},
 }
 
 

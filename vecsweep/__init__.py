@@ -20,6 +20,7 @@ from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
 from vecsweep.deviations import CheckReport
 from vecsweep.execution import Execution
 from vecsweep.fastai import lr_find
+from vecsweep.finder import LRFinder
 from vecsweep.results import RangeTest, Sweep, load
 from vecsweep.suggest import Suggestion
 from vecsweep.sweeps import check, range_test, sweep
@@ -30,6 +31,7 @@ __all__ = [
     "Execution",
     "FallbackWarning",
     "Interrupted",
+    "LRFinder",
     "RangeTest",
     "ResultFileError",
     "Suggestion",
