@@ -128,7 +128,6 @@ class TorchSchedule:
         names = running.hyper()
         return {name: np.array([current[name] for current in seen]) for name in names}
 
-
     def plot(
         self, ax: "Axes | None" = None, *, num_steps: int = 100, steps_per_epoch: float = 1.0, lr: float = 1.0
     ) -> "Axes":
