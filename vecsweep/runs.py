@@ -412,6 +412,8 @@ class Sweep:
     ) -> "Sweep":
         """Copy member i, its weights, optimizer state and all, into new members, and train those side by side.
 
+        They go on with the batches that follow the whole run, also after a member that was stopped earlier.
+
         Args:
             i: the member to go on from, such as `runs.best()`.
             lrs: the learning rates of the new members; None for member i's own.

@@ -253,7 +253,6 @@ class Loop:
     def _evaluate(self, groups: list[_Group], num_done: int) -> list[_Group]:
         """Measure every member; tell the schedules that follow a metric, and take out whose metric has stalled."""
         row, alive = self.num_evaluated, self._is_alive()
-        self.num_evaluated += 1
         if self.evaluator is not None:
             measured = self.evaluator([group.chunk for group in groups])
             for group, values in zip(groups, measured, strict=True):
@@ -264,6 +263,7 @@ class Loop:
             self.metrics["mean_train_loss"][row] = self.loss[begin:num_done].mean(axis=0)
         for values in self.metrics.values():
             values[row, ~alive] = np.nan
+        self.num_evaluated += 1  # one that Ctrl-C broke off does not count
         if self.observer:
             self.observer.metrics(num_done, {name: values[row] for name, values in self.metrics.items()})
         for i, scheduler in self.feedback.items():
