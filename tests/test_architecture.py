@@ -66,6 +66,9 @@ LAYERS = {
     "drop-in, halves": "finder.history finder.seeds finder.steps",
     "drop-in, put together": "finder.lr_finder",
     "drop-in": "finder",
+    "other frameworks, parts": "integrations integrations._stand_in",
+    "other frameworks, what is read of them": "integrations._lightning integrations.transformers integrations.ignite",
+    "other frameworks": "integrations.lightning",
     "the public face": "vecsweep",
     "command line, words": "cli.reports cli.arguments",
     "command line, what is said": "cli.saying",
@@ -111,8 +114,8 @@ NEVER_REACHED = {  # by any chain of imports that run when the module is importe
     "_engine": {"sweeps", "results", "plot", "tasks", "datasets", "cli"},
     "_engine.sequential": {"_engine.vectorized"},
     "_engine.vectorized": {"_engine.sequential"},
-    "sweeps": {"plot", "tasks", "datasets", "tensorboard", "cli"},
-    "vecsweep": {"plot", "tasks", "datasets", "tensorboard", "cli"},
+    "sweeps": {"plot", "tasks", "datasets", "tensorboard", "integrations", "cli"},
+    "vecsweep": {"plot", "tasks", "datasets", "tensorboard", "integrations", "cli"},
 }
 
 OTHER_PACKAGES = {  # besides Python's own; and who imports them
