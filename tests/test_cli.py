@@ -1,5 +1,6 @@
 """The command line: what it prints, writes and returns; mistakes in one line; Ctrl-C."""
 
+import dataclasses
 import inspect
 import json
 import os
@@ -433,14 +434,43 @@ def test_demo_of_the_regression_shows_two_phases(run, folder):
         assert (folder / document[name]).read_bytes().startswith(PNG_SIGNATURE)
 
 
-@pytest.mark.parametrize(("name", "data"), [("finder", "mnist")])
-def test_demo_on_fetched_data_runs(name, data, run):
-    if not fetching.is_fetched(data):
-        pytest.skip(f"{data} has not been fetched")
-    document = strict_json(run("demo", name, "--quick", "--json").out)
+def adam(params):
+    return torch.optim.Adam(params, lr=1e-3)
+
+
+def test_demo_of_the_finder_shows_what_the_usual_mistakes_cost(run, folder, monkeypatch):
+    """On the digits, which need not be fetched."""
+    task = dataclasses.replace(vs.tasks.digits(), optimizer=adam)
+    monkeypatch.setattr("vecsweep.cli.demos.finder.mnist", lambda: task)
+    document = strict_json(run("demo", "finder", "--quick", "--json").out)
     right, first_lr, diverged = document["val_accuracy"].values()
-    assert right > 0.97 > 0.5 > max(first_lr, diverged)
+    assert right > 0.8 > 0.4 > max(first_lr, diverged)
     assert document["is_untouched"]
+    assert (folder / document["picture"]).read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_demo_of_cyclical_rates_reads_their_bounds_off_a_range_test(run, folder, monkeypatch):
+    monkeypatch.setattr("vecsweep.cli.demos.cyclical.fashion_mnist_sgd", vs.tasks.digits)
+    document = strict_json(run("demo", "cyclical", "--quick", "--json").out)
+    assert 1e-6 < document["base_lr"] < document["max_lr"] <= 1
+    assert document["val_accuracy"].keys() >= {"triangular", "triangular2", "exp_range"}
+    assert document["val_accuracy"]["triangular"] > 0.8
+    assert (folder / document["picture"]).read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_demo_of_the_policies_compares_all_eight(run, folder, monkeypatch, tmp_path):
+    """On the digits, which need not be fetched."""
+    task = dataclasses.replace(vs.tasks.digits(), optimizer=lambda params: torch.optim.SGD(params, momentum=0.9))
+    monkeypatch.setattr("vecsweep.cli.demos.policies.cifar10", lambda **_: task)
+    document = strict_json(run("demo", "policies", "--quick", "--json").out)
+    assert len(document["val_accuracy"]) == 8
+    assert all(0.5 < accuracy <= 1 for accuracy in document["val_accuracy"].values())
+    runs = vs.Sweep.load(folder / "demo" / "policies.npz")
+    at_peak = dict(zip([m.schedule for m in runs.members], runs.lr.max(axis=0), strict=True))
+    assert at_peak["constant 0.01"] == 0.01
+    assert at_peak["multi-step"] == 0.02
+    assert {round(at_peak[name], 3) for name in at_peak if name.startswith(("warm", "one", "exp"))} == {0.04}
+    assert (folder / document["picture"]).read_bytes().startswith(PNG_SIGNATURE)
 
 
 @pytest.mark.parametrize(

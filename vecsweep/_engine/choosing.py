@@ -22,7 +22,8 @@ from vecsweep.plan import Plan
 
 _CHUNK_BYTES = 16 * 2**20  # of parameters, on a CPU: with gradients and optimizer state about the size of its caches
 _CHUNK_ACTIVATION_BYTES = 32 * 2**20  # less than glibc gives back to the system, to be faulted in again at each step
-_MIXED_FROM = 8  # members of a seed, from which on each seed has chunks of its own with batches in common
+_MIXED_FROM = 8  # members of a seed, from which on each seed may have chunks of its own with batches in common
+_SEED_BYTES = 2 * 2**20  # of a seed's members, parameters and activations, from which on that pays for another chunk
 _TIMED_STEPS = 3
 _ROUNDS = 2
 
@@ -88,12 +89,21 @@ def default_chunk_size(engine: Vectorized, plan: Plan) -> int:
     return num_members if size >= num_members else 1 << max(0, size.bit_length() - 1)
 
 
-def divide(plan: Plan, size: int) -> list[list[int]]:
-    """Divide the members into chunks of at most this size, of one seed each where a seed has enough of them."""
+def divide(plan: Plan, size: int, member_bytes: int = 0) -> list[list[int]]:
+    """Divide the members into chunks of at most this size, of one seed each where a seed's members are enough work.
+
+    Members of one seed share their batches; those of several need them stacked, which small models do not notice.
+
+    Args:
+        plan: whose members.
+        size: of a chunk at most.
+        member_bytes: parameters and activations of one member.
+    """
     of_seeds: dict[int, list[int]] = {}
     for i, seed in enumerate(plan.seeds):
         of_seeds.setdefault(seed, []).append(i)
-    is_by_seed = min(len(members) for members in of_seeds.values()) >= min(size, _MIXED_FROM)
+    least = min(len(members) for members in of_seeds.values())
+    is_by_seed = least >= size or (least >= _MIXED_FROM and least * member_bytes >= _SEED_BYTES)
     pools = list(of_seeds.values()) if is_by_seed else [list(range(len(plan.members)))]
     return [part.tolist() for pool in pools for part in np.array_split(np.array(pool), -(-len(pool) // size))]
 
@@ -133,7 +143,9 @@ class Trials:
             engine = Sequential(self._engine.learners, self._engine.execution, self._streams)
         elif isinstance(engine, Vectorized):
             engine.is_compiling = way.is_compiled
-        members = divide(self._plan, way.chunk_size)[0] if way.engine == "vectorized" else [0]
+        members = [0]
+        if isinstance(engine, Vectorized):
+            members = divide(self._plan, way.chunk_size, engine.member_bytes)[0]
         seeds = [self._plan.seeds[i] for i in members]
         marks = {seed: self._streams.mark("model", seed) for seed in dict.fromkeys(seeds)}
         try:

@@ -114,7 +114,8 @@ class Loop:
         """Run to the end of the plan, or to Ctrl-C."""
         num_members = len(self.plan.members)
         size = self.choice.way.chunk_size
-        groups = [self._group(members, self._starts(members)) for members in divide(self.plan, size)]
+        member_bytes = self.engine.member_bytes if isinstance(self.engine, Vectorized) else 0
+        groups = [self._group(members, self._starts(members)) for members in divide(self.plan, size, member_bytes)]
         num_chunks, num_done = len(groups), 0
         hidden = None if self.execution.progress is None else not self.execution.progress
         total = self.plan.num_steps * num_members

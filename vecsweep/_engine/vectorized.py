@@ -83,6 +83,11 @@ class Vectorized:
             program.restart()
 
     @property
+    def member_bytes(self) -> int:
+        """The parameters of one member, and what it keeps for its backward pass."""
+        return sum(p.nbytes for p in self.pattern.parameters.values()) + self.activation_bytes
+
+    @property
     def level(self) -> str:
         """How the steps were run: "compiled" or "traced" as soon as some kind of batch was, else "eager"."""
         programs = self._programs.values()

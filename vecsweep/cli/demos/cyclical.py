@@ -16,7 +16,7 @@ from vecsweep.suggest import cyclical_bounds
 from vecsweep.tasks import fashion_mnist_sgd
 
 
-def cyclical(stage: Stage) -> dict[str, Any]:
+def run(stage: Stage) -> dict[str, Any]:
     """Read the bounds of cyclical learning rates off a range test, and train with them."""
     task, say = fashion_mnist_sgd(), stage.say
     num_lrs, num_steps, num_seeds, epochs_up = (16, 100, 1, 1) if stage.is_quick else (32, 300, 3, 2)
@@ -40,7 +40,7 @@ def cyclical(stage: Stage) -> dict[str, Any]:
         "triangular2": triangular2(**up, total=epochs),
         "exp_range": exp_range(**iterations, gamma=0.1 ** (1 / total), total=total),
         f"constant {best_lr:.3g}": best_lr * constant(),
-        f"constant {bounds.base_lr:.3g}": bounds.base_lr * constant(),
+        f"constant {bounds.max_lr:.3g}": bounds.max_lr * constant(),
     }
     runs = vs.sweep(task, lrs=[1.0], schedules=named, seeds=num_seeds, epochs=epochs, device=stage.device)
     ranking = runs.ranking("val_accuracy")
@@ -55,7 +55,7 @@ def cyclical(stage: Stage) -> dict[str, Any]:
     left.grid(visible=True, alpha=0.25)
     runs.plot(middle, kind="plan", metric="lr")
     stage.drop_legend(middle)  # the one at the right says the same
-    middle.set(yscale="linear", ylim=(0, None))
+    middle.set(yscale="linear", ylim=(0, 1.05 * bounds.max_lr))
     runs.plot(right, kind="curves", metric="val_accuracy")
     picture = stage.keep(right, "cyclical.png")
     return {

@@ -13,7 +13,7 @@ from vecsweep.cli.saying import Say, saved_if_interrupted, tell_files
 from vecsweep.tasks import digits
 
 
-def digits_demo(stage: Stage) -> dict[str, Any]:
+def run(stage: Stage) -> dict[str, Any]:
     """Find a learning rate for digits by a range test, and time it."""
     num_lrs, num_steps, epochs = (16, 40, 10) if stage.is_quick else (64, 100, 20)
     plan: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 10.0, "num_lrs": num_lrs, "num_steps": num_steps}

@@ -20,7 +20,7 @@ from vecsweep.tasks import mnist
 _START_LR, _END_LR = 1e-7, 10.0
 
 
-def finder(stage: Stage) -> dict[str, Any]:
+def run(stage: Stage) -> dict[str, Any]:
     """Find the learning rate of Adam on MNIST, use it, and see what the usual mistakes cost."""
     say, epochs, seeds = stage.say, 2, 3
     num_lrs, num_steps = (24, 200) if stage.is_quick else (48, 300)

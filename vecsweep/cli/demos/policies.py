@@ -44,7 +44,7 @@ def make_policies() -> dict[str, Schedule]:
     }
 
 
-def policies(stage: Stage) -> dict[str, Any]:
+def run(stage: Stage) -> dict[str, Any]:
     """Compare eight schedules on CIFAR-10, by a network of six convolutions."""
     epochs, task = (6, cifar10(num_train=2560, num_test=1000)) if stage.is_quick else (_EPOCHS, cifar10())
     named = make_policies()
