@@ -3,15 +3,18 @@ import sys
 
 import pytest
 
-# Allocates and frees 200 MB three times, and prints how many pages the system had to give for the last of them.
+# Allocates and frees 200 MB again and again, and prints how many pages the system had to give for the cheapest of the
+# last times; at first a block may not fit where the one before it was, because something small has come to lie there.
 FAULTS = """
 import resource
 import torch
 {setup}
-for _ in range(3):
+faults = []
+for _ in range(6):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(50_000_000)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(min(faults[-3:]))
 """
 
 needs_glibc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")

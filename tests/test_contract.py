@@ -759,13 +759,15 @@ def test_programs_of_many_kinds_of_batches_do_not_keep_the_parameters_alive():
     alive = []
 
     def step(model, batch):
-        gc.collect()
-        alive.append(sum(type(o) is torch.Tensor and o.shape == (2, 3, 6) and not o.is_meta for o in gc.get_objects()))
+        if batch["name"] in ("batch 30", "batch 59"):
+            gc.collect()
+            stacked = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == (2, 3, 6)]
+            alive.append(sum(not o.is_meta for o in stacked))
         return model(batch["x"]).square().mean()
 
     task = vs.Task(model, batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     vs.sweep(task, lrs=[0.01, 0.1], num_steps=60)
-    assert alive[-1] <= alive[len(alive) // 2] + 2
+    assert alive[-1] <= alive[0] + 2
 
 
 def test_loss_that_depends_on_more_than_it_is_given_is_not_traced():

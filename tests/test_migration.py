@@ -195,7 +195,7 @@ def test_none_of_the_sequential_finders_stops_at_nan(lightning):
     given = parts(is_broken_at=lost)
     trainer, found = create_supervised_trainer(given["model"], given["optimizer"], given["criterion"]), FastaiLRFinder()
     to_save = {"model": given["model"], "optimizer": given["optimizer"]}
-    with found.attach(trainer, to_save, end_lr=1, num_iter=20) as with_finder:
+    with found.attach(trainer, to_save, end_lr=1.0, num_iter=20) as with_finder:
         with_finder.run(given["train_loader"])
     assert len(found.get_results()["loss"]) >= 19
 
