@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 import vecsweep as vs
 from vecsweep.tasks import load_task
 
-LRS = (0.01, 0.03, 0.1, 0.3)
+LRS = (0.01, 0.02, 0.05, 0.1)
 SCHEDULES = ("constant", "one-cycle")
 WORKLOADS = {"digits": (8, 10), "digits-cnn": (2, 3)}  # seeds and epochs
 SHARE = 4
