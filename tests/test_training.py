@@ -616,3 +616,25 @@ def test_interrupted_extension_keeps_the_history_and_the_sweep_before_it():
     assert not shorter.is_complete
     np.testing.assert_array_equal(shorter.train_loss[:16], patient.train_loss)
     assert len(runs.extend(epochs=1).train_loss) == 12
+
+
+def test_schedule_is_asked_once_for_all_seeds():
+    asked = []
+
+    def mine(progress):
+        asked.append(len(progress))
+        return np.ones_like(progress)
+
+    vs.sweep(make_task(), lrs=[0.1, 0.2], schedules={"mine": mine}, seeds=4, num_steps=3)
+    assert asked == [3, 3]
+
+
+def test_patience_on_the_training_loss_looks_at_each_epoch():
+    task = dataclasses.replace(make_task(), val_batches=None, metrics={})
+    runs = vs.sweep(task, lrs=[0.5], num_steps=4 * 30, patience=1, monitor="mean_train_loss", divergence_factor=None)
+    means = runs.metrics["mean_train_loss"][:, 0]
+    assert runs.evaluated_at.tolist() == list(range(4, 121, 4))
+    end = runs.members[0].stopped_at
+    assert end is not None
+    assert means[end // 4 - 1] >= means[: end // 4 - 1].min()
+    np.testing.assert_allclose(means[: end // 4], runs.train_loss[:end, 0].reshape(-1, 4).mean(axis=1))

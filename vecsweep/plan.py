@@ -231,17 +231,19 @@ def draw_up(
     """
     defaults = plain_options(template.param_groups[0])
     columns, feedback = list[dict[str, FloatArray]](), dict[int, Feedback]()
+    planned = dict[tuple[int, int, float], dict[str, FloatArray]]()  # the same for all seeds
     for i, (member, course) in enumerate(zip(members, courses, strict=True)):
-        if isinstance(course.schedule, Schedule):
-            rows = _follow(course.schedule, course, member.lr, span, defaults)
+        metric = _followed(course.schedule, template, member.lr)
+        if metric is not None:
+            assert isinstance(course.schedule, TorchSchedule)
+            past = (history or {}).get(metric, np.empty((0, len(members))))[:, i]
+            feedback[i] = Feedback(metric, partial(_fed, course.schedule, template, member.lr, past))
+            rows = {name: np.full(span.num_steps, value) for name, value in feedback[i].start().hyper().items()}
         else:
-            running = course.schedule.start(template, member.lr)
-            if running.metric is None:
-                rows = _run(course.schedule, course, member.lr, span, template)
-            else:
-                past = (history or {}).get(running.metric, np.empty((0, len(members))))[:, i]
-                feedback[i] = Feedback(running.metric, partial(_fed, course.schedule, template, member.lr, past))
-                rows = {name: np.full(span.num_steps, value) for name, value in feedback[i].start().hyper().items()}
+            key = (id(course.schedule), course.begin, member.lr)
+            if key not in planned:
+                planned[key] = _planned(course, member.lr, span, template)
+            rows = planned[key]
         if taken := member.hyper.keys() & rows.keys():
             raise ValueError(
                 f"`vary` must not hold what a schedule sets; the schedule {course.name!r} sets {min(taken)!r}. Leave "
@@ -254,6 +256,18 @@ def draw_up(
         for name in names
     }
     return Plan(tuple(members), hyper, feedback)
+
+
+def _followed(schedule: Schedule | TorchSchedule, template: Optimizer, lr: float) -> str | None:
+    """The metric that a schedule is fed, if it is."""
+    return None if isinstance(schedule, Schedule) else schedule.start(template, lr).metric
+
+
+def _planned(course: Course, lr: float, span: Span, template: Optimizer) -> dict[str, FloatArray]:
+    """What a schedule gives that is not fed."""
+    if isinstance(course.schedule, Schedule):
+        return _follow(course.schedule, course, lr, span, plain_options(template.param_groups[0]))
+    return _run(course.schedule, course, lr, span, template)
 
 
 def _follow(

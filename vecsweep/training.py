@@ -83,8 +83,9 @@ class Request:
         if self.task.is_one_pass and (epochs is not None or needs_epochs or begin):
             what = "`epochs` needs" if epochs is not None else "Going on needs" if begin else "The schedule needs"
             raise ValueError(f"{what} batches that can be read again; got an iterator. {RESTARTABLE}")
-        is_measured = self.task.val_batches is not None and self.val_every is None and not self.task.is_one_pass
-        if steps_per_epoch is None and (epochs is not None or needs_epochs or is_measured):
+        has_evaluations = self.task.val_batches is not None or self.has_train_metrics or self.stopping is not None
+        needs_epochs = needs_epochs or (has_evaluations and self.val_every is None and not self.task.is_one_pass)
+        if steps_per_epoch is None and (epochs is not None or needs_epochs):
             num_batches = count_batches(self.task, seed, self.execution)
             steps_per_epoch = num_batches / self.execution.accumulation_steps
         if num_steps is None:
