@@ -288,7 +288,7 @@ def test_ctrl_c_inside_a_step_keeps_whole_steps_and_no_weights():
     model = nn.Linear(6, 3)
     task = vs.Task(model, mlp_task().batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(vs.Interrupted) as caught:
-        vs.sweep(task, lrs=[0.1, 0.1], num_steps=100, engine="sequential")
+        vs.sweep(task, lrs=[0.1, 0.2], num_steps=100, engine="sequential")
     partial = caught.value.result
     assert len(partial.train_loss) == 32
     np.testing.assert_array_equal(partial.train_loss[:, 0], partial.train_loss[:, 1])

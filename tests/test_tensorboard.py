@@ -309,10 +309,10 @@ def test_extension_leaves_the_runs_of_diverged_members_alone(tmp_path):
 def test_branch_begins_its_runs_at_the_step_it_branched_from(tmp_path):
     runs = vs.sweep(task_of(), lrs=[0.1], epochs=2, tensorboard=tmp_path)
     branch = runs.branch(0, lrs=[0.02, 0.03], schedules=["cosine"], epochs=1)
-    own = curves(tmp_path)["lr=0.03 schedule=cosine seed=0"]
+    (folder,) = (path for path in tmp_path.iterdir() if path.name.startswith("branch of member 0 at step 10"))
+    own = curves(folder)["lr=0.03 schedule=cosine seed=0"]
     assert own["train_loss"] == (list(range(10, 15)), np.float32(branch.train_loss[10:, 1]).tolist())
     assert own["val_loss"][0] == [15]
-    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_second_sweep_into_a_folder_replaces_the_curves_of_the_first(tmp_path):
@@ -420,3 +420,13 @@ def test_missing_package_is_named_with_its_remedy_before_training(tmp_path, monk
     with pytest.raises(ImportError, match=message):
         made_up([[1.0]]).to_tensorboard(tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_branches_have_folders_of_their_own_and_void_nothing(tmp_path):
+    runs = vs.sweep(task_of(), lrs=[0.1], epochs=2, tensorboard=tmp_path)
+    runs.branch(0, lrs=[0.1], epochs=1)
+    runs.branch(0, lrs=[0.1, 0.2], epochs=1)
+    folders = sorted(path.name for path in tmp_path.iterdir())
+    assert folders[:2] == ["branch of member 0 at step 10", "branch of member 0 at step 10 (2)"]
+    assert len(folders) == 3
+    assert len(list((tmp_path / folders[1]).iterdir())) == 2

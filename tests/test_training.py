@@ -377,8 +377,6 @@ GOING_ON = {
 @pytest.mark.parametrize("unit", ["epochs", "num_steps"])
 def test_ten_and_ten_more_are_twenty(unit, schedule, engine):
     """Bitwise: shuffling, dropout, batch norm, momentum and torch's schedulers all go on where they stood."""
-    if (unit, schedule) == ("num_steps", "plateau"):
-        pytest.skip("a run that ends within an epoch is evaluated there, and feeds the scheduler once more")
     task = make_loader(make_task())
     how = {"lrs": [0.02, 0.2], "seeds": 2, "schedules": GOING_ON[schedule], "engine": engine}
     whole = vs.sweep(task, **how, **{unit: 20})
@@ -638,3 +636,118 @@ def test_patience_on_the_training_loss_looks_at_each_epoch():
     assert end is not None
     assert means[end // 4 - 1] >= means[: end // 4 - 1].min()
     np.testing.assert_allclose(means[: end // 4], runs.train_loss[:end, 0].reshape(-1, 4).mean(axis=1))
+
+
+# --- phases, and what is followed over them ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("parts", [(2, 1, 9), (11, 1), (1,) * 12])
+def test_patience_counts_on_over_phases(parts, engine):
+    how = {"lrs": [0.0005, 0.4, 0.6], "patience": 2, "divergence_factor": None, "engine": engine}
+    whole = vs.sweep(make_task(), epochs=12, **how)
+    runs = vs.sweep(make_task(), epochs=parts[0], **how)
+    for epochs in parts[1:]:
+        runs = runs.extend(epochs=epochs)
+    assert [m.stopped_at for m in runs.members] == [m.stopped_at for m in whole.members]
+    assert {m.stopped_at for m in whole.members} != {None}
+    np.testing.assert_array_equal(runs.train_loss, whole.train_loss)
+    for i in range(3):
+        assert_same_weights(runs.model(i), whole.model(i), rtol=0)
+
+
+def test_branch_has_patience_of_its_own():
+    runs = vs.sweep(make_task(), lrs=[0.6], epochs=12, patience=2, divergence_factor=None)
+    assert runs.members[0].stopped_at < 48
+    branched = runs.branch(0, lrs=[1e-4], epochs=4)
+    assert branched.members[0].stopped_at is None or branched.members[0].stopped_at > len(runs.train_loss) + 4
+
+
+@pytest.mark.parametrize("val_every", [None, 3])
+def test_what_is_followed_does_not_see_the_evaluation_at_the_end_of_a_phase(val_every):
+    how = {"lrs": [0.02, 0.3], "schedules": GOING_ON["plateau"], "val_every": val_every}
+    whole = vs.sweep(make_task(), num_steps=30, **how)
+    parts = vs.sweep(make_task(), num_steps=10, **how).extend(num_steps=20)
+    assert 10 in parts.evaluated_at
+    assert 10 not in whole.evaluated_at
+    np.testing.assert_array_equal(parts.lr, whole.lr)
+
+
+def test_branch_takes_a_schedule_that_sets_what_was_varied():
+    runs = vs.sweep(make_task(OPTIMIZERS["adamw"]), lrs=[0.01], vary={"beta1": [0.5, 0.9]}, epochs=1)
+    branched = runs.branch(1, schedules=["one-cycle", "constant"], epochs=1)
+    assert [m.hyper for m in branched.members] == [{}, {"beta1": 0.9}]
+    assert branched.hyper["beta1"][4, 0] == pytest.approx(0.95)
+    with pytest.raises(ValueError, match="the schedule 'one-cycle' sets 'beta1'"):
+        runs.branch(1, schedules=["one-cycle"], vary={"beta1": [0.5]}, epochs=1)
+
+
+# --- sources of data that are easily disturbed ------------------------------------------------------------------------
+
+
+def test_train_metrics_of_each_seed_are_those_of_its_own_batches():
+    """Seeds whose batches differ in size and number."""
+
+    def of_seed(seed):
+        inputs, targets = make_data(40, seed)
+        size = 8 if seed == 0 else 5
+        return list(zip(inputs[: 40 - 7 * seed].split(size), targets[: 40 - 7 * seed].split(size), strict=True))
+
+    for how in ({}, {"chunk_size": 1}, {"engine": "sequential"}):
+        runs = vs.sweep(make_task(batches=of_seed), lrs=[0.1], seeds=2, num_steps=10, train_metrics=True, **how)
+        for seed in range(2):
+            _, *expected = evaluate(runs.model(seed), of_seed(seed))
+            measured = [runs.metrics[name][-1, seed] for name in ("train_accuracy", "train_margin")]
+            np.testing.assert_allclose(measured, expected, rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # of the loader's workers
+def test_loader_whose_workers_persist_is_not_shared_with_the_caller_or_between_seeds():
+    def loader():
+        dataset = TensorDataset(*make_data(32, 1))
+        return DataLoader(dataset, 8, num_workers=1, persistent_workers=True)
+
+    plain = DataLoader(TensorDataset(*make_data(32, 1)), 8)
+    train, val = loader(), loader()
+    task = make_task(batches=train, val_batches=val)
+    under_way = iter(val)
+    next(under_way)
+    runs = vs.sweep(task, lrs=[0.1], seeds=2, epochs=2, train_metrics=True)
+    expected = vs.sweep(make_task(batches=plain, val_batches=plain), lrs=[0.1], seeds=2, epochs=2, train_metrics=True)
+    for name, values in expected.metrics.items():
+        np.testing.assert_allclose(runs.metrics[name], values, rtol=1e-12, err_msg=name)
+    assert len(list(under_way)) == 3
+    assert train._iterator is None
+
+
+@pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_metric_that_keeps_state_stays_the_callers(engine):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_right = torch.zeros(())
+            self.register_buffer("num_calls", torch.zeros(()))
+
+        def forward(self, outputs, targets):
+            self.num_right = self.num_right + (outputs.argmax(dim=1) == targets).sum()
+            self.num_calls += 1
+            return accuracy(outputs, targets)
+
+    counting, task = Counting(), make_task()
+    runs = vs.sweep(dataclasses.replace(task, metrics={"accuracy": counting}), lrs=[0.1, 0.2], epochs=2, engine=engine)
+    assert (counting.num_right.item(), counting.num_calls.item()) == (0, 0)
+    plain = vs.sweep(task, lrs=[0.1, 0.2], epochs=2, engine=engine)
+    np.testing.assert_allclose(runs.metrics["val_accuracy"], plain.metrics["val_accuracy"], rtol=1e-12)
+
+
+def test_iterator_does_not_tell_epochs_to_what_follows_a_metric():
+    with pytest.raises(ValueError, match="What follows a metric needs epochs, which an iterator does not tell"):
+        vs.sweep(make_task(batches=iter(make_task().batches)), lrs=[0.1], num_steps=4, patience=1)
+    runs = vs.sweep(make_task(batches=iter(make_task().batches)), lrs=[0.1], num_steps=4, patience=1, val_every=2)
+    assert runs.evaluated_at.tolist() == [2, 4]
+
+
+def test_repeated_learning_rates_are_refused():
+    with pytest.raises(ValueError, match=r"`lrs` must differ from each other; got 0\.1 again\. Pass `seeds`"):
+        vs.sweep(make_task(), lrs=[0.1, 0.2, 0.1], epochs=1)

@@ -1,7 +1,7 @@
 """What the verbs accept, checked at the call: each function returns what the rest of the library takes."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 from torch import Tensor
@@ -37,14 +37,17 @@ def check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:
             where = f" at index {i}" if rates.size > 1 else ""
             remedy = f" Drop it, or pass {abs(rate):.3g}." if np.isfinite(rate) and rate < 0 else " Drop it."
             raise ValueError(f"`{name}` must be positive and finite; got {rate}{where}.{remedy}")
+    repeated = [rate for i, rate in enumerate(rates) if rate in rates[:i]]
+    if repeated:
+        raise ValueError(f"`{name}` must differ from each other; got {repeated[0]:g} again. Pass `seeds` for repeats.")
     return rates
 
 
 def check_seeds(seeds: Seeds, execution: Execution, task: Task) -> list[int]:
     """Return the seeds themselves."""
-    if isinstance(seeds, int) and not isinstance(seeds, bool):
+    if isinstance(seeds, SupportsIndex) and not isinstance(seeds, bool | np.ndarray):
         check_count("seeds", seeds)
-        listed = [execution.seed + i for i in range(seeds)]
+        listed = [execution.seed + i for i in range(seeds.__index__())]
     else:
         if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str) or len(seeds) == 0:
             raise TypeError(f"`seeds` must be how many, or a list of whole numbers; got {seeds!r}.")

@@ -75,11 +75,13 @@ class Evaluation:
 
     Attributes:
         steps: how many updates each evaluation comes after, ascending.
+        followed: those of them that schedules and `stopping` look at; at the end of a phase there may be another.
         has_train_metrics: whether the metrics are measured on the training batches, too.
         stopping: which members are stopped; None for none.
     """
 
     steps: tuple[int, ...] = ()
+    followed: frozenset[int] = frozenset()
     has_train_metrics: bool = False
     stopping: Stopping | None = None
 
@@ -258,6 +260,12 @@ def draw_up(
     return Plan(tuple(members), hyper, feedback)
 
 
+def set_by(course: Course, lr: float, span: Span, template: Optimizer) -> set[str]:
+    """The hyperparameters besides lr that a schedule sets."""
+    fed = _followed(course.schedule, template, lr) is not None
+    return set() if fed else _planned(course, lr, span, template).keys() - {"lr"}
+
+
 def _followed(schedule: Schedule | TorchSchedule, template: Optimizer, lr: float) -> str | None:
     """The metric that a schedule is fed, if it is."""
     return None if isinstance(schedule, Schedule) else schedule.start(template, lr).metric
@@ -299,7 +307,7 @@ def _run(schedule: TorchSchedule, course: Course, lr: float, span: Span, templat
 def _fed(schedule: TorchSchedule, template: Optimizer, lr: float, past: FloatArray) -> RunningScheduler:
     """A scheduler that was fed a metric before."""
     running = schedule.start(template, lr)
-    for value in past[~np.isnan(past)]:
+    for value in past:
         running.step(float(value))
     return running
 

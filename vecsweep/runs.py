@@ -312,7 +312,7 @@ class Sweep:
                         "epoch": self._epoch(int(step), is_measured=is_measured),
                         "metric": metric,
                         "value": float(value),
-                        "diverged": step == member.diverged_at,
+                        "diverged": bool(step == member.diverged_at),
                     }
                     for step, value in zip(steps, values[:, i], strict=True)
                     if (not np.isnan(value) if is_measured else step < end)

@@ -92,7 +92,9 @@ def sweep(
     seed_list = check_seeds(seeds, options, task)
     if val_every is not None:
         check_count("val_every", val_every)
-    if val_every is not None and task.val_batches is None:
+    if mode is not None:
+        check_choice("mode", mode, get_args(Mode))
+    if val_every is not None and task.val_batches is None and not train_metrics and patience is None:
         raise ValueError(f"`val_every` needs `val_batches` in the task; got {val_every} and none of them.")
     if train_metrics and not task.metrics:
         raise ValueError("`train_metrics` needs `metrics` in the task; got none.")

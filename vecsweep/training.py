@@ -21,7 +21,7 @@ from vecsweep._errors import Interrupted
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Lrs, Schedules
 from vecsweep.execution import Execution, check_count
-from vecsweep.plan import Course, Evaluation, Member, Plan, Span, Stopping, cross, draw_up
+from vecsweep.plan import Course, Evaluation, Member, Plan, Span, Stopping, cross, draw_up, set_by
 from vecsweep.results import MemberRecord, Sweep
 from vecsweep.task import Task
 
@@ -121,11 +121,20 @@ class Request:
                 )
         if len(measured) == 1 and not followed:
             return Evaluation()
-        every = self.val_every or span.steps_per_epoch or span.num_steps
-        end = span.begin + span.num_steps
-        ends = (_ceil(k * every) for k in range(math.floor(span.begin / every) + 1, _ceil(end / every) + 1))
-        steps = {step - span.begin for step in ends if span.begin < step < end} | {span.num_steps}
-        return Evaluation(tuple(sorted(steps)), self.has_train_metrics, self.stopping)
+        if self.task.is_one_pass and self.val_every is None and followed:
+            raise ValueError(
+                "What follows a metric needs epochs, which an iterator does not tell. Pass `val_every`, or batches "
+                "that can be read again."
+            )
+        followed_at = self.regular(span.begin, span.begin + span.num_steps, span.steps_per_epoch)
+        steps = frozenset(step - span.begin for step in followed_at)
+        return Evaluation(tuple(sorted(steps | {span.num_steps})), steps, self.has_train_metrics, self.stopping)
+
+    def regular(self, begin: int, end: int, steps_per_epoch: float | None) -> set[int]:
+        """The steps, after `begin` and up to `end`, that evaluations come after wherever phases end."""
+        every = self.val_every or steps_per_epoch or end
+        ends = (_ceil(k * every) for k in range(math.floor(begin / every) + 1, _ceil(end / every) + 1))
+        return {step for step in ends if begin < step <= end}
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +199,18 @@ class Training:
         varied = check_vary(vary, self.request.template(origin.seed))
         rates = check_lrs([origin.lr] if lrs is None else lrs)
         span = self._span(runs, num_steps, epochs, needs_epochs(named))
-        members = tuple(
-            replace(member, hyper={**origin.hyper, **member.hyper})
-            for member in cross(rates, list(named), [origin.seed], varied)
-        )
+        template = self.request.template(origin.seed)
+        members, courses = list[Member](), list[Course]()
+        for member in cross(rates, list(named), [origin.seed], varied):
+            course = Course(named[member.schedule], member.schedule, span.begin, span.num_steps)
+            is_set = set_by(course, member.lr, span, template)
+            inherited = {name: value for name, value in origin.hyper.items() if name not in is_set}
+            members.append(replace(member, hyper=inherited | dict(member.hyper)))
+            courses.append(course)
         copies = [i] * len(members)
-        courses = tuple(Course(named[m.schedule], m.schedule, span.begin, span.num_steps) for m in members)
         before = replace(runs._take(copies), members=tuple(_record_of(member) for member in members))
-        copied = replace(self.select(copies), members=members, courses=courses)
+        request = replace(self.request, tensorboard=_folder_of_branch(self.request.tensorboard, i, span.begin))
+        copied = replace(self.select(copies), request=request, members=tuple(members), courses=tuple(courses))
         return copied._go_on(before, range(len(members)), span)
 
     def _span(self, runs: Sweep, num_steps: int | None, epochs: int | None, needs_epochs: bool) -> Span:
@@ -213,11 +226,11 @@ class Training:
     def _go_on(self, before: Sweep, alive: Sequence[int], span: Span) -> Sweep:
         """Train some of the members over a span, and join it to what went before."""
         part = self.select(alive)
-        begun = np.array([course.begin for course in part.courses])
-        past = {  # what a schedule is fed began with it
-            name: np.where(before.evaluated_at[:, None] > begun, values, np.nan)
-            for name, values in part.start.metrics.items()
-        }
+        # What is followed since the members took their course; they all took it at the same time.
+        followed = self.request.regular(part.courses[0].begin, span.begin, before.steps_per_epoch)
+        rows = np.isin(before.evaluated_at, list(followed))
+        past = {name: values[rows] for name, values in part.start.metrics.items()}
+        part = replace(part, start=replace(part.start, metrics=past))
         template = self.request.template(part.members[0].seed)
         plan = draw_up(part.members, part.courses, span, template, past)
         now, record = _train(self.request, plan, span, part.start)
@@ -292,6 +305,14 @@ def wrap(plan: Plan, record: Record, span: Span, evaluation: Evaluation, duratio
         duration_s=duration_s,
         is_complete=record.is_complete,
     )
+
+
+def _folder_of_branch(folder: Path | None, i: int, step: int) -> Path | None:
+    """A folder of its own for the runs of a branch, which would void those of its origin otherwise."""
+    if folder is None:
+        return None
+    names = (f"branch of member {i} at step {step}{suffix}" for suffix in ("", *(f" ({k})" for k in range(2, 1000))))
+    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _record_of(member: Member, diverged_at: int | None = None, stopped_at: int | None = None) -> MemberRecord:

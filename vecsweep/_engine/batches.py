@@ -52,12 +52,7 @@ class BatchStream:
         dtype: torch.dtype | None = None,
         start: "Position | None" = None,
     ) -> None:
-        if isinstance(task.batches, DataLoader) and task.batches.persistent_workers:
-            # Such a loader has one iterator, which the other seeds and the caller use too.
-            loader = copy.copy(task.batches)
-            loader._iterator = None
-            task = replace(task, batches=loader)
-        self._task = task
+        self._task = replace(task, batches=own_loader(task.batches))
         self._seed = seed
         self._streams = streams
         self._device = device
@@ -158,6 +153,15 @@ def move(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch
         return leaf.to(device) if hasattr(leaf, "to") else leaf
 
     return pytree.tree_map(move_leaf, batch)
+
+
+def own_loader(batches: Any) -> Any:
+    """A copy of a loader whose workers persist: it has one iterator, which other seeds and the caller use too."""
+    if not isinstance(batches, DataLoader) or not batches.persistent_workers:
+        return batches
+    loader = copy.copy(batches)
+    loader._iterator = None
+    return loader
 
 
 def batch_size(batch: Batch) -> int:

@@ -18,7 +18,7 @@ from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.rng import Streams
 from vecsweep._hyper import BETAS, plain_options
-from vecsweep._types import Precision
+from vecsweep._types import Metric, Precision
 from vecsweep.execution import Execution
 from vecsweep.task import Task
 
@@ -123,7 +123,8 @@ class Learner:
         _check_needs_no_closure(optimizer)
         if isinstance(task.loss_fn, nn.Module):  # it may hold class weights, which go where the model goes
             task = replace(task, loss_fn=copy.deepcopy(task.loss_fn).to(device=execution.device, dtype=dtype))
-        learner = cls(task, model, optimizer, execution.precision)
+        metrics = {name: _own_metric(metric, execution.device, dtype) for name, metric in task.metrics.items()}
+        learner = cls(replace(task, metrics=metrics), model, optimizer, execution.precision)
         learner.frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in learner.parameters)
@@ -149,6 +150,12 @@ class Learner:
         """Set the hyperparameters of the next update; `lr` is that of the first parameter group."""
         for group, own in zip(self.groups, self.optimizer.param_groups, strict=True):
             own.update(group.hyper(hyper))
+
+
+def _own_metric(metric: Metric, device: torch.device | str | None, dtype: torch.dtype | None) -> Metric:
+    """A copy of a metric that may keep something; a function is its own."""
+    copied = copy.deepcopy(metric)
+    return copied.to(device=device, dtype=dtype) if isinstance(copied, nn.Module) else copied
 
 
 def _groups(model: nn.Module, optimizer: Optimizer) -> tuple[Group, ...]:

@@ -255,7 +255,8 @@ class Loop:
         """Measure every member; tell the schedules that follow a metric, and take out whose metric has stalled."""
         row, alive = self.num_evaluated, self._is_alive()
         if self.evaluator is not None:
-            measured = self.evaluator([group.chunk for group in groups])
+            seeds = [[self.plan.seeds[i] for i in group.members] for group in groups]
+            measured = self.evaluator([group.chunk for group in groups], seeds)
             for group, values in zip(groups, measured, strict=True):
                 for name, of_members in zip(self.evaluator.names, values, strict=True):
                     self.metrics[name][row, group.members] = of_members
@@ -267,12 +268,14 @@ class Loop:
         self.num_evaluated += 1  # one that Ctrl-C broke off does not count
         if self.observer:
             self.observer.metrics(num_done, {name: values[row] for name, values in self.metrics.items()})
+        if num_done not in self.evaluation.followed:
+            return groups
         for i, scheduler in self.feedback.items():
             if alive[i]:
                 scheduler.step(float(self.metrics[self.plan.feedback[i].metric][row, i]))
                 for name, value in scheduler.hyper().items():
                     self.hyper[name][num_done:, i] = value
-        if self.evaluation.stopping is None or num_done == self.plan.num_steps:
+        if self.evaluation.stopping is None:
             return groups
         return [part for group in groups for part in self._stop(group, num_done)]
 
@@ -280,7 +283,9 @@ class Loop:
         """Note which members of a chunk no longer improve, and take them out, where that makes the chunk cheaper."""
         stopping = self.evaluation.stopping
         assert stopping is not None
-        history = self.metrics[stopping.metric][: self.num_evaluated]
+        steps = self.evaluation.steps[: self.num_evaluated]
+        rows = [row for row, step in enumerate(steps) if step in self.evaluation.followed]
+        history = self.metrics[stopping.metric][rows]
         if self.start is not None:
             history = np.concatenate([self.start.metrics[stopping.metric], history])
         alive = self._is_alive()[group.members]

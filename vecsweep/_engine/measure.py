@@ -4,12 +4,14 @@ Values are averaged over batches by the number of samples in each, so that a sma
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from vecsweep._engine.batches import batch_size, member_dims, move
+from vecsweep._engine.batches import batch_size, member_dims, move, own_loader
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.learner import Learner
@@ -37,7 +39,7 @@ def measure_at_once(
             return objective.measure(parameters | shared | own, batch)
 
     mapped = vmap(member, in_dims=(0, 0, member_dims(batch) if is_stacked else None), out_dims=1)
-    with objective.evaluating(), attributes_restored(objective.model):
+    with _undisturbed(objective):
         return mapped(ensemble.parameters, own, batch)
 
 
@@ -54,8 +56,18 @@ def measure_one(
     """
     objective = learner.objective
     tensors = dict(parameters) | {name: buffer.clone() for name, buffer in buffers.items()}
-    with objective.evaluating(), attributes_restored(objective.model):
+    with _undisturbed(objective):
         return objective.measure(tensors, batch)
+
+
+@contextmanager
+def _undisturbed(objective: Objective) -> Iterator[None]:
+    """Evaluate, and put back what modules keep in their attributes: the model, and metrics that are modules."""
+    with ExitStack() as stack:
+        stack.enter_context(objective.evaluating())
+        for module in (objective.model, *objective.metric_modules):
+            stack.enter_context(attributes_restored(module))
+        yield
 
 
 class Evaluator:
@@ -84,7 +96,7 @@ class Evaluator:
         *,
         has_train_metrics: bool,
     ) -> None:
-        self._task = task
+        self._task = replace(task, val_batches=own_loader(task.val_batches))
         self._seeds = list(learners)
         self._streams = streams
         self._device = device
@@ -102,28 +114,41 @@ class Evaluator:
             names += tuple(f"train_{name}" for name in self._task.metrics)
         return names
 
-    def __call__(self, chunks: Sequence[Chunk]) -> list[FloatArray]:
-        """Measure the members of each chunk: `[metric, member]`, in the order of `names`."""
+    def __call__(self, chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """Measure the members of each chunk: `[metric, member]`, in the order of `names`.
+
+        Args:
+            chunks: of members.
+            seeds: of the members of each.
+        """
         parts = []
         if self._task.val_batches is not None:
-            parts.append(self._average(self._validation(), chunks))
+            parts.append(self._average(self._validation(), chunks, seeds))
         if self._has_train_metrics:
-            parts.append([rows[1:] for rows in self._average(self._training(), chunks)])
+            parts.append([rows[1:] for rows in self._average(self._training(), chunks, seeds)])
         return [torch.cat(of_chunk).cpu().numpy() for of_chunk in zip(*parts, strict=True)]
 
-    def _average(self, batches: Iterator[dict[int, Batch]], chunks: Sequence[Chunk]) -> list[Tensor]:
-        """Average over batches, by their sizes."""
+    def _average(
+        self, batches: Iterator[dict[int, tuple[Batch, int]]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Average over batches, by how many samples each holds for a member's seed."""
         totals: list[Tensor | float] = [0.0] * len(chunks)
-        num_samples = 0
+        num_samples = dict.fromkeys(self._seeds, 0)
         for of_seeds in batches:
-            weight = batch_size(next(iter(of_seeds.values())))
-            totals = [total + weight * chunk.measure(of_seeds) for total, chunk in zip(totals, chunks, strict=True)]
-            num_samples += weight
-        if num_samples == 0:
+            own_batches = {seed: batch for seed, (batch, _) in of_seeds.items()}
+            for k, (chunk, own) in enumerate(zip(chunks, seeds, strict=True)):
+                weights = torch.tensor([of_seeds[seed][1] for seed in own], dtype=torch.float64, device=self._device)
+                # A seed whose batches have run out has a weight of 0 there, which NaN must not survive.
+                totals[k] = totals[k] + torch.where(weights > 0, weights * chunk.measure(own_batches), 0.0)
+            for seed, (_, size) in of_seeds.items():
+                num_samples[seed] += size
+        if not all(num_samples.values()):
             raise ValueError("The batches to evaluate on ran out; they yielded nothing when they were read again.")
-        return [torch.as_tensor(total / num_samples) for total in totals]
+        counts = [torch.tensor([float(num_samples[seed]) for seed in own], device=self._device) for own in seeds]
+        return [torch.as_tensor(total) / count for total, count in zip(totals, counts, strict=True)]
 
-    def _validation(self) -> Iterator[dict[int, Batch]]:
+    def _validation(self) -> Iterator[dict[int, tuple[Batch, int]]]:
+        """The validation batches, which all seeds have in common."""
         self._streams.restart("validation", self._seeds[0])
         source = self._task.iterate_validation()
         while True:
@@ -132,23 +157,30 @@ class Evaluator:
                 batch = next(source)
             except StopIteration:
                 return
-            yield dict.fromkeys(self._seeds, move(batch, self._device, self._dtype))
+            batch = move(batch, self._device, self._dtype)
+            yield dict.fromkeys(self._seeds, (batch, batch_size(batch)))
 
-    def _training(self) -> Iterator[dict[int, Batch]]:
-        """One pass over the training batches, always in the same order of its own; training goes on as without it."""
+    def _training(self) -> Iterator[dict[int, tuple[Batch, int]]]:
+        """One pass over each seed's training batches, always in an order of its own; training goes on as without it."""
         sources = {}
         for seed in self._seeds:
             self._streams.restart("train metrics", seed)
-            sources[seed] = self._task.iterate(seed)
-        while True:
-            of_seeds = {}
-            for seed, source in sources.items():
+            task = replace(self._task, batches=own_loader(self._task.batches))
+            sources[seed] = task.iterate(seed)
+        latest: dict[int, tuple[Batch, int]] = {}
+        while sources:
+            for seed in list(sources):
                 self._streams.use("train metrics", seed)
-                batch = next(source, None)
+                batch = next(sources[seed], None)
                 if batch is None:
-                    return
-                of_seeds[seed] = move(batch, self._device, self._dtype)
-            yield of_seeds
+                    del sources[seed]
+                    if seed in latest:
+                        latest[seed] = (latest[seed][0], 0)
+                else:
+                    batch = move(batch, self._device, self._dtype)
+                    latest[seed] = (batch, batch_size(batch))
+            if sources:
+                yield dict(latest)
 
     def _check(self, learner: Learner) -> None:
         """See that there is something to measure, by an ordinary pass over one batch."""
@@ -158,6 +190,6 @@ class Evaluator:
             raise ValueError(
                 "`val_batches` must yield at least one batch; got none. Look at the length of the validation set."
             )
-        batch = next(iter(first.values()))
+        batch, _ = next(iter(first.values()))
         self._task.check_batch(batch)
         measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)

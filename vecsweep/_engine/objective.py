@@ -30,6 +30,7 @@ class Objective(nn.Module):
         self.model = model
         self._task = task
         self._precision = precision
+        self.metric_modules = [metric for metric in task.metrics.values() if isinstance(metric, nn.Module)]
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:
         """Compute the loss of one batch: a scalar; or the loss and the metrics: `[metric]`, float64."""

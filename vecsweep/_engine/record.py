@@ -43,7 +43,7 @@ class Start:
         states: `[member]`.
         learners: by seed.
         ends: by seed, where the run before left off.
-        metrics: what was measured before, each `[evaluation, member]`.
+        metrics: what was measured before and is still followed, each `[evaluation, member]`.
     """
 
     states: list[MemberState]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from vecsweep._engine.batches import own_loader
 from vecsweep._engine.choosing import time_each
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
@@ -86,7 +87,7 @@ def count_batches(task: Task, seed: int, execution: Execution) -> int:
         streams = Streams(_device_of(task, execution), _own_generators(task))
         with streams.borrowed():
             streams.use("batches", seed)
-            return sum(1 for _ in task.iterate(seed))
+            return sum(1 for _ in replace(task, batches=own_loader(task.batches)).iterate(seed))
 
 
 def template_of(task: Task, seed: int, execution: Execution) -> Optimizer:
