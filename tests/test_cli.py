@@ -399,6 +399,14 @@ def test_steering_asks_again_after_an_answer_that_makes_no_sense(run, answers):
     assert "Wrote" in done.out
 
 
+def test_steering_that_ends_at_a_choice_keeps_the_best(run, folder, answers):
+    asked = answers("1", "0.3,0.001", "q")
+    done = run("steer", "digits")
+    assert asked[-1] == "Keep (or none, to go back) [0]: "
+    assert "lr 0.3 for 22 steps" in done.out
+    assert (folder / "steer" / "model.safetensors").exists()
+
+
 def test_steering_without_a_choice_saves_nothing(run, folder, answers):
     answers("q")
     assert "nothing is saved" in run("steer", "digits").out
@@ -512,6 +520,12 @@ def test_demo_of_the_policies_compares_all_eight(run, folder, monkeypatch, tmp_p
         ("sweep digits --lrs 0.1 --epochs 1 --metric val_error", "`metric` must be one of"),
         ("sweep digits --lrs 0.1 --epochs 1 --csv no/where.csv", "there is no folder 'no' to write to"),
         ("sweep digits --lrs 0.1 --epochs 1 --output-dir own.py", "'own.py' is a file; name a folder"),
+        ("sweep digits --lrs 0.1 --epochs 1 --save-best best.pt", "'best.pt' must end in .safetensors"),
+        (
+            "steer digits --metric val_los",
+            "must be one of train_loss, val_loss, val_accuracy; got 'val_los'",
+        ),
+        ("steer own.py:make_task --metric val_loss", "`--metric` must be one of train_loss; got 'val_loss'"),
         ("steer digits --output-dir own.py", "'own.py' is a file; name a folder"),
         ("steer digits --lrs 0.1,x", "must be learning rates such as 1e-3,1e-2; got 'x' at position 2"),
         ("check digits --lrs 1e-3,abc", "argument --lrs: must be learning rates such as 1e-3,1e-2; got 'abc'"),

@@ -789,6 +789,17 @@ def test_loss_that_depends_on_more_than_it_is_given_is_not_traced():
     assert runs.engine.startswith("vectorized, eager")
 
 
+def test_model_that_has_converged_stays_traced():
+    """Its losses are small differences of large numbers, and its gradients rounding alone."""
+    inputs = torch.randn(16, 6, generator=torch.Generator().manual_seed(0))
+    model = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 3))
+    batches = [(inputs, inputs[:, :3].argmax(dim=1))]
+    task = vs.Task(model, batches, F.cross_entropy, optimizer=torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.9))
+    runs = vs.sweep(task, lrs=[1.0, 2.0], num_steps=3_100, engine="vectorized", compile=False, divergence_factor=None)
+    assert runs.train_loss[-1].max() < 1e-4
+    assert runs.engine.startswith("vectorized, traced")
+
+
 def test_unbatched_value_taken_out_of_a_batch_keeps_the_step_eager():
     def step(model, batch):
         return F.cross_entropy(model(batch[0][: int(batch[1].max().item()) + 1]), batch[1][: int(batch[1].max()) + 1])

@@ -606,3 +606,21 @@ def test_scheduler_of_torch_is_drawn_step_by_step_with_its_momentum():
     assert right.get_lines()[0].get_ydata().min() == pytest.approx(0.85)
     with pytest.raises(ValueError, match="must be fed a metric while members train"):
         vs.schedules.plateau().plot()
+
+
+def test_final_values_far_from_the_best_are_in_view_unless_they_explode():
+    def final(worst):
+        losses = np.array([[0.7, 0.7, 0.7], [0.23, 0.25, worst]])
+        members = records(lrs=(0.1, 0.01, 0.001))
+        runs = vs.Sweep(
+            members=members,
+            lr=np.tile([m.lr for m in members], (2, 1)),
+            train_loss=losses,
+            steps_per_epoch=None,
+            engine="by hand",
+            duration_s=0.0,
+        )
+        return plot_sweep(runs, kind="final").get_ylim()[1]
+
+    assert final(0.75) > 0.75
+    assert final(1e6) < 10

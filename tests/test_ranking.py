@@ -112,6 +112,14 @@ def test_one_seed_gives_an_order_and_no_ties():
     assert "With one seed nothing tells a difference from chance" in str(ranking)
 
 
+def test_seeds_that_are_all_alike_say_nothing_of_chance():
+    ranking = make_runs([[0.5] * 3, [0.4] * 3]).ranking()
+    assert ranking.are_seeds_alike
+    assert [standing.is_tied for standing in ranking.standings] == [True, None]
+    assert "All seeds gave the same numbers: give the task a function that builds its model" in str(ranking)
+    assert not make_runs([[0.5] * 3, [0.4, 0.4, 0.5]]).ranking().are_seeds_alike
+
+
 def test_setting_with_a_diverged_seed_comes_last_and_is_not_tied():
     runs = make_runs([[0.5, 0.6, 0.4], [0.1, 0.2, 0.3]], diverged={(0.1, 1)})
     ranking = runs.ranking()

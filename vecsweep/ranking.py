@@ -94,7 +94,7 @@ class Standing:
     is_tied: bool | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Ranking:
     """Settings from the best to the worst.
 
@@ -103,6 +103,7 @@ class Ranking:
         mode: "min" if less of it is better, else "max".
         confidence: of the intervals.
         num_seeds: of each setting.
+        are_seeds_alike: whether all seeds gave the same numbers, so that they say nothing of chance.
         standings: the best first; those of which a seed diverged last.
     """
 
@@ -110,7 +111,11 @@ class Ranking:
     mode: Mode
     confidence: float
     num_seeds: int
+    are_seeds_alike: bool
     standings: tuple[Standing, ...]
+
+    def __repr__(self) -> str:
+        return str(self)
 
     @property
     def best(self) -> Standing:
@@ -131,7 +136,11 @@ class Ranking:
             f"{_number(standing.low):>10}  {_number(standing.high):>10}  {self._difference(standing)}".rstrip()
             for name, standing in zip(names, self.standings, strict=True)
         ]
-        if self.num_seeds == 1:
+        if self.are_seeds_alike:
+            rows.append(
+                "All seeds gave the same numbers: give the task a function that builds its model, or shuffle its data."
+            )
+        elif self.num_seeds == 1:
             rows.append("With one seed nothing tells a difference from chance; pass `seeds=3` or more.")
         else:
             rows.append(
@@ -201,6 +210,8 @@ def rank(
     means = {setting: float(np.mean(final[list(members)])) for setting, members in groups.items()}
     sign = 1 if mode == "min" else -1
     order = sorted(groups, key=lambda setting: np.nan_to_num(sign * means[setting], nan=np.inf))
+    several = [final[list(members)] for members in groups.values() if len(members) > 1]
+    are_alike = bool(several) and all((values == values[0]).all() or np.isnan(values).any() for values in several)
     best = {seeds[i]: final[i] for i in groups[order[0]]}
     standings = []
     for setting in order:
@@ -208,6 +219,7 @@ def rank(
         values = final[members]
         differences = np.array([final[i] - best[seeds[i]] for i in members if seeds[i] in best])
         difference, margin = _interval(differences, confidence)
+        margin = float("nan") if are_alike else margin
         is_tied: bool | None = None
         if np.isnan(difference):
             is_tied = False
@@ -229,7 +241,7 @@ def rank(
                 is_tied=is_tied,
             )
         )
-    return Ranking(metric, mode, confidence, len(set(seeds)), tuple(standings))
+    return Ranking(metric, mode, confidence, len(set(seeds)), are_alike, tuple(standings))
 
 
 def _interval(differences: FloatArray, confidence: float) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from vecsweep._types import Batch, Batches, LossFn, Metric, ModelSource, OptimizerSource, TrainingStep
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Task:
     """Describe one training: a model, its batches, its loss and its optimizer.
 
@@ -99,6 +99,13 @@ class Task:
                 "that builds one: an optimizer holds the parameters of one model, and here each seed has its "
                 "own. Pass `lambda params: ...`."
             )
+
+    def __repr__(self) -> str:
+        model = type(self.model).__name__ if isinstance(self.model, nn.Module) else "built by a function"
+        validation = (
+            "none" if self.val_batches is None else ", ".join(("val_loss", *(f"val_{n}" for n in self.metrics)))
+        )
+        return f"Task(model {model}, batches {type(self.batches).__name__}, validation {validation})"
 
     def _check_validation(self) -> None:
         if self.val_batches is not None:

@@ -131,6 +131,14 @@ def output_file(text: str) -> Path:
     return path
 
 
+def weights_file(text: str) -> Path:
+    """Check where weights can be written."""
+    path = output_file(text)
+    if path.suffix != ".safetensors":
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .safetensors")
+    return path
+
+
 def picture_file(text: str) -> Path:
     """Check where a picture can be written."""
     path = output_file(text)

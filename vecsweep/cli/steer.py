@@ -3,6 +3,7 @@
 import argparse
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +21,11 @@ from vecsweep.cli.arguments import (
 )
 from vecsweep.cli.reports import format_members
 from vecsweep.cli.saying import make_folder, save_picture, say_aloud, tell_files, writing
+from vecsweep.ranking import mode_of
 from vecsweep.tasks import load_task
+
+with suppress(ImportError):  # arrow keys at the prompts, where there is such a thing
+    import readline  # noqa: F401
 
 WHAT = "train phase by phase at the terminal: choose learning rates, see what they do, keep one, go on"
 EXAMPLE = "vecsweep steer digits --epochs 3 --lrs 0.03,0.1,0.3"
@@ -60,7 +65,9 @@ class _Phase:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask, train and ask again, until the answer is that this is enough."""
-    task, folder = load_task(arguments.task), make_folder(arguments.output_dir)
+    task = load_task(arguments.task)
+    _check_metric(task, arguments.metric)
+    folder = make_folder(arguments.output_dir)
     offered, path = _Phase(arguments.epochs, arguments.lrs), None
     say_aloud("Each phase trains the learning rates you name side by side, from the model you kept last.")
     say_aloud("An empty line takes what is in brackets; q ends and saves.")
@@ -73,16 +80,29 @@ def run(arguments: argparse.Namespace) -> int:
         if runs is None:
             continue
         say_aloud(format_members(runs))
-        kept = _ask_kept(runs, arguments.metric)
+        kept, is_last = _ask_kept(runs, arguments.metric)
         if kept is not None:
             path = runs.select(member=kept)
             offered = _Phase(phase.epochs, _around(path.members[0].lr))
+        if is_last:
+            break
     if path is None:
         say_aloud("Nothing was kept, so nothing is saved.")
         return 0
     say_aloud(f"\nThe schedule found: {_describe(path)}.")
     tell_files(_save(path, folder), say_aloud)
     return 0
+
+
+def _check_metric(task: Task, metric: str | None) -> None:
+    """Raise ValueError for a metric that no phase will measure, or of which nobody knows which way is better."""
+    measured = ["train_loss"]
+    if task.val_batches is not None:
+        measured += ["val_loss", *(f"val_{name}" for name in task.metrics)]
+    if metric is not None and metric not in measured:
+        raise ValueError(f"`--metric` must be one of {', '.join(measured)}; got {metric!r}.")
+    if metric is not None:
+        mode_of(metric, None)
 
 
 def _train(task: Task, path: Sweep | None, phase: _Phase, arguments: argparse.Namespace) -> Sweep | None:
@@ -106,13 +126,12 @@ def _ask_phase(offered: _Phase, number: int) -> _Phase | None:
     return None if lrs is None else _Phase(epochs, lrs)
 
 
-def _ask_kept(runs: Sweep, metric: str | None) -> int | None:
-    """Ask which member to keep; None for none of them."""
-    try:
-        best = str(runs.best(metric))
-    except ValueError as error:
-        say_aloud(f"{error} The phase is dropped.")
-        return None
+def _ask_kept(runs: Sweep, metric: str | None) -> tuple[int | None, bool]:
+    """Ask which member to keep, None for none of them; and whether that is the last answer: then the best is kept."""
+    if all(member.diverged_at is not None for member in runs.members):
+        say_aloud("All of them diverged. The phase is dropped.")
+        return None, False
+    best = runs.best(metric)
 
     def choice(text: str) -> int:
         if text == "none":
@@ -123,8 +142,10 @@ def _ask_kept(runs: Sweep, metric: str | None) -> int | None:
             raise ValueError(f"must be a member that did not diverge; {text} did")
         return int(text)
 
-    kept = _ask("Keep (or none, to go back)", best, choice)
-    return None if kept is None or kept < 0 else kept
+    kept = _ask("Keep (or none, to go back)", str(best), choice)
+    if kept is None:
+        return best, True
+    return (None if kept < 0 else kept), False
 
 
 def _ask(question: str, offered: str, read: Callable[[str], _Answer]) -> _Answer | None:

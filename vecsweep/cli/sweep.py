@@ -18,6 +18,7 @@ from vecsweep.cli.arguments import (
     output_folder,
     schedules,
     varied,
+    weights_file,
 )
 from vecsweep.cli.reports import describe_sweep, format_ranking
 from vecsweep.cli.saying import make_folder, print_json, save_picture, saved_if_interrupted, sayer, tell_files, writing
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     written.add_argument(
         "--save-best",
-        type=output_file,
+        type=weights_file,
         default=None,
         metavar="FILE.safetensors",
         help="write the best member's weights here (default: nowhere)",

@@ -37,6 +37,7 @@ from vecsweep.plot._metric import find_usual, name_metric
 from vecsweep.ranking import Ranking, Setting, Standing
 from vecsweep.results import Sweep
 
+_FAR = 10  # times the height of the view, beyond which a final value is left out of it
 _STACK = 0.035  # between crosses at one place, as a fraction of the axes
 
 
@@ -96,7 +97,11 @@ def plot_final(runs: Sweep, ax: Axes | None = None, *, metric: str | None = None
     if np.isnan(final).all():
         say_instead(ax, f"All {count(len(runs.members), 'member')} diverged,\nfrom lr {lrs[0]:.3g} up.")
         return ax
-    limit_values(ax, *find_view(final, find_usual(runs, metric, final), ranking.mode))
+    bottom, top = find_view(final, find_usual(runs, metric, final), ranking.mode)
+    lowest, highest = float(np.nanmin(final)), float(np.nanmax(final))
+    if highest - lowest <= _FAR * (top - bottom):
+        bottom, top = lowest, highest
+    limit_values(ax, bottom, top)
     if len(lrs) > 1:
         looks = choose_looks(settings, ax, without=("lr",))
         legend = [*looks.entries, *_draw_lines(ax, points, looks)]

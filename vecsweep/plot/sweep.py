@@ -50,8 +50,9 @@ def plot_sweep(
     """
     check_choice("kind", kind, get_args(PlotKind))
     if kind == "plan":
-        return plot_plan(runs, ax, name="lr" if metric is None else metric)
-    if kind == "curves":
-        return plot_curves(runs, ax, metric=metric, mode=mode)
-    draw = plot_final if kind == "final" else plot_heatmap
-    return draw(runs, ax, metric=metric, mode=mode)
+        ax = plot_plan(runs, ax, name="lr" if metric is None else metric)
+    else:
+        draw = {"curves": plot_curves, "final": plot_final, "heatmap": plot_heatmap}[kind]
+        ax = draw(runs, ax, metric=metric, mode=mode)
+    ax.title.set_wrap(True)  # a legend beside the axes leaves it less room
+    return ax

@@ -79,10 +79,9 @@ def parse(text: str) -> Schedule:
         )
     name = match["name"].replace("_", "-")
     if name not in SCHEDULES:
-        closest = difflib.get_close_matches(name, SCHEDULES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"A schedule must be one of {', '.join(SCHEDULES)}; got {match['name']!r}. Did you mean {closest!r}?"
-        )
+        close = difflib.get_close_matches(name, SCHEDULES, n=1)
+        did_you_mean = f" Did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"A schedule must be one of {', '.join(SCHEDULES)}; got {match['name']!r}.{did_you_mean}")
     make = SCHEDULES[name]
     arguments = _arguments(match["arguments"] or "()", text)
     known = inspect.signature(make).parameters
