@@ -129,6 +129,16 @@ def test_setting_with_a_diverged_seed_comes_last_and_is_not_tied():
     assert "1 of 3 diverged" in str(ranking)
 
 
+def test_metric_that_is_nan_is_not_taken_for_divergence():
+    runs = make_runs([[NAN, NAN], [NAN, NAN]], seeds=[0, 1])
+    ranking = runs.ranking()
+    assert [(standing.num_diverged, standing.num_missing) for standing in ranking.standings] == [(0, 2), (0, 2)]
+    assert "NaN for 2 of 2" in str(ranking)
+    assert "All seeds gave the same numbers" not in str(ranking)
+    with pytest.raises(ValueError, match="'val_loss' is NaN for all that did not diverge"):
+        runs.best("val_loss")
+
+
 def test_ranking_of_nothing_but_divergence_has_no_ties():
     ranking = make_runs([[0.5], [0.4]], seeds=[0], diverged={(0.01, 0), (0.1, 0)}).ranking()
     assert [standing.is_tied for standing in ranking.standings] == [False, False]

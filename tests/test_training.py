@@ -751,3 +751,10 @@ def test_iterator_does_not_tell_epochs_to_what_follows_a_metric():
 def test_repeated_learning_rates_are_refused():
     with pytest.raises(ValueError, match=r"`lrs` must differ from each other; got 0\.1 again\. Pass `seeds`"):
         vs.sweep(make_task(), lrs=[0.1, 0.2, 0.1], epochs=1)
+
+
+def test_metric_that_is_nan_from_the_start_brings_no_progress():
+    nan = [(inputs * np.nan, targets) for inputs, targets in make_task().val_batches]
+    runs = vs.sweep(make_task(val_batches=nan), lrs=[0.1], epochs=5, patience=2)
+    assert runs.members[0].stopped_at == 8
+    assert runs.members[0].diverged_at is None

@@ -64,8 +64,8 @@ class Stopping:
     def is_due(self, history: FloatArray) -> bool:
         """Whether a member with this history, `[evaluation]`, is to be stopped."""
         values = history if self.mode == "min" else -history
-        if np.isnan(values).all():
-            return False
+        if np.isnan(values).all():  # no value is no improvement
+            return len(values) >= self.patience
         return len(values) - 1 - int(np.nanargmin(values)) >= self.patience
 
 

@@ -71,11 +71,12 @@ class Standing:
     Attributes:
         setting: which.
         members: their indices.
-        mean: of the final values over seeds; NaN if a seed diverged.
+        mean: of the final values over seeds; NaN if a seed has none.
         median: likewise.
         low: the lowest of the final values.
         high: the highest.
         num_diverged: seeds that diverged.
+        num_missing: seeds without a final value, those that diverged among them.
         difference: to the best setting, averaged over the seeds; NaN where either diverged.
         margin: of that difference, so that `difference - margin` to `difference + margin` is the confidence interval;
             NaN with a single seed.
@@ -89,6 +90,7 @@ class Standing:
     low: float
     high: float
     num_diverged: int
+    num_missing: int
     difference: float
     margin: float
     is_tied: bool | None
@@ -152,6 +154,8 @@ class Ranking:
     def _difference(self, standing: Standing) -> str:
         if standing.num_diverged:
             return f"{standing.num_diverged} of {self.num_seeds} diverged"
+        if standing.num_missing:
+            return f"NaN for {standing.num_missing} of {self.num_seeds}"
         if standing is self.best:
             return "best"
         margin = "" if np.isnan(standing.margin) else f" +- {standing.margin:.2g}"
@@ -192,7 +196,8 @@ def group_by_setting(settings: Sequence[Setting]) -> dict[Setting, tuple[int, ..
 def rank(
     settings: Sequence[Setting],  # [member]
     seeds: Sequence[int],  # [member]
-    final: FloatArray,  # [member], NaN where it diverged
+    final: FloatArray,  # [member], NaN where there is none
+    has_diverged: Sequence[bool],  # [member]
     metric: str,
     mode: Mode,
     confidence: float,
@@ -211,7 +216,8 @@ def rank(
     sign = 1 if mode == "min" else -1
     order = sorted(groups, key=lambda setting: np.nan_to_num(sign * means[setting], nan=np.inf))
     several = [final[list(members)] for members in groups.values() if len(members) > 1]
-    are_alike = bool(several) and all((values == values[0]).all() or np.isnan(values).any() for values in several)
+    whole = [values for values in several if not np.isnan(values).any()]
+    are_alike = bool(whole) and all((values == values[0]).all() for values in whole)
     best = {seeds[i]: final[i] for i in groups[order[0]]}
     standings = []
     for setting in order:
@@ -235,7 +241,8 @@ def rank(
                 median=float(np.median(values)),
                 low=float(np.min(values)),
                 high=float(np.max(values)),
-                num_diverged=int(np.isnan(values).sum()),
+                num_diverged=sum(has_diverged[i] for i in members),
+                num_missing=int(np.isnan(values).sum()),
                 difference=difference,
                 margin=margin,
                 is_tied=is_tied,

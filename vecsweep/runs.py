@@ -197,13 +197,19 @@ class Sweep:
             mode: "min" or "max"; None to go by the metric's name: less is better of a loss, more of an accuracy.
 
         Raises:
-            ValueError: every member diverged; or the name does not tell whether less or more is better.
+            ValueError: no member has a value, because all diverged or the metric is NaN; or the name does not tell
+                whether less or more is better.
 
         Example:
             `trained = runs.model(runs.best("val_accuracy"))`
         """
         metric = self._metric(metric)
         scores = self.final(metric) * (1 if mode_of(metric, mode) == "min" else -1)
+        if np.isnan(scores).all() and (self.diverged_at < 0).any():
+            raise ValueError(
+                f"There is no best member: {metric!r} is NaN for all that did not diverge. Look for NaN in the data, "
+                "or go by another metric."
+            )
         if np.isnan(scores).all():
             raise ValueError(
                 f"There is no best member: all {len(self.members)} diverged. Lower the learning rates; the smallest "
@@ -283,7 +289,8 @@ class Sweep:
         if not 0 < confidence < 1:
             raise ValueError(f"`confidence` must be between 0 and 1; got {confidence!r}. Pass 0.95, say.")
         settings, seeds = [m.setting for m in self.members], [m.seed for m in self.members]
-        return rank(settings, seeds, self.final(metric), metric, mode_of(metric, mode), confidence)
+        has_diverged = [m.diverged_at is not None for m in self.members]
+        return rank(settings, seeds, self.final(metric), has_diverged, metric, mode_of(metric, mode), confidence)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the curves in long format: a row for each member, step and metric, up to where the member ended.

@@ -128,10 +128,11 @@ def _ask_phase(offered: _Phase, number: int) -> _Phase | None:
 
 def _ask_kept(runs: Sweep, metric: str | None) -> tuple[int | None, bool]:
     """Ask which member to keep, None for none of them; and whether that is the last answer: then the best is kept."""
-    if all(member.diverged_at is not None for member in runs.members):
-        say_aloud("All of them diverged. The phase is dropped.")
+    try:
+        best = runs.best(metric)
+    except ValueError as error:
+        say_aloud(f"{error} The phase is dropped.")
         return None, False
-    best = runs.best(metric)
 
     def choice(text: str) -> int:
         if text == "none":

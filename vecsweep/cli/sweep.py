@@ -108,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     files = _write(runs, folder, arguments, ranking.metric, ranking.mode)
     tell_files(files, say)
     print_json({"task": arguments.task, **describe_sweep(runs, ranking), **files}, arguments)
-    return 0 if any(standing.num_diverged == 0 for standing in ranking.standings) else 1
+    return 0 if any(standing.num_missing == 0 for standing in ranking.standings) else 1
 
 
 def _write(runs: Sweep, folder: Path, arguments: argparse.Namespace, metric: str, mode: Any) -> dict[str, str | None]:
