@@ -59,6 +59,7 @@ LAYERS = {
     "pictures, one each": "plot.curves plot.final plot.heatmap plot.plan plot.range_test",
     "pictures, by name": "plot.sweep",
     "arguments of the verbs, and what is made of results": "_checked plot speed tasks tensorboard",
+    "what is asked of a sweep": "request",
     "sweeps, and going on with them": "training",
     "verbs": "sweeps",
     "fastai's verb": "fastai",

@@ -20,9 +20,10 @@ from vecsweep.deviations import CheckReport, Deviation
 from vecsweep.execution import Execution, ExecutionOptions, check_choice, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
 from vecsweep.ranking import mode_of
+from vecsweep.request import Request
 from vecsweep.results import RangeTest, Sweep
 from vecsweep.task import Task
-from vecsweep.training import Request, begin, wrap
+from vecsweep.training import begin, wrap
 
 
 def sweep(

@@ -4,7 +4,6 @@
 that a sweep can be extended and branched as often as one likes.
 """
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,129 +11,16 @@ from pathlib import Path
 
 import numpy as np
 from torch import nn
-from torch.optim import Optimizer
 
-from vecsweep._checked import RESTARTABLE, check_lrs, check_schedules, check_vary, needs_epochs
+from vecsweep._checked import check_lrs, check_schedules, check_vary, needs_epochs
 from vecsweep._engine.record import Record, Start
-from vecsweep._engine.run import count_batches, template_of, train
+from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Lrs, Schedules
-from vecsweep.execution import Execution, check_count
-from vecsweep.plan import Course, Evaluation, Member, Plan, Span, Stopping, cross, draw_up, set_by
+from vecsweep.plan import Course, Evaluation, Member, Plan, Span, cross, draw_up, set_by
+from vecsweep.request import Request
 from vecsweep.results import MemberRecord, Sweep
-from vecsweep.task import Task
-
-_ROUNDING = 1e-9  # of epochs, whose lengths in steps need not be whole
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What all phases of a sweep have in common.
-
-    Attributes:
-        task: what is trained.
-        execution: how.
-        val_every: steps between evaluations; None for each epoch.
-        has_train_metrics: whether metrics are measured on the training batches, too.
-        stopping: which members are stopped; None for none.
-        tensorboard: the folder that runs are written to as they go; None for none.
-    """
-
-    task: Task
-    execution: Execution
-    val_every: int | None = None
-    has_train_metrics: bool = False
-    stopping: Stopping | None = None
-    tensorboard: Path | None = None
-
-    def template(self, seed: int) -> Optimizer:
-        """A copy of the task's optimizer."""
-        return template_of(self.task, seed, self.execution)
-
-    def span(
-        self,
-        num_steps: int | None,
-        epochs: int | None,
-        *,
-        seed: int,
-        begin: int = 0,
-        steps_per_epoch: float | None = None,
-        needs_epochs: bool = False,
-    ) -> Span:
-        """Say which steps a call asks for.
-
-        Args:
-            num_steps: how many; None if they are told in epochs.
-            epochs: how many; None if they are told in steps.
-            seed: whose batches are counted, if it comes to that.
-            begin: the first step.
-            steps_per_epoch: if it is known.
-            needs_epochs: whether it has to be.
-        """
-        if (num_steps is None) == (epochs is None):
-            raise ValueError(
-                f"Exactly one of `num_steps` and `epochs` must be given; got {'neither' if epochs is None else 'both'}."
-            )
-        if num_steps is not None:
-            check_count("num_steps", num_steps)
-        else:
-            check_count("epochs", epochs)
-        if self.task.is_one_pass and (epochs is not None or needs_epochs or begin):
-            what = "`epochs` needs" if epochs is not None else "Going on needs" if begin else "The schedule needs"
-            raise ValueError(f"{what} batches that can be read again; got an iterator. {RESTARTABLE}")
-        has_evaluations = self.task.val_batches is not None or self.has_train_metrics or self.stopping is not None
-        needs_epochs = needs_epochs or (has_evaluations and self.val_every is None and not self.task.is_one_pass)
-        if steps_per_epoch is None and (epochs is not None or needs_epochs):
-            num_batches = count_batches(self.task, seed, self.execution)
-            steps_per_epoch = num_batches / self.execution.accumulation_steps
-        if num_steps is None:
-            assert epochs is not None
-            assert steps_per_epoch is not None
-            num_steps = _floor((round(begin / steps_per_epoch, 6) + epochs) * steps_per_epoch) - begin
-            if num_steps == 0:
-                raise ValueError(
-                    f"`epochs` must cover at least one step; got {epochs} of {steps_per_epoch:.3g} steps each, with "
-                    f"`accumulation_steps={self.execution.accumulation_steps}` batches a step."
-                )
-        return Span(begin, num_steps, steps_per_epoch)
-
-    def evaluation(self, span: Span, plan: Plan) -> Evaluation:
-        """Say when members are evaluated.
-
-        Raises:
-            ValueError: a metric is followed that nobody measures.
-        """
-        measured = ["mean_train_loss"]
-        if self.task.val_batches is not None:
-            measured += ["val_loss", *(f"val_{name}" for name in self.task.metrics)]
-        if self.has_train_metrics:
-            measured += [f"train_{name}" for name in self.task.metrics]
-        followed = {feedback.metric: "A schedule" for feedback in plan.feedback.values()}
-        if self.stopping is not None:
-            followed[self.stopping.metric] = "`patience`"
-        for name, who in followed.items():
-            if name not in measured:
-                raise ValueError(
-                    f"{who} follows {name!r}, which is not measured; there is {', '.join(measured)}. Give the task "
-                    "`val_batches` and `metrics`, or follow another."
-                )
-        if len(measured) == 1 and not followed:
-            return Evaluation()
-        if self.task.is_one_pass and self.val_every is None and followed:
-            raise ValueError(
-                "What follows a metric needs epochs, which an iterator does not tell. Pass `val_every`, or batches "
-                "that can be read again."
-            )
-        followed_at = self.regular(span.begin, span.begin + span.num_steps, span.steps_per_epoch)
-        steps = frozenset(step - span.begin for step in followed_at)
-        return Evaluation(tuple(sorted(steps | {span.num_steps})), steps, self.has_train_metrics, self.stopping)
-
-    def regular(self, begin: int, end: int, steps_per_epoch: float | None) -> set[int]:
-        """The steps, after `begin` and up to `end`, that evaluations come after wherever phases end."""
-        every = self.val_every or steps_per_epoch or end
-        ends = (_ceil(k * every) for k in range(math.floor(begin / every) + 1, _ceil(end / every) + 1))
-        return {step for step in ends if begin < step <= end}
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,11 +251,3 @@ def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str
         steps_per_epoch=before.steps_per_epoch if before.steps_per_epoch is not None else now.steps_per_epoch,
         duration_s=before.duration_s + now.duration_s,
     )
-
-
-def _floor(steps: float) -> int:
-    return math.floor(steps + _ROUNDING)
-
-
-def _ceil(steps: float) -> int:
-    return math.ceil(steps - _ROUNDING)
