@@ -80,7 +80,7 @@ def memory(workload: str, num_members: str, num_steps: str, engine: Any, keeps_m
     from workloads import WORKLOADS
 
     import vecsweep as vs
-    from vecsweep._allocator import keep_memory
+    from vecsweep._engine.memory import keep_memory
 
     if keeps_memory == "True":
         keep_memory()

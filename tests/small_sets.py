@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vecsweep import datasets, fetching
+from vecsweep.tasks import data, fetching
 
-LOADERS = [datasets.mnist_data, datasets.fashion_mnist_data, datasets.cifar10_data, datasets.shakespeare_data]
+LOADERS = [data.mnist_data, data.fashion_mnist_data, data.cifar10_data, data.shakespeare_data]
 IDX_SIZES = {"train": 256, "t10k": 40}
 TEXT = "".join(chr(97 + i * i % 23) for i in range(40_000)) + "!"  # the last tenth has a symbol of its own
 

@@ -15,78 +15,95 @@ from vecsweep.execution import ExecutionOptions
 
 ROOT = Path(__file__).parents[1]
 
-# From the bottom up. A module imports from the layers below its own. Put a new one as low as it goes.
+# The bands of CONTRIBUTING.md from the bottom up, and the levels of each. A module imports from the bands and levels
+# below its own. Put a new one as low as it goes.
 LAYERS = {
-    "words": "_allocator _errors _hyper _types fetching suggest.doubts schedules.stand_in",
-    "kernels, common": """
-        kernels kernels._compile kernels.rules._mapped kernels.rules._mode kernels.rules._scan
-        kernels.rules.random kernels.updates._update""",
-    "kernels, one each": """
-        kernels.rules.attention kernels.rules.convolution kernels.rules.embedding kernels.rules.linear
+    "kernels": [
+        """kernels kernels._compile kernels.rules._mapped kernels.rules._mode kernels.rules._scan kernels.rules.random
+        kernels.updates._update""",
+        """kernels.rules.attention kernels.rules.convolution kernels.rules.embedding kernels.rules.linear
         kernels.rules.loss kernels.rules.normalization kernels.rules.pooling kernels.rules.recurrent
         kernels.updates.adadelta kernels.updates.adagrad kernels.updates.adam kernels.updates.adamax
         kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop kernels.updates.sgd""",
-    "kernels, all": "kernels.rules kernels.updates",
-    "torch's schedulers": "schedules.torch_schedulers",
-    "schedules": "schedules.schedule",
-    "schedules, one each": "schedules.annealing schedules.cycles schedules.decay",
-    "schedules, joined": "schedules.policies",
-    "schedules, by name": "schedules.names",
-    "schedules, all": "schedules",
-    "suggestions, parts": "suggest.curves suggest.rules",
-    "suggestions": "suggest.cyclical suggest.suggestion",
-    "what is asked": "execution plan suggest task",
-    "engine, parts": """
-        _engine _engine.capture _engine.copying _engine.divergence _engine.objective _engine.rng _engine.tuning""",
-    "engine, what is stepped": "_engine.batches _engine.ensemble",
-    "engine, what is trained": "_engine.contract _engine.learner",
-    "engine, updates": "_engine.optimizer _engine.probe _engine.record",
-    "engine, one step": "_engine.graph _engine.measure _engine.step",
-    "engine, traced": "_engine.program",
-    "engines": "_engine.sequential _engine.vectorized",
-    "the choice between them": "_engine.choosing",
-    "the training loop": "_engine.loop",
-    "the way into the engine": "_engine.run",
-    "what is read off": "_files deviations ranking",
-    "what a sweep answers": "runs",
-    "what is answered": "results",
-    "data": "datasets",
-    "tasks, parts": "tasks.batches tasks.models",
-    "tasks, one each": "tasks.builtin",
-    "tasks, by name": "tasks.finding",
-    "pictures, axes": "plot._axes plot._metric",
-    "pictures, looks": "plot._looks",
-    "pictures, one each": "plot.curves plot.final plot.heatmap plot.plan plot.range_test",
-    "pictures, by name": "plot.sweep",
-    "arguments of the verbs, and what is made of results": "_checked plot speed tasks tensorboard",
-    "what is asked of a sweep": "request",
-    "sweeps, and going on with them": "training",
-    "verbs": "sweeps",
-    "fastai's verb": "fastai",
-    "drop-in, parts": "finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot",
-    "drop-in, halves": "finder.history finder.seeds finder.steps",
-    "drop-in, put together": "finder.lr_finder",
-    "drop-in": "finder",
-    "other frameworks, parts": "integrations integrations._stand_in",
-    "other frameworks, what is read of them": "integrations._lightning integrations.transformers integrations.ignite",
-    "other frameworks": "integrations.lightning",
-    "the public face": "vecsweep",
-    "command line, words": "cli.reports cli.arguments",
-    "command line, what is said": "cli.saying",
-    "commands": "cli.bench cli.check cli.data cli.range_test cli.steer cli.sweep",
-    "commands made of others, and where demos are played": "cli.plot cli.demos.stage",
-    "demos, one each": "cli.demos.cyclical cli.demos.digits cli.demos.finder cli.demos.policies cli.demos.regression",
-    "demos": "cli.demos",
-    "demos, by name": "cli.demo",
-    "all commands": "cli.parser",
-    "command line": "cli",
-    "command": "__main__",
+        "kernels.rules kernels.updates",
+    ],
+    "ground": ["_errors _hyper _types"],
+    "inputs": [
+        "execution task suggest.doubts tasks.fetching",
+        "suggest.curves suggest.rules tasks.data",
+        "suggest.cyclical suggest.suggestion tasks.batches tasks.models",
+        "suggest tasks.builtin",
+        "tasks.finding",
+        "tasks",
+    ],
+    "plans": [
+        "schedules.stand_in",
+        "schedules.torch_schedulers",
+        "schedules.schedule",
+        "schedules.annealing schedules.cycles schedules.decay",
+        "schedules.policies",
+        "schedules.names",
+        "schedules",
+        "plan",
+    ],
+    "results": [
+        "results._files results.ranking",
+        "results.sweep",
+        "results.range_test",
+        "results",
+    ],
+    "looking": [
+        "plot._axes plot._metric",
+        "plot._looks",
+        "plot.curves plot.final plot.heatmap plot.plan plot.range_test",
+        "plot.sweep",
+        "plot observers observers.tensorboard",
+    ],
+    "engine": [
+        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.objective
+        _engine.rng""",
+        "_engine.batches _engine.ensemble",
+        "_engine.contract _engine.learner",
+        "_engine.optimizer _engine.probe _engine.record",
+        "_engine.graph _engine.measure _engine.step",
+        "_engine.program",
+        "_engine.sequential _engine.vectorized",
+        "_engine.trials",
+        "_engine.loop",
+        "_engine.run",
+    ],
+    "going on": ["_arguments", "request", "training"],
+    "verbs": ["check sweeps"],
+    "faces": [
+        """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
+        integrations.fastai""",
+        """finder.history finder.seeds finder.steps integrations._lightning integrations.ignite
+        integrations.transformers""",
+        "finder.lr_finder integrations.lightning",
+        "finder",
+        "vecsweep",
+        "cli.arguments cli.timing",
+        "cli.reports",
+        "cli.saying",
+        "cli.bench cli.check cli.data cli.range_test cli.steer cli.sweep",
+        "cli.plot cli.demos.stage",
+        "cli.demos.cyclical cli.demos.digits cli.demos.finder cli.demos.policies cli.demos.regression",
+        "cli.demos",
+        "cli.demo",
+        "cli.parser",
+        "cli",
+        "__main__",
+    ],
 }
+LEVELS = [level.split() for band in LAYERS.values() for level in band]
 
 UPWARD = {
-    ("results", "plot"): "`found.plot()` is a method; it imports when it is called, for matplotlib is not for everyone",
-    ("runs", "plot"): "`runs.plot()` likewise",
-    ("runs", "tensorboard"): "`runs.to_tensorboard()` likewise",
+    (
+        "results.range_test",
+        "plot",
+    ): "`found.plot()` is a method, which imports when it is called: not all have matplotlib",
+    ("results.sweep", "plot"): "`runs.plot()` likewise",
+    ("results.sweep", "observers.tensorboard"): "`runs.to_tensorboard()` likewise",
     ("schedules.schedule", "plot"): "`schedule.plot()` likewise",
     ("schedules.torch_schedulers", "plot"): "likewise",
 }
@@ -101,34 +118,31 @@ ALL_THAT_IS_IMPORTED = {
     "schedules": {"_types", "plot", "schedules"},
     "suggest": {"_types", "suggest"},
     "task": {"_errors", "_types"},
-    "ranking": {"_types", "execution"},
-    "results": {"_files", "_types", "runs", "suggest", "plot"},
-    "runs": {"_errors", "_files", "_types", "ranking", "plot", "tensorboard"},
-    "plot": {"_errors", "_types", "execution", "suggest", "results", "runs", "plan", "plot", "ranking", "schedules"},
-    "fetching": set(),
-    "datasets": {"fetching"},
-    "tasks": {"datasets", "task", "tasks"},
-    "tensorboard": {"_types", "plan", "results", "runs"},
+    "results.ranking": {"_types", "execution"},
+    "results": {"_errors", "_types", "execution", "results", "suggest", "plot", "observers.tensorboard"},
+    "plot": {"_errors", "_types", "execution", "suggest", "results", "plan", "plot", "schedules"},
+    "tasks": {"task", "tasks"},
+    "observers": {"_types", "plan", "results"},
 }
 
 NEVER_REACHED = {  # by any chain of imports that run when the module is imported
-    "_engine": {"sweeps", "results", "plot", "tasks", "datasets", "cli"},
+    "_engine": {"sweeps", "results", "plot", "tasks", "cli"},
     "_engine.sequential": {"_engine.vectorized"},
     "_engine.vectorized": {"_engine.sequential"},
-    "sweeps": {"plot", "tasks", "datasets", "tensorboard", "integrations", "cli"},
-    "vecsweep": {"plot", "tasks", "datasets", "tensorboard", "integrations", "cli"},
+    "sweeps": {"plot", "tasks", "observers", "integrations", "cli"},
+    "vecsweep": {"plot", "tasks", "observers", "integrations.lightning", "cli"},
 }
 
 OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "torch": {"vecsweep", "kernels"},
     "numpy": {"vecsweep"},
     "matplotlib": {"plot", "cli", "finder.drawing"},
-    "sklearn": {"datasets"},
-    "PIL": {"datasets"},  # comes with matplotlib
-    "scipy": {"ranking"},
-    "safetensors": {"runs"},
-    "tensorboard": {"tensorboard"},
-    "tqdm": {"_engine.choosing", "_engine.loop", "finder.lr_finder"},
+    "sklearn": {"tasks.data"},
+    "PIL": {"tasks.data"},  # comes with matplotlib
+    "scipy": {"results.ranking"},
+    "safetensors": {"results.sweep"},
+    "tensorboard": {"observers.tensorboard"},
+    "tqdm": {"_engine.trials", "_engine.loop", "finder.lr_finder"},
 }
 
 
@@ -196,7 +210,7 @@ IMPORTS = {
     short(module): read_imports(path.read_text(), module, is_package=path.name == "__init__.py")
     for module, path in MODULES.items()
 }
-RANKS = {module: rank for rank, modules in enumerate(LAYERS.values()) for module in modules.split()}
+RANKS = {module: rank for rank, level in enumerate(LEVELS) for module in level}
 ARROWS = sorted({(a, short(b)) for a, imports in IMPORTS.items() for b, _ in imports if is_ours(b)})
 PLACED = [(a, b) for a, b in ARROWS if {a, b} <= RANKS.keys() and (a, b) not in UPWARD]
 AT_ONCE = {a: {short(b) for b, is_at_once in imports if is_ours(b) and is_at_once} for a, imports in IMPORTS.items()}
@@ -262,7 +276,7 @@ def test_source_is_found():
 
 
 def test_every_module_has_a_place_in_the_table():
-    placed = [module for modules in LAYERS.values() for module in modules.split()]
+    placed = [module for level in LEVELS for module in level]
     modules = set(map(short, MODULES))
     assert modules - set(placed) == set(), "put it into LAYERS"
     assert set(placed) - modules == set(), "it is gone; take it out of LAYERS"

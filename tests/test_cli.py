@@ -19,15 +19,15 @@ import torch
 from safetensors.torch import load_model
 
 import vecsweep as vs
-import vecsweep.datasets
 import vecsweep.tasks
-from vecsweep import fetching
+import vecsweep.tasks.data
 from vecsweep._types import EngineName, Method, Precision, Spacing
+from vecsweep.check import Deviation
 from vecsweep.cli import main
-from vecsweep.deviations import Deviation
 from vecsweep.execution import Execution
 from vecsweep.results import PlotKind
 from vecsweep.suggest import RULES
+from vecsweep.tasks import fetching
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FEW = ["--start-lr", "1e-3", "--end-lr", "10", "--num-lrs", "20", "--num-steps", "10"]
@@ -426,8 +426,8 @@ def test_data_are_fetched_where_they_are_not_there_yet(run, monkeypatch):
 @pytest.mark.parametrize(("name", "what"), [("mnist", "mnist"), ("cifar10", "cifar10")])
 def test_missing_data_are_told_in_a_line_with_the_command(name, what, run, monkeypatch, tmp_path):
     monkeypatch.setenv("VECSWEEP_DATA", str(tmp_path / "empty"))
-    vs.datasets.mnist_data.cache_clear()
-    vs.datasets.cifar10_data.cache_clear()
+    vs.tasks.data.mnist_data.cache_clear()
+    vs.tasks.data.cifar10_data.cache_clear()
     done = run("range-test", name)
     assert_is_one_line_of_error(done.status, done.err)
     assert f"vecsweep data {what}" in done.err

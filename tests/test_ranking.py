@@ -7,8 +7,8 @@ import pytest
 from scipy import stats
 
 import vecsweep as vs
-from vecsweep.ranking import mode_of
 from vecsweep.results import MemberRecord
+from vecsweep.results.ranking import mode_of
 from vecsweep.suggest import cyclical_bounds
 
 NAN = np.nan

@@ -13,11 +13,11 @@ from small_sets import IDX_SIZES, forget, put_small_sets
 from torch import nn
 
 import vecsweep as vs
-from vecsweep import datasets
-from vecsweep.datasets import digits_data
+import vecsweep.tasks.data as datasets
 from vecsweep.tasks import TASKS, ShuffledBatches, cifar10, digits, load_task
 from vecsweep.tasks.batches import RandomCrops, crop_and_flip, crops_in_order
 from vecsweep.tasks.builtin import accuracy
+from vecsweep.tasks.data import digits_data
 from vecsweep.tasks.models import vgg
 
 TASK_FILE = """

@@ -13,7 +13,8 @@ from tensorboard.plugins.hparams import api_pb2, metadata
 from torch import nn
 
 import vecsweep as vs
-from vecsweep import schedules, tensorboard
+from vecsweep import schedules
+from vecsweep.observers import tensorboard
 from vecsweep.plan import Span
 from vecsweep.results import MemberRecord, Sweep
 

@@ -17,13 +17,13 @@ Example:
 
 from vecsweep import schedules
 from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
-from vecsweep.deviations import CheckReport
+from vecsweep.check import CheckReport, check
 from vecsweep.execution import Execution
-from vecsweep.fastai import lr_find
 from vecsweep.finder import LRFinder
+from vecsweep.integrations.fastai import lr_find
 from vecsweep.results import RangeTest, Sweep, load
 from vecsweep.suggest import Suggestion
-from vecsweep.sweeps import check, range_test, sweep
+from vecsweep.sweeps import range_test, sweep
 from vecsweep.task import Task
 
 __all__ = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch.optim import Optimizer
 
-from vecsweep._checked import RESTARTABLE
+from vecsweep._arguments import RESTARTABLE
 from vecsweep._engine.run import count_batches, template_of
 from vecsweep.execution import Execution, check_count
 from vecsweep.plan import Evaluation, Plan, Span, Stopping

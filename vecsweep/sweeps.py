@@ -1,27 +1,31 @@
-"""The verbs: range_test, sweep and check. Each validates, plans, runs and wraps what came of it."""
+"""The verbs range_test and sweep. Each validates, plans, runs and wraps what came of it."""
 
 import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Unpack, get_args
+from typing import Unpack, get_args
 
 import numpy as np
-import torch
 
-from vecsweep._checked import RESTARTABLE, check_lrs, check_schedules, check_seeds, check_vary, needs_epochs
-from vecsweep._engine.record import Record
-from vecsweep._engine.run import template_of, train
-from vecsweep._errors import FallbackWarning, Interrupted
-from vecsweep._types import FloatArray, Lrs, Method, Mode, Schedules, Seeds, Spacing
-from vecsweep.deviations import CheckReport, Deviation
-from vecsweep.execution import Execution, ExecutionOptions, check_choice, check_count
+from vecsweep._arguments import (
+    RESTARTABLE,
+    check_lrs,
+    check_schedules,
+    check_seeds,
+    check_task,
+    check_vary,
+    needs_epochs,
+)
+from vecsweep._engine.run import train
+from vecsweep._errors import Interrupted
+from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
+from vecsweep.execution import ExecutionOptions, check_choice, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
-from vecsweep.ranking import mode_of
 from vecsweep.request import Request
 from vecsweep.results import RangeTest, Sweep
+from vecsweep.results.ranking import mode_of
 from vecsweep.task import Task
 from vecsweep.training import begin, wrap
 
@@ -88,7 +92,7 @@ def sweep(
         >>> runs.train_loss.shape
         (5, 4)
     """
-    options = _checked(task, execution)
+    options = check_task(task, execution)
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
     if val_every is not None:
@@ -165,7 +169,7 @@ def range_test(
     Reference:
         Smith, Cyclical learning rates for training neural networks, 2015, https://arxiv.org/abs/1506.01186
     """
-    options = _checked(task, execution)
+    options = check_task(task, execution)
     check_choice("method", method, get_args(Method))
     check_choice("spacing", spacing, get_args(Spacing))
     low, high = (float(check_lrs([lr], name)[0]) for name, lr in (("start_lr", start_lr), ("end_lr", end_lr)))
@@ -204,100 +208,3 @@ def range_test(
     if not found.is_complete:
         raise Interrupted(found)
     return found
-
-
-def check(
-    task: Task,
-    *,
-    lrs: Lrs | None = None,
-    num_steps: int = 5,
-    seeds: Seeds = 1,
-    **execution: Unpack[ExecutionOptions],
-) -> CheckReport:
-    """Compare the batched pass with stock PyTorch on this task, member by member.
-
-    A few members are trained for a few steps in both engines, once in float64, where they must agree to rounding, and
-    once as the task stands, where rounding grows with each step.
-
-    Args:
-        task: what is trained; nothing of it is changed.
-        lrs: the learning rates of the members; None for a tenth, half and all of the optimizer's own.
-        num_steps: optimizer updates that are compared.
-        seeds: how many seeds, or the seeds themselves.
-        **execution: as in `sweep`; see `Execution`. `engine` has no say here.
-
-    Raises:
-        TypeError: an argument is of the wrong kind.
-        ValueError: an argument is out of range, or the task cannot be trained.
-    """
-    options = replace(_checked(task, execution), progress=False)
-    check_count("num_steps", num_steps)
-    if task.is_one_pass:
-        raise ValueError(f"`check` trains several times over the same batches; got an iterator. {RESTARTABLE}")
-    seed_list = check_seeds(seeds, options, task)
-    if lrs is None:
-        lrs = template_of(task, seed_list[0], options).param_groups[0]["lr"] * np.array([0.1, 0.5, 1.0])
-    rates = check_lrs(lrs)
-    plan = Plan.constant(rates, seed_list, num_steps)
-    passes: list[tuple[float, Execution, torch.dtype | None]] = [
-        (1e-9, replace(options, precision=None), torch.float64),
-        (1e-3, options, None),
-    ]
-    deviations: list[Deviation] = []
-    tolerances: dict[str, float] = {}
-    notes: list[str] = []
-    engine = ""
-    for tolerance, how, dtype in passes:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FallbackWarning)
-                batched = train(task, plan, replace(how, engine="vectorized"), dtype=dtype)
-            stock = train(task, plan, replace(how, engine="sequential"), dtype=dtype)
-        except (RuntimeError, TypeError) as error:
-            if dtype is None:
-                raise
-            notes.append(f"In float64 the task does not run, so nothing was compared there: {str(error).rstrip('.')}.")
-            continue
-        engine = batched.engine
-        if not batched.is_batched:
-            continue
-        own = next(iter(stock.states[0].parameters.values())).dtype
-        name = how.precision or str(own).removeprefix("torch.")
-        if name in tolerances:
-            continue  # the task's own dtype is float64
-        tolerances[name] = 5e-2 if how.precision or own in (torch.bfloat16, torch.float16) else tolerance
-        deviations += _deviations(name, plan, batched, stock)
-    if not deviations:
-        notes.append(f"There was no batched pass to compare with stock PyTorch: {engine}.")
-    ordered = tuple(sorted(deviations, key=lambda d: -d.value))
-    return CheckReport(ordered, tolerances, engine, tuple(notes), num_steps)
-
-
-def _deviations(dtype: str, plan: Plan, batched: Record, stock: Record) -> list[Deviation]:
-    """Compare losses and parameters of each member."""
-    rows = []
-    for i, member in enumerate(plan.members):
-        pairs: list[tuple[str, Any, Any]] = [("loss", batched.loss[:, i], stock.loss[:, i])]
-        pairs += [
-            (name, p.double().cpu().numpy(), stock.states[i].parameters[name].double().cpu().numpy())
-            for name, p in batched.states[i].parameters.items()
-        ]
-        rows += [Deviation(dtype, i, member.lr, name, _relative(a, b)) for name, a, b in pairs]
-    return rows
-
-
-def _relative(a: FloatArray, b: FloatArray) -> float:
-    """The largest difference over the largest value; infinite where only one of them is NaN."""
-    if (np.isnan(a) != np.isnan(b)).any():
-        return float("inf")
-    scale = np.nanmax(np.abs(b), initial=0.0)
-    difference = float(np.nanmax(np.abs(a - b), initial=0.0))
-    return difference / float(scale) if scale > 0 else difference
-
-
-def _checked(task: Task, execution: ExecutionOptions) -> Execution:
-    if not isinstance(task, Task):
-        raise TypeError(
-            f"`task` must be a vecsweep.Task; got {type(task).__name__}. Wrap model, batches and loss in one."
-        )
-    return Execution.of(execution)

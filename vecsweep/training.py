@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from vecsweep._checked import check_lrs, check_schedules, check_vary, needs_epochs
+from vecsweep._arguments import check_lrs, check_schedules, check_vary, needs_epochs
 from vecsweep._engine.record import Record, Start
 from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted
@@ -156,7 +156,7 @@ def _train(request: Request, plan: Plan, span: Span, start: Start | None) -> tup
     evaluation = request.evaluation(span, plan)
     writer = None
     if request.tensorboard is not None:
-        from vecsweep.tensorboard import LiveWriter
+        from vecsweep.observers.tensorboard import LiveWriter
 
         writer = LiveWriter(request.tensorboard, [_record_of(member) for member in plan.members], span)
     started = time.perf_counter()

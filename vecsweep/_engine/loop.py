@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from vecsweep._engine.batches import BatchStream, size_bytes
-from vecsweep._engine.choosing import choose_way, divide
+from vecsweep._engine.choices import Choice, Way
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Unmappable, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
@@ -22,7 +22,7 @@ from vecsweep._engine.probe import probe
 from vecsweep._engine.record import End, Observer, Record, Start
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
-from vecsweep._engine.tuning import Choice, Way
+from vecsweep._engine.trials import choose_way, divide
 from vecsweep._engine.vectorized import Vectorized
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch

@@ -10,12 +10,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vecsweep._engine.batches import own_loader
-from vecsweep._engine.choosing import time_each
+from vecsweep._engine.choices import Timing
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
 from vecsweep._engine.record import Observer, Record, Start
 from vecsweep._engine.rng import Streams
-from vecsweep._engine.tuning import Timing
+from vecsweep._engine.trials import time_each
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vecsweep._allocator import keep_memory
+from vecsweep._engine.memory import keep_memory
 from vecsweep.cli.parser import make_parser
 from vecsweep.cli.saying import fallbacks_in_a_line, tell
 

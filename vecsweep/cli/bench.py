@@ -8,7 +8,7 @@ import torch
 from vecsweep.cli.arguments import TASK_HELP, add_json, counts, given
 from vecsweep.cli.reports import format_speeds
 from vecsweep.cli.saying import print_json, sayer
-from vecsweep.speed import measure_speeds
+from vecsweep.cli.timing import measure_speeds
 from vecsweep.tasks import load_task
 
 WHAT = "time the ways of stepping on this machine, and say which to use"

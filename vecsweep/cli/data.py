@@ -3,7 +3,7 @@
 import argparse
 
 from vecsweep.cli.saying import say_aloud
-from vecsweep.fetching import SETS, fetch, is_fetched
+from vecsweep.tasks.fetching import SETS, fetch, is_fetched
 
 WHAT = "fetch the data of built-in tasks into the cache, and check their hashes"
 EXAMPLE = "vecsweep data mnist cifar10"

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from vecsweep.deviations import CheckReport
-from vecsweep.ranking import Ranking
+from vecsweep.check import CheckReport
+from vecsweep.cli.timing import Speed
 from vecsweep.results import RangeTest, Sweep
-from vecsweep.speed import Speed
+from vecsweep.results.ranking import Ranking
 from vecsweep.suggest import Suggestion
 
 _MAX_RANKED = 24

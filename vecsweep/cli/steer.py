@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import vecsweep as vs
 from vecsweep import Sweep, Task
-from vecsweep._files import replace_file
 from vecsweep.cli.arguments import (
     EXECUTION_OPTIONS,
     TASK_HELP,
@@ -21,7 +20,8 @@ from vecsweep.cli.arguments import (
 )
 from vecsweep.cli.reports import format_members
 from vecsweep.cli.saying import make_folder, save_picture, say_aloud, tell_files, writing
-from vecsweep.ranking import mode_of
+from vecsweep.results._files import replace_file
+from vecsweep.results.ranking import mode_of
 from vecsweep.tasks import load_task
 
 with suppress(ImportError):  # arrow keys at the prompts, where there is such a thing

@@ -22,7 +22,7 @@ from vecsweep.cli.arguments import (
 )
 from vecsweep.cli.reports import describe_sweep, format_ranking
 from vecsweep.cli.saying import make_folder, print_json, save_picture, saved_if_interrupted, sayer, tell_files, writing
-from vecsweep.ranking import mode_of
+from vecsweep.results.ranking import mode_of
 from vecsweep.tasks import load_task
 
 WHAT = "train at several learning rates, schedules and seeds side by side, and rank them"

@@ -28,7 +28,7 @@ from vecsweep.integrations._lightning import (
     read_optimizer,
 )
 from vecsweep.integrations._stand_in import StandIn, attached
-from vecsweep.results import RAMP_SMOOTHING, RangeTest
+from vecsweep.results.range_test import RAMP_SMOOTHING, RangeTest
 from vecsweep.suggest import Rule, smooth, suggest
 from vecsweep.sweeps import range_test
 from vecsweep.task import Task

@@ -17,8 +17,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vecsweep.plot._axes import count, neutral_color
-from vecsweep.ranking import Setting, group_by_setting
 from vecsweep.results import Sweep
+from vecsweep.results.ranking import Setting, group_by_setting
 
 Line = Any  # what matplotlib takes for a line style: "--", or (offset, (ink, gap, ...))
 

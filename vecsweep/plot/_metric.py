@@ -3,8 +3,8 @@
 import numpy as np
 
 from vecsweep._types import FloatArray, Mode
-from vecsweep.ranking import mode_of
 from vecsweep.results import Sweep
+from vecsweep.results.ranking import mode_of
 
 
 def name_metric(runs: Sweep, metric: str | None) -> str:

@@ -22,8 +22,8 @@ from vecsweep.plot._axes import (
 )
 from vecsweep.plot._looks import Looks, choose_looks, describe_counts, make_band_entry, make_entry
 from vecsweep.plot._metric import find_mode, find_usual, name_metric
-from vecsweep.ranking import Band
 from vecsweep.results import Sweep
+from vecsweep.results.ranking import Band
 from vecsweep.suggest import smooth
 
 _FEW_MEMBERS = 6  # whose losses are drawn unsmoothed, too

@@ -34,8 +34,8 @@ from vecsweep.plot._looks import (
     value_of,
 )
 from vecsweep.plot._metric import find_usual, name_metric
-from vecsweep.ranking import Ranking, Setting, Standing
 from vecsweep.results import Sweep
+from vecsweep.results.ranking import Ranking, Setting, Standing
 
 _FAR = 10  # times the height of the view, beyond which a final value is left out of it
 _STACK = 0.035  # between crosses at one place, as a fraction of the axes

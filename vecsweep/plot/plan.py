@@ -13,8 +13,8 @@ from vecsweep._types import FloatArray
 from vecsweep.plan import Plan
 from vecsweep.plot._axes import LOG_RATIO, add_grid, add_legend, describe_steps, limit_values, neutral_color, new_axes
 from vecsweep.plot._looks import BLUE, VERMILION, Look, Looks, choose_looks, describe_counts, make_entry
-from vecsweep.ranking import Band, Setting
 from vecsweep.results import MemberRecord, Sweep
+from vecsweep.results.ranking import Band, Setting
 from vecsweep.schedules.schedule import Schedule
 
 _BELOW = 100  # how many times below the lowest peak of a line a logarithmic axis ends at the latest

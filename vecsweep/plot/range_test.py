@@ -19,7 +19,7 @@ from vecsweep.plot._axes import (
     say_instead,
 )
 from vecsweep.plot._looks import BLUE, VERMILION
-from vecsweep.results import RAMP_SMOOTHING, RangeTest
+from vecsweep.results.range_test import RAMP_SMOOTHING, RangeTest
 from vecsweep.suggest import Suggestion, smooth
 
 

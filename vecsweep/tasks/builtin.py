@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vecsweep.datasets import (
+from vecsweep.task import Task
+from vecsweep.tasks.batches import RandomCrops, ShuffledBatches, batches_in_order, crop_and_flip, crops_in_order
+from vecsweep.tasks.data import (
     SplitData,
     cifar10_data,
     digits_data,
@@ -19,8 +21,6 @@ from vecsweep.datasets import (
     polynomial_data,
     shakespeare_data,
 )
-from vecsweep.task import Task
-from vecsweep.tasks.batches import RandomCrops, ShuffledBatches, batches_in_order, crop_and_flip, crops_in_order
 from vecsweep.tasks.models import CharGPT, digits_cnn_model, mlp, tanh_net, vgg
 
 

@@ -9,8 +9,8 @@ from typing import Unpack
 
 import numpy as np
 
+from vecsweep._engine.choices import Timing, choose
 from vecsweep._engine.run import time_ways
-from vecsweep._engine.tuning import Timing, choose
 from vecsweep.execution import Execution, ExecutionOptions, check_count
 from vecsweep.plan import Plan
 from vecsweep.task import Task

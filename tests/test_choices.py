@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine import choosing, tuning
-from vecsweep._engine.tuning import Choice, Timing, Way, choose, recall, remember, search
+from vecsweep._engine import choices, trials
+from vecsweep._engine.choices import Choice, Timing, Way, choose, recall, remember, search
 
 SEQUENTIAL = Way("sequential", 16, is_compiled=False)
 AUTO = ("engine", "chunk_size", "compile")
@@ -111,7 +111,7 @@ def test_choice_is_remembered(monkeypatch, tmp_path):
 
 def test_only_the_newest_choices_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path))
-    monkeypatch.setattr(tuning, "_MAX_REMEMBERED", 2)
+    monkeypatch.setattr(choices, "_MAX_REMEMBERED", 2)
     for key in "abac":
         remember(key, Choice(SEQUENTIAL, ""))
     assert [key for key in "abc" if recall(key)] == ["a", "c"]
@@ -137,9 +137,9 @@ def test_memory_that_cannot_be_written_is_no_failure(monkeypatch, tmp_path):
 @pytest.fixture
 def always_timed(monkeypatch, tmp_path):
     """Time every run, however short, and remember in a folder of its own."""
-    monkeypatch.setattr(tuning, "_SHORT_RUN", 0)
-    monkeypatch.setattr(tuning, "_SHORT_RUN_S", 0.0)
-    monkeypatch.setattr(tuning, "_SHARE", 1e9)
+    monkeypatch.setattr(choices, "_SHORT_RUN", 0)
+    monkeypatch.setattr(choices, "_SHORT_RUN_S", 0.0)
+    monkeypatch.setattr(choices, "_SHARE", 1e9)
     monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path))
     return tmp_path / "choices.json"
 
@@ -171,18 +171,18 @@ def test_same_call_is_given_the_same_way_and_the_same_bits(always_timed):
 
 
 def test_chosen_way_is_the_one_that_is_taken(always_timed, monkeypatch):
-    monkeypatch.setattr(choosing, "choose", lambda timings, default: Choice(batched(2), "told so"))
+    monkeypatch.setattr(trials, "choose", lambda timings, default: Choice(batched(2), "told so"))
     runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02, 0.05, 0.1], num_steps=20)
     assert runs.engine == "vectorized, traced, 4 members in 2 chunks; told so"
-    monkeypatch.setattr(choosing, "choose", lambda timings, default: Choice(SEQUENTIAL, "told so"))
+    monkeypatch.setattr(trials, "choose", lambda timings, default: Choice(SEQUENTIAL, "told so"))
     runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02, 0.05, 0.1], num_steps=21)
     assert runs.engine.startswith("sequential")
 
 
 def test_run_that_is_compiled_after_timing_trains_as_an_ordinary_loop_does(always_timed, float64, monkeypatch):
-    monkeypatch.setattr(tuning, "_COMPILE_SHARE", 1e9)
-    monkeypatch.setattr(tuning, "_COMPILE_GAIN", 0.0)
-    monkeypatch.setattr(choosing, "choose", lambda timings, default: Choice(timings[-1].way, "told so"))
+    monkeypatch.setattr(choices, "_COMPILE_SHARE", 1e9)
+    monkeypatch.setattr(choices, "_COMPILE_GAIN", 0.0)
+    monkeypatch.setattr(trials, "choose", lambda timings, default: Choice(timings[-1].way, "told so"))
     lrs = [0.01, 0.02, 0.05, 0.1]
     runs = vs.sweep(noisy_task(), lrs=lrs, num_steps=40)
     assert runs.engine.startswith("vectorized, compiled")
@@ -193,9 +193,9 @@ def test_run_that_is_compiled_after_timing_trains_as_an_ordinary_loop_does(alway
 
 
 def test_what_was_only_tried_is_not_said_to_have_run(always_timed, monkeypatch):
-    monkeypatch.setattr(tuning, "_COMPILE_SHARE", 1e9)
-    monkeypatch.setattr(tuning, "_COMPILE_GAIN", 0.0)
-    monkeypatch.setattr(choosing, "choose", lambda timings, default: Choice(batched(4), "told so"))
+    monkeypatch.setattr(choices, "_COMPILE_SHARE", 1e9)
+    monkeypatch.setattr(choices, "_COMPILE_GAIN", 0.0)
+    monkeypatch.setattr(trials, "choose", lambda timings, default: Choice(batched(4), "told so"))
     runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02, 0.05, 0.1], num_steps=20)
     assert runs.engine == "vectorized, traced, 4 members in 1 chunk; told so"
 
@@ -210,7 +210,7 @@ def test_interrupt_while_ways_are_timed_is_a_run_without_steps(monkeypatch):
         torch.rand(3)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(choosing, "search", interrupted)
+    monkeypatch.setattr(trials, "search", interrupted)
     task = noisy_task()
     before = torch.get_rng_state()
     with pytest.raises(vs.Interrupted) as stopped:

@@ -1,6 +1,6 @@
 """Which way members are stepped - engine, chunk size, level - found by timing a few steps of those that may be best.
 
-Here is the search, and what it remembers; how a way is timed is in `choosing.py`. That takes a few per cent of the run:
+Here is the search, and what it remembers; how a way is timed is in `trials.py`. That takes a few per cent of the run:
 a way is only timed where the run is long enough to pay for it. The same task is given the same way again, also by
 another process, because its result is then the same to the last bit.
 """

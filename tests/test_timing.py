@@ -8,7 +8,7 @@ from torch import nn
 import vecsweep as vs
 from vecsweep import cli
 from vecsweep.cli.reports import format_speeds
-from vecsweep.speed import Speed, measure_speeds
+from vecsweep.cli.timing import Speed, measure_speeds
 
 
 def small_task(model=None):

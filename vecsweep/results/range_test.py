@@ -1,4 +1,4 @@
-"""Results: what the verbs return, and how they are read from files."""
+"""RangeTest: a sweep read as one curve of loss against learning rate; and `load`, for results of every kind."""
 
 import os
 from dataclasses import dataclass
@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vecsweep._files import read_result
 from vecsweep._types import FloatArray, Method, Mode
-from vecsweep.runs import MemberRecord, PlotKind, Sweep
+from vecsweep.results._files import read_result
+from vecsweep.results.sweep import PlotKind, Sweep
 from vecsweep.suggest import Rule, Suggestion, suggest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-__all__ = ["RAMP_SMOOTHING", "MemberRecord", "PlotKind", "RangeTest", "Sweep", "load"]
 
 RAMP_SMOOTHING = 0.8  # lags a third of a decade behind a ramp of 100 steps over 7 decades; a grid has averages already
 

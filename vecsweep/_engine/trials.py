@@ -12,10 +12,10 @@ import torch
 from tqdm import tqdm
 
 from vecsweep._engine.batches import BatchStream, key_of
+from vecsweep._engine.choices import Choice, Timing, Way, choose, recall, remember, search
 from vecsweep._engine.contract import Chunk, Engine, OutOfMemory, Unmappable
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sequential import Sequential
-from vecsweep._engine.tuning import Choice, Timing, Way, choose, recall, remember, search
 from vecsweep._engine.vectorized import Vectorized
 from vecsweep.execution import Execution
 from vecsweep.plan import Plan
