@@ -24,6 +24,7 @@ Schedules = Mapping[str, Any] | Sequence[Any]  # schedules by name, or what has 
 
 Method = Literal["grid", "ramp"]
 Mode = Literal["min", "max"]
+PlotKind = Literal["curves", "final", "plan", "heatmap"]
 Spacing = Literal["exponential", "linear"]
 EngineName = Literal["auto", "vectorized", "sequential"]
 Precision = Literal["bf16", "fp16"]

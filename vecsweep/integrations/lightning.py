@@ -28,8 +28,8 @@ from vecsweep.integrations._lightning import (
     read_optimizer,
 )
 from vecsweep.integrations._stand_in import StandIn, attached
-from vecsweep.results.range_test import RAMP_SMOOTHING, RangeTest
-from vecsweep.suggest import Rule, smooth, suggest
+from vecsweep.results import RangeTest
+from vecsweep.suggest import RAMP_SMOOTHING, Rule, smooth, suggest
 from vecsweep.sweeps import range_test
 from vecsweep.task import Task
 

@@ -24,14 +24,15 @@ from numpy.typing import NDArray
 
 from vecsweep._types import FloatArray, Hyper
 from vecsweep.plan import Span
-from vecsweep.results import MemberRecord, Sweep
+from vecsweep.results.curves import Curves
+from vecsweep.results.member import MemberRecord
 
 _MAX_POINTS = 1000  # of a curve; TensorBoard shows no more of one either, unless it is told to
 _FLUSH_S = 2.0
 _SIGNIFICANT, _EXACT = 6, 17  # digits that tell numbers apart for people, and those that tell any two apart
 
 
-def write_sweep(runs: Sweep, folder: str | os.PathLike[str]) -> Path:
+def write_sweep(runs: Curves, folder: str | os.PathLike[str]) -> Path:
     """Write a TensorBoard run for each member; see `LiveWriter` for what is in it.
 
     Args:
@@ -101,7 +102,7 @@ class LiveWriter:
         self._take_metrics(self._begin + num_done, values)
         self._flush()
 
-    def finish(self, runs: Sweep) -> None:
+    def finish(self, runs: Curves) -> None:
         """Write the hparams, and what each member came to.
 
         Args:

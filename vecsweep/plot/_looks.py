@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vecsweep.plot._axes import count, neutral_color
-from vecsweep.results import Sweep
+from vecsweep.results.curves import Curves
 from vecsweep.results.ranking import Setting, group_by_setting
 
 Line = Any  # what matplotlib takes for a line style: "--", or (offset, (ink, gap, ...))
@@ -80,7 +80,7 @@ def describe_value(name: str, value: Any) -> str:
     return str(value) if name == "schedule" else f"{name} {value:.4g}"
 
 
-def describe_counts(runs: Sweep) -> str:
+def describe_counts(runs: Curves) -> str:
     """Write how many members there are, and of how many of what."""
     settings = list(group_by_setting([member.setting for member in runs.members]))
     varying, first = find_varying(settings), settings[0]

@@ -3,11 +3,11 @@
 import numpy as np
 
 from vecsweep._types import FloatArray, Mode
-from vecsweep.results import Sweep
+from vecsweep.results.curves import Curves
 from vecsweep.results.ranking import mode_of
 
 
-def name_metric(runs: Sweep, metric: str | None) -> str:
+def name_metric(runs: Curves, metric: str | None) -> str:
     """Return the metric that is meant: "val_loss" if none is named and there is one, else "train_loss"."""
     return metric if metric is not None else "val_loss" if "val_loss" in runs.metrics else "train_loss"
 
@@ -22,7 +22,7 @@ def find_mode(metric: str, mode: Mode | None) -> Mode | None:
         return None
 
 
-def find_usual(runs: Sweep, metric: str, values: FloatArray) -> float:
+def find_usual(runs: Curves, metric: str, values: FloatArray) -> float:
     """Return a value that is to be in view: the median; of a loss, at least that of the untrained model."""
     usual = float(np.median(values[np.isfinite(values)]))
     untrained = runs.train_loss[:1]

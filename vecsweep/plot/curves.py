@@ -22,7 +22,7 @@ from vecsweep.plot._axes import (
 )
 from vecsweep.plot._looks import Looks, choose_looks, describe_counts, make_band_entry, make_entry
 from vecsweep.plot._metric import find_mode, find_usual, name_metric
-from vecsweep.results import Sweep
+from vecsweep.results.curves import Curves
 from vecsweep.results.ranking import Band
 from vecsweep.suggest import smooth
 
@@ -31,7 +31,7 @@ _FEW_POINTS = 30  # of a curve, up to which each is marked
 _WINDOW = 50  # part of the run that one value of a smoothed curve is an average over
 
 
-def plot_curves(runs: Sweep, ax: Axes | None = None, *, metric: str | None = None, mode: Mode | None = None) -> Axes:
+def plot_curves(runs: Curves, ax: Axes | None = None, *, metric: str | None = None, mode: Mode | None = None) -> Axes:
     """Draw a curve of every setting against the step, or against the epoch where there are two or more.
 
     A line is the mean over the seeds of a setting, and a band reaches from the lowest of them to the highest; where a
@@ -84,7 +84,7 @@ def _choose_smoothing(num_steps: int) -> float:
     return 1 - 1 / max(1.0, num_steps / _WINDOW)
 
 
-def _explain_none(runs: Sweep) -> str:
+def _explain_none(runs: Curves) -> str:
     if (runs.diverged_at >= 0).all():
         lowest = min(member.lr for member in runs.members)
         return f"all {count(len(runs.members), 'member')} diverged,\nfrom lr {lowest:.3g} up"
@@ -146,7 +146,7 @@ def _last_values(
 
 def _draw_ends(
     ax: Axes,
-    runs: Sweep,
+    runs: Curves,
     looks: Looks,
     last: FloatArray,  # [member]
     unit: float,
@@ -178,7 +178,7 @@ def _where(
     return np.flatnonzero(ended_at >= 0)
 
 
-def _draw_phases(ax: Axes, runs: Sweep, unit: float) -> list[Artist]:
+def _draw_phases(ax: Axes, runs: Curves, unit: float) -> list[Artist]:
     look = {"color": neutral_color(ax), "linewidth": 0.8, "alpha": 0.6}
     for phase in runs.phases[1:]:
         ax.axvline(phase / unit, linestyle=(0, (4, 3)), zorder=0.5, **look)

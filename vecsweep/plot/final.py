@@ -34,7 +34,7 @@ from vecsweep.plot._looks import (
     value_of,
 )
 from vecsweep.plot._metric import find_usual, name_metric
-from vecsweep.results import Sweep
+from vecsweep.results.curves import Curves
 from vecsweep.results.ranking import Ranking, Setting, Standing
 
 _FAR = 10  # times the height of the view, beyond which a final value is left out of it
@@ -57,7 +57,7 @@ class _Point(NamedTuple):
         return float(self.values.max(initial=-np.inf)) if self.values.size else float("nan")
 
 
-def plot_final(runs: Sweep, ax: Axes | None = None, *, metric: str | None = None, mode: Mode | None = None) -> Axes:
+def plot_final(runs: Curves, ax: Axes | None = None, *, metric: str | None = None, mode: Mode | None = None) -> Axes:
     """Draw the final value of a metric against the learning rate, a line for each schedule and hyperparameter.
 
     The line is the mean over seeds, and the band reaches from the lowest to the highest. Where a seed diverged the

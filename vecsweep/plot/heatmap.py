@@ -11,13 +11,13 @@ from vecsweep._types import FloatArray, Mode
 from vecsweep.plot._axes import LOG_RATIO, find_view, new_axes
 from vecsweep.plot._looks import VERMILION, describe_counts, find_varying, make_color_map, value_of
 from vecsweep.plot._metric import find_usual, name_metric
-from vecsweep.results import Sweep
+from vecsweep.results.curves import Curves
 
 _MOST_COLUMNS = 16  # whose numbers can be read
 _GREY = "#D9D9D9"
 
 
-def plot_heatmap(runs: Sweep, ax: Axes | None = None, *, metric: str | None = None, mode: Mode | None = None) -> Axes:
+def plot_heatmap(runs: Curves, ax: Axes | None = None, *, metric: str | None = None, mode: Mode | None = None) -> Axes:
     """Draw the final value of a metric, averaged over seeds, over the two things that vary.
 
     The first of them, in the order lr, schedule, other hyperparameters, has the columns, the second the rows. The
@@ -89,7 +89,7 @@ def _choose_size(ax: Axes, num_columns: int) -> float:
 
 def _draw_cells(
     ax: Axes,
-    runs: Sweep,
+    runs: Curves,
     metric: str,
     means: FloatArray,  # [row, column]
     mode: Mode,

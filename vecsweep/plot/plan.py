@@ -1,8 +1,9 @@
 """Hyperparameters against the step, and a schedule against progress."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -10,19 +11,45 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vecsweep._types import FloatArray
-from vecsweep.plan import Plan
 from vecsweep.plot._axes import LOG_RATIO, add_grid, add_legend, describe_steps, limit_values, neutral_color, new_axes
 from vecsweep.plot._looks import BLUE, VERMILION, Look, Looks, choose_looks, describe_counts, make_entry
-from vecsweep.results import MemberRecord, Sweep
+from vecsweep.results.curves import Curves
+from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band, Setting
-from vecsweep.schedules.schedule import Schedule
 
 _BELOW = 100  # how many times below the lowest peak of a line a logarithmic axis ends at the latest
 _NUM_POINTS = 1001  # at which a schedule is drawn
 _LABELS = {"lr": "learning rate"}
 
 
-def plot_plan(runs: Sweep | Plan, ax: Axes | None = None, *, name: str = "lr") -> Axes:
+class Planned(Protocol):
+    """What is read of a plan: a `vecsweep.plan.Plan`, or what looks like one."""
+
+    @property
+    def members(self) -> Iterable[Any]:
+        """Who has `lr`, `schedule`, `seed` and `hyper`."""
+
+    @property
+    def hyper(self) -> Mapping[str, FloatArray]:
+        """Hyperparameters by name, "lr" among them, each `[step, member]`."""
+
+
+class Drawable(Protocol):
+    """What is read of a schedule."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+
+    @property
+    def momentum(self) -> Callable[[FloatArray], FloatArray] | None:
+        """Momentum against progress; None if it has none."""
+
+    def __call__(self, progress: FloatArray) -> FloatArray:
+        """Return multiples of the learning rate."""
+
+
+def plot_plan(runs: Curves | Planned, ax: Axes | None = None, *, name: str = "lr") -> Axes:
     """Draw the learning rate of every setting against the step, or the epoch, and what else changes over the run.
 
     What changes besides, such as the momentum of a one-cycle schedule, has a panel of its own beneath; if axes are
@@ -42,16 +69,16 @@ def plot_plan(runs: Sweep | Plan, ax: Axes | None = None, *, name: str = "lr") -
     Raises:
         ValueError: there is no such hyperparameter.
     """
-    sweep = _as_sweep(runs) if isinstance(runs, Plan) else runs
-    bands = _merge(sweep.bands(name))
-    changing = [key for key, values in sweep.hyper.items() if name == "lr" and (values != values[:1]).any()]
+    curves = runs if isinstance(runs, Curves) else _as_curves(runs)
+    bands = _merge(curves.bands(name))
+    changing = [key for key, values in curves.hyper.items() if name == "lr" and (values != values[:1]).any()]
     below: Axes | None = None
     if ax is None and changing:
         figure = Figure(figsize=(8, 5), layout="constrained")
         ax, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     ax = new_axes() if ax is None else ax
-    ax.set(ylabel=_LABELS.get(name, name), title=describe_counts(sweep))
-    unit = describe_steps(ax, len(sweep.lr), sweep.steps_per_epoch)
+    ax.set(ylabel=_LABELS.get(name, name), title=describe_counts(curves))
+    unit = describe_steps(ax, len(curves.lr), curves.steps_per_epoch)
     looks = choose_looks([band.setting for band in bands], ax)
     for band in bands:
         look = looks.by_setting[band.setting]
@@ -60,21 +87,21 @@ def plot_plan(runs: Sweep | Plan, ax: Axes | None = None, *, name: str = "lr") -
     legend: list[Artist] = list(looks.entries)
     if below is not None:
         ax.set_xlabel("")
-        describe_steps(below, len(sweep.lr), sweep.steps_per_epoch)
-        _draw_changing(below, sweep, changing, looks, unit, linewidth=1.8)
+        describe_steps(below, len(curves.lr), curves.steps_per_epoch)
+        _draw_changing(below, curves, changing, looks, unit, linewidth=1.8)
         looks.add_color_bar(ax, below)
     else:
         looks.add_color_bar(ax)
         if changing:
             right = ax.twinx()
-            _draw_changing(right, sweep, changing, looks, unit, linewidth=0.9)
+            _draw_changing(right, curves, changing, looks, unit, linewidth=0.9)
             _put_in_front(ax, right)
             legend.append(make_entry(f"{', '.join(changing)}\n(right)", neutral_color(ax), "-", linewidth=0.9))
     add_legend(ax, legend, is_inside=looks.scale is not None or (changing != [] and below is None))
     return ax
 
 
-def plot_schedule(schedule: Schedule, ax: Axes | None = None) -> Axes:
+def plot_schedule(schedule: Drawable, ax: Axes | None = None) -> Axes:
     """Draw the multiple of the learning rate against progress; of a schedule with momentum, that too, at the right.
 
     Args:
@@ -127,12 +154,12 @@ def _draw_schedule(
         ax.tick_params(axis="y", labelcolor=BLUE)
 
 
-def _as_sweep(plan: Plan) -> Sweep:
-    """A sweep of which only what was planned is known."""
-    return Sweep(
+def _as_curves(plan: Planned) -> Curves:
+    """Curves of which only what was planned is known."""
+    return Curves(
         members=tuple(MemberRecord(m.lr, m.schedule, m.seed, None, None, dict(m.hyper)) for m in plan.members),
-        lr=plan.lr,
-        train_loss=np.full(plan.lr.shape, np.nan),
+        lr=plan.hyper["lr"],
+        train_loss=np.full(plan.hyper["lr"].shape, np.nan),
         hyper={name: values for name, values in plan.hyper.items() if name != "lr"},
         steps_per_epoch=None,
         engine="planned",
@@ -173,12 +200,12 @@ def _limit(ax: Axes, bands: Sequence[Band]) -> None:
 
 
 def _draw_changing(
-    ax: Axes, sweep: Sweep, changing: Sequence[str], looks: Looks, unit: float, *, linewidth: float
+    ax: Axes, curves: Curves, changing: Sequence[str], looks: Looks, unit: float, *, linewidth: float
 ) -> None:
     """Draw what changes besides the lr; settings with the same curve share a line, neutral if they differ in colour."""
     for name in changing:
         shared: dict[bytes, list[Band]] = {}
-        for band in sweep.bands(name):
+        for band in curves.bands(name):
             shared.setdefault(band.mean.tobytes(), []).append(band)
         for bands in shared.values():
             settings = [band.setting for band in bands]

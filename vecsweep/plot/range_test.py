@@ -1,12 +1,12 @@
 """The picture of an LR range test: the loss against the learning rate, and the suggestions."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from matplotlib.axes import Axes
 
-from vecsweep._types import FloatArray
+from vecsweep._types import FloatArray, IntArray, Method
 from vecsweep.plot._axes import (
     EDGE,
     add_grid,
@@ -19,8 +19,7 @@ from vecsweep.plot._axes import (
     say_instead,
 )
 from vecsweep.plot._looks import BLUE, VERMILION
-from vecsweep.results.range_test import RAMP_SMOOTHING, RangeTest
-from vecsweep.suggest import Suggestion, smooth
+from vecsweep.suggest import RAMP_SMOOTHING, Suggestion, smooth
 
 
 class _Mark(NamedTuple):
@@ -42,8 +41,47 @@ _OTHERS = (
 _LOG_RATIO = 100  # of the highest to the lowest loss in view, from which on the loss axis is logarithmic
 
 
+class RangeCurve(Protocol):
+    """What is read of a range test: a `vecsweep.RangeTest`, whose attributes these are."""
+
+    @property
+    def method(self) -> Method:
+        """A "grid" of learning rates, or a "ramp"."""
+
+    @property
+    def is_complete(self) -> bool:
+        """False when Ctrl-C stopped it early."""
+
+    @property
+    def lr(self) -> FloatArray:
+        """What each update used, `[step, member]`."""
+
+    @property
+    def train_loss(self) -> FloatArray:
+        """Before each update, `[step, member]`."""
+
+    @property
+    def lrs(self) -> FloatArray:
+        """The learning rates tested, `[lr]`."""
+
+    @property
+    def scores(self) -> FloatArray:
+        """The loss at each, `[lr]`; NaN where a seed diverged."""
+
+    @property
+    def scores_by_seed(self) -> FloatArray:
+        """The same of each seed, `[lr, seed]`."""
+
+    @property
+    def diverged_at(self) -> IntArray:
+        """The step at which each member diverged, `[member]`; -1 if it did not."""
+
+    def suggest(self, rule: str | None = None) -> Suggestion:
+        """Read a learning rate off the curve by a rule."""
+
+
 def plot_range_test(
-    found: RangeTest, ax: Axes | None = None, *, rules: Sequence[str] = ("steepest", "minimum")
+    found: RangeCurve, ax: Axes | None = None, *, rules: Sequence[str] = ("steepest", "minimum")
 ) -> Axes:
     """Draw the loss against the learning rate, with the spread over seeds, suggestions, and what diverged.
 
@@ -98,7 +136,7 @@ def plot_range_test(
     return ax
 
 
-def _describe(ax: Axes, found: RangeTest) -> None:
+def _describe(ax: Axes, found: RangeCurve) -> None:
     """Put the title, the labels, the learning-rate axis and the grid in place."""
     num_steps = len(found.train_loss)
     if found.method == "ramp":
@@ -119,7 +157,7 @@ def _describe(ax: Axes, found: RangeTest) -> None:
     add_grid(ax)
 
 
-def _num_seeds(found: RangeTest) -> int:
+def _num_seeds(found: RangeCurve) -> int:
     return int(found.scores_by_seed.shape[1])
 
 
@@ -128,7 +166,7 @@ def _is_linear(lrs: FloatArray) -> bool:
     return gaps.size > 1 and bool(np.allclose(gaps, gaps.mean(), rtol=1e-3, atol=0))
 
 
-def _draw_curve(ax: Axes, found: RangeTest, smoothing: float) -> None:
+def _draw_curve(ax: Axes, found: RangeCurve, smoothing: float) -> None:
     name = "loss" if _num_seeds(found) == 1 else "mean loss"
     if found.method == "ramp":
         ax.plot(found.lrs, found.scores, color=BLUE, linewidth=1.0, alpha=0.7, label=name)
@@ -140,7 +178,7 @@ def _draw_curve(ax: Axes, found: RangeTest, smoothing: float) -> None:
 
 def _draw_band(
     ax: Axes,
-    found: RangeTest,
+    found: RangeCurve,
     low: FloatArray,  # [lr]
     high: FloatArray,  # [lr]
 ) -> None:
@@ -150,7 +188,7 @@ def _draw_band(
         ax.fill_between(found.lrs, low, high, color=BLUE, alpha=0.2, linewidth=0, label=label)
 
 
-def _draw_suggestions(ax: Axes, found: RangeTest, rules: Sequence[str]) -> None:
+def _draw_suggestions(ax: Axes, found: RangeCurve, rules: Sequence[str]) -> None:
     default = found.suggest()
     others = [other for other in map(found.suggest, rules) if other.rule != default.rule]
     doubt = ", doubtful" if default.doubts else ""
@@ -169,7 +207,7 @@ def _draw_suggestion(ax: Axes, suggestion: Suggestion, mark: _Mark, label: str) 
 
 def _limit_losses(
     ax: Axes,
-    found: RangeTest,
+    found: RangeCurve,
     low: FloatArray,  # [lr]
     high: FloatArray,  # [lr]
 ) -> None:
@@ -180,7 +218,7 @@ def _limit_losses(
     limit_values(ax, *find_view(drawn, usual, "min"), log_ratio=_LOG_RATIO)
 
 
-def _draw_diverged(ax: Axes, found: RangeTest) -> None:
+def _draw_diverged(ax: Axes, found: RangeCurve) -> None:
     (left,) = np.nonzero(found.diverged_at >= 0)
     if left.size == 0:
         return
@@ -197,7 +235,7 @@ def _draw_diverged(ax: Axes, found: RangeTest) -> None:
     draw_crosses(ax, lrs, np.where(np.isfinite(losses), np.fmin(losses, edge), edge), label=label)
 
 
-def _say_all_diverged(ax: Axes, found: RangeTest) -> None:
+def _say_all_diverged(ax: Axes, found: RangeCurve) -> None:
     has_survivors = bool(np.isfinite(found.scores_by_seed).any())
     what = "A seed diverged at every learning rate" if has_survivors else "Every learning rate diverged"
     remedy = "Lower `start_lr`, or look for NaN in the data and the loss."

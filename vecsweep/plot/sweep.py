@@ -4,17 +4,17 @@ from typing import get_args
 
 from matplotlib.axes import Axes
 
-from vecsweep._types import Mode
+from vecsweep._types import Mode, PlotKind
 from vecsweep.execution import check_choice
 from vecsweep.plot.curves import plot_curves
 from vecsweep.plot.final import plot_final
 from vecsweep.plot.heatmap import plot_heatmap
 from vecsweep.plot.plan import plot_plan
-from vecsweep.results import PlotKind, Sweep
+from vecsweep.results.curves import Curves
 
 
 def plot_sweep(
-    runs: Sweep,
+    runs: Curves,
     ax: Axes | None = None,
     *,
     kind: PlotKind = "curves",

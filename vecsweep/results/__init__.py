@@ -1,9 +1,12 @@
 """Results: what the verbs return, how they are ranked, and how they are read from files.
 
-A module for each: `sweep` and `range_test`, the results themselves; `ranking`, what chance cannot tell apart; `_files`.
+A module for each: `curves`, what members did; `sweep` and `range_test`, which have pictures, weights and files besides;
+`ranking`, which settings chance cannot tell apart; `_files`, how a result lies on disk.
 """
 
+from vecsweep._types import PlotKind
+from vecsweep.results.member import MemberRecord
 from vecsweep.results.range_test import RangeTest, load
-from vecsweep.results.sweep import MemberRecord, PlotKind, Sweep
+from vecsweep.results.sweep import Sweep
 
 __all__ = ["MemberRecord", "PlotKind", "RangeTest", "Sweep", "load"]

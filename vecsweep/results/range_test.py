@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from vecsweep._types import FloatArray, Method, Mode
+from vecsweep._types import FloatArray, Method, Mode, PlotKind
 from vecsweep.results._files import read_result
-from vecsweep.results.sweep import PlotKind, Sweep
-from vecsweep.suggest import Rule, Suggestion, suggest
+from vecsweep.results.sweep import Sweep
+from vecsweep.suggest import RAMP_SMOOTHING, Rule, Suggestion, suggest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-RAMP_SMOOTHING = 0.8  # lags a third of a decade behind a ramp of 100 steps over 7 decades; a grid has averages already
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

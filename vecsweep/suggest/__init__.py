@@ -17,9 +17,10 @@ from vecsweep.suggest.rules import (
     third_of_largest_stable,
     valley,
 )
-from vecsweep.suggest.suggestion import Suggestion, suggest
+from vecsweep.suggest.suggestion import RAMP_SMOOTHING, Suggestion, suggest
 
 __all__ = [
+    "RAMP_SMOOTHING",
     "RULES",
     "CyclicalBounds",
     "Rule",

@@ -12,6 +12,9 @@ from vecsweep.suggest.curves import smooth, trim, validated
 from vecsweep.suggest.doubts import curve_doubts, lr_doubts
 from vecsweep.suggest.rules import RULES, SHOWN_DIVERGED, Rule
 
+# Of a ramp of 100 steps over 7 decades: it lags a third of a decade behind. A grid has averages already.
+RAMP_SMOOTHING = 0.8
+
 
 @dataclass(frozen=True, slots=True)
 class Suggestion:
