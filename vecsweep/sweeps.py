@@ -76,6 +76,9 @@ def sweep(
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
+    Returns:
+        The sweep: curves `[step, member]`, metrics `[evaluation, member]`, and the trained weights.
+
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
@@ -150,6 +153,9 @@ def range_test(
             `metrics`, against its learning rates.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
+
+    Returns:
+        The curve of loss against learning rate, `[lr]`, with those of each member, `[step, member]`.
 
     Raises:
         TypeError: an argument is of the wrong kind.

@@ -49,6 +49,9 @@ def make_task(
         val_batches: what members are validated on, in the same form.
         metrics: by name, each `(outputs, targets) -> scalar`, the mean over a batch.
 
+    Returns:
+        The task, for every verb.
+
     Raises:
         TypeError: an argument is of the wrong kind.
 

@@ -85,6 +85,9 @@ def make_task(
         metrics: names under which `validation_step` logs; each becomes a metric "val_<name>", where "val_" is not
             repeated if the name begins with it. Each takes a pass of its own.
 
+    Returns:
+        The task, for every verb.
+
     Raises:
         ImportError: Lightning is not installed.
         TypeError: an argument is of the wrong kind.
@@ -178,6 +181,9 @@ def lr_find(
         num_lrs: of a grid.
         seeds: how many seeds, or the seeds themselves.
         **execution: options of every verb; see `vecsweep.Execution`.
+
+    Returns:
+        The learning rates tested and their losses, `[lr]`, and the suggestion.
 
     Raises:
         ImportError: Lightning is not installed.
@@ -280,6 +286,9 @@ def smooth_as_lightning(losses: FloatArray) -> FloatArray:
 
     Args:
         losses: `[step]`; NaN from a divergence on.
+
+    Returns:
+        The smoothed losses, of the same shape.
     """
     steps = np.arange(len(losses))
     return smooth(losses, _BETA) * (1 - _BETA ** (steps + 1)) / (1 - _BETA ** (steps + 2))

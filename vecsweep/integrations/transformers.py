@@ -50,6 +50,9 @@ def make_task(
         metrics: by name, each `(outputs, batch) -> scalar`, the mean over a batch; `outputs` is what the model
             returned. Each takes a forward pass of its own.
 
+    Returns:
+        The task, for every verb.
+
     Raises:
         TypeError: an argument is of the wrong kind.
 

@@ -108,6 +108,9 @@ def plot_schedule(schedule: Drawable, ax: Axes | None = None) -> Axes:
         schedule: what is drawn.
         ax: where to draw; None makes a figure of its own.
 
+    Returns:
+        The axes of the learning rate.
+
     Example:
         >>> from vecsweep.schedules import cosine
         >>> plot_schedule(cosine(1, 0)).get_ylabel()
@@ -127,6 +130,9 @@ def plot_rows(rows: Mapping[str, FloatArray], ax: Axes | None = None, *, title: 
         rows: "lr" and perhaps "momentum" or "beta1", each `[step]`, as `TorchSchedule.rows` returns them.
         ax: where to draw; None makes a figure of its own.
         title: of the picture.
+
+    Returns:
+        The axes of the learning rate.
     """
     ax = new_axes() if ax is None else ax
     ax.set(xlabel="step", ylabel="learning rate", title=title)

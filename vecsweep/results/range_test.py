@@ -59,6 +59,9 @@ class RangeTest(Sweep):
                 which has a run for each learning rate, and "valley" for a ramp.
             smoothing: weight of the past in [0, 1); None is 0 for a grid, and for a ramp 0.8.
 
+        Returns:
+            The learning rate, the rule, the loss there, and what is doubtful.
+
         Raises:
             ValueError: every learning rate diverged, or there is no such rule.
 
@@ -106,6 +109,9 @@ def load(path: str | os.PathLike[str]) -> Sweep:
 
     Args:
         path: where; ".npz" is added if it has no suffix and there is no such file.
+
+    Returns:
+        A `Sweep` or a `RangeTest`, without weights.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -108,6 +108,9 @@ class Sweep(Curves):
             i: the member, such as `runs.best()`.
             path: where; ".safetensors" is added if it has no suffix. A file that is there is replaced at once.
 
+        Returns:
+            Where it was written.
+
         Raises:
             IndexError: as in `model`.
             ValueError: likewise.
@@ -182,6 +185,9 @@ class Sweep(Curves):
         Args:
             folder: where; made if it is not there. Runs of the same names that are there are written on.
 
+        Returns:
+            The folder.
+
         Raises:
             ImportError: TensorBoard is not installed.
         """
@@ -215,6 +221,9 @@ class Sweep(Curves):
         Args:
             path: where. A file that is there is replaced at once.
 
+        Returns:
+            Where it was written.
+
         Raises:
             OSError: the file cannot be written.
         """
@@ -226,6 +235,9 @@ class Sweep(Curves):
 
         Args:
             path: where; ".npz" is added if it has no suffix and there is no such file.
+
+        Returns:
+            The result, without weights.
 
         Raises:
             FileNotFoundError: there is no such file.

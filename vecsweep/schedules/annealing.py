@@ -23,6 +23,9 @@ def constant(value: float = 1.0) -> Schedule:
     Args:
         value: the multiple.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: `value` is no number.
         ValueError: `value` is negative or not finite.
@@ -45,6 +48,9 @@ def linear(start: float, end: float) -> Schedule:
         start: the first multiple.
         end: the last.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: One is no number.
         ValueError: One is negative or not finite.
@@ -65,6 +71,9 @@ def cosine(start: float, end: float) -> Schedule:
     Args:
         start: the first multiple.
         end: the last.
+
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
 
     Raises:
         TypeError: One is no number.
@@ -87,6 +96,9 @@ def exponential(start: float, end: float) -> Schedule:
     Args:
         start: the first multiple.
         end: the last.
+
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
 
     Raises:
         TypeError: One is no number.
@@ -115,6 +127,9 @@ def polynomial(start: float, end: float, power: float) -> Schedule:
         end: the last.
         power: of progress.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: One is no number.
         ValueError: One is not finite, an end is negative, or `power` is not positive.
@@ -140,6 +155,9 @@ def combine(fractions: Sequence[float], schedules: Sequence[Schedule | Curve]) -
     Args:
         fractions: of the run, for each schedule; they sum to 1.
         schedules: one for each fraction; functions of progress are taken too.
+
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
 
     Raises:
         TypeError: A fraction is no number, or a schedule no function of progress.
@@ -185,6 +203,9 @@ def combined_cosine(fraction: float, start: float, middle: float, end: float) ->
         start: the first multiple.
         middle: the multiple where the parts meet.
         end: the last.
+
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
 
     Raises:
         TypeError: One is no number.

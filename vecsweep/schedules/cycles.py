@@ -25,6 +25,9 @@ def sgdr(num_cycles: int, cycle_len: float | None = None, cycle_mult: float = 2.
         cycle_mult: the length of each over that of the one before.
         total: the length of the run, such as 30 for 30 epochs.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: One is no number, or `num_cycles` is not whole.
         ValueError: One is not positive and finite, or `cycle_len` is longer than `total`.
@@ -69,6 +72,9 @@ def triangular(base_lr: float, max_lr: float, step_size: float, *, total: float 
         step_size: half the length of a cycle, in the unit of `total`.
         total: the length of the run. For iterations it is the number of steps less one: the last step is `total`.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: One is no number.
         ValueError: One is negative or not finite, a length is 0, `step_size` is longer than `total`, or `base_lr` is
@@ -93,6 +99,9 @@ def triangular2(base_lr: float, max_lr: float, step_size: float, *, total: float
         step_size: half the length of a cycle, in the unit of `total`.
         total: the length of the run. For iterations it is the number of steps less one: the last step is `total`.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: As in `triangular`.
         ValueError: As in `triangular`.
@@ -116,6 +125,9 @@ def exp_range(base_lr: float, max_lr: float, step_size: float, gamma: float, *, 
         step_size: half the length of a cycle, in the unit of `total`.
         gamma: the factor for each unit of `total`; Smith's unit is the iteration.
         total: the length of the run. For iterations it is the number of steps less one: the last step is `total`.
+
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
 
     Raises:
         TypeError: As in `triangular`.

@@ -25,6 +25,9 @@ def step_decay(every: float, gamma: float = 0.1, *, total: float = 1.0) -> Sched
         gamma: the factor.
         total: the length of the run, such as 30 for 30 epochs.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: One is no number.
         ValueError: One is not positive and finite, or `every` is longer than `total`.
@@ -52,6 +55,9 @@ def multi_step(milestones: Sequence[float], gamma: float = 0.1, *, total: float 
         milestones: in the unit of `total`, ascending, all inside the run.
         gamma: the factor.
         total: the length of the run, such as 30 for 30 epochs.
+
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
 
     Raises:
         TypeError: One is no number.
@@ -92,6 +98,9 @@ def exponential_decay(gamma: float, *, total: float) -> Schedule:
         gamma: the factor.
         total: the number of units in the run, such as 30 for 30 epochs.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: One is no number.
         ValueError: One is not positive and finite.
@@ -118,6 +127,9 @@ def inverse(power: float = 1.0, *, total: float) -> Schedule:
     Args:
         power: of the unit.
         total: the number of units in the run, such as 30 for 30 epochs.
+
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
 
     Raises:
         TypeError: One is no number.

@@ -60,6 +60,9 @@ def parse(text: str) -> Schedule:
         text: such as "one-cycle" or "one-cycle(div=10, pct_start=0.3)"; the values are Python literals. Nothing in
             it is run.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: `text` is no text, or an argument has the wrong type.
         ValueError: There is no such schedule or argument, a value is no literal or is out of bounds, or this is

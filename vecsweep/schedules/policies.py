@@ -27,6 +27,9 @@ def one_cycle(
         pct_start: the fraction of the run in which the lr rises.
         momentums: the first, the one at the highest lr, and the last; None leaves momentum alone.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: One is no number, or `momentums` are not three.
         ValueError: A divisor is not positive, `pct_start` is not between 0 and 1, or a momentum not in [0, 1).
@@ -62,6 +65,9 @@ def flat_cosine(pct_start: float = 0.75, div_final: float = 1e5) -> Schedule:
         pct_start: the fraction of the run before the fall.
         div_final: the lr before the fall over the last.
 
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
+
     Raises:
         TypeError: One is no number.
         ValueError: `pct_start` is not between 0 and 1, or `div_final` is not positive.
@@ -89,6 +95,9 @@ def warmup(fraction: float, start: float, then: Schedule | Curve) -> Schedule:
         start: the first multiple: 0.001 / 0.04 warms up from 0.001 if the member's lr is 0.04.
         then: the schedule for the rest, which goes through all its own progress there. With `lrs=[1.0]` and
             `0.04 * schedule` all values are learning rates.
+
+    Returns:
+        The schedule: from progress in [0, 1], of any shape, to multiples of the learning rate, of the same shape.
 
     Raises:
         TypeError: One is no number, or `then` no function of progress.

@@ -281,6 +281,9 @@ def from_torch(factory: SchedulerFactory, interval: Interval = "epoch", metric: 
         interval: when it steps: after each "epoch", or each "step".
         metric: what a ReduceLROnPlateau is fed after each epoch; None is "val_loss".
 
+    Returns:
+        The schedule, which runs the scheduler on a stand-in for the optimizer.
+
     Raises:
         TypeError: `factory` is not callable, or `metric` no name.
         ValueError: There is no such interval.
@@ -308,6 +311,9 @@ def plateau(metric: str = "val_loss", **options: Any) -> TorchSchedule:
     Args:
         metric: what is watched; with `mode="max"` for one that should grow, such as an accuracy.
         options: of torch.optim.lr_scheduler.ReduceLROnPlateau, such as `factor=0.1` and `patience=10`.
+
+    Returns:
+        The schedule, which follows what each member measures.
 
     Raises:
         TypeError: ReduceLROnPlateau has no such option, or `metric` is no name.

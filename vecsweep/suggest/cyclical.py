@@ -32,6 +32,9 @@ def cyclical_bounds(lrs: ArrayLike, accuracies: ArrayLike, *, tolerance: float =
         accuracies: `[lr]`, more of which is better; NaN where training diverged.
         tolerance: between 0 and 1, the share of the whole rise that passes for noise.
 
+    Returns:
+        The lower and the upper bound.
+
     Raises:
         ValueError: the curve is not as above, or never rises.
 

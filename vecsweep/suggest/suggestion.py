@@ -63,6 +63,9 @@ def suggest(
         is_trimmed: Whether the rule reads the curve without its ends, as `trim` leaves it; for ramps. Doubts are about
             the whole of it, and so are the rules on the largest stable lr.
 
+    Returns:
+        The learning rate, the rule, the loss there, and what is doubtful.
+
     Raises:
         ValueError: If the curve or `smoothing` is not as above, if no rule has that name, if every lr
             diverged, or if the rule's answer is not positive and finite.

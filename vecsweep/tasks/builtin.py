@@ -38,6 +38,9 @@ def digits() -> Task:
     An MLP 64-64-64-10 with ReLU; cross-entropy; SGD with momentum 0.9; batches of 64 from the 1,437 images of
     `digits_data` to train on; validated on the 360 others.
 
+    Returns:
+        The task; a batch is images `[64, 64]` and classes `[64]`.
+
     Raises:
         ImportError: scikit-learn, which holds the images, is not installed.
     """
@@ -58,6 +61,9 @@ def digits_cnn() -> Task:
     3x3 convolutions of 16 and 32 channels, each with ReLU and a 2x2 max pool, and a linear layer; all else as in
     `digits`.
 
+    Returns:
+        The task; a batch is images `[64, 64]`, which the model takes for `[64, 1, 8, 8]`, and classes `[64]`.
+
     Raises:
         ImportError: scikit-learn, which holds the images, is not installed.
     """
@@ -70,6 +76,9 @@ def mnist() -> Task:
     An MLP 784-500-256-10 with ReLU; cross-entropy; Adam; batches of 64 from the 60,000 images to train on;
     validated on the 10,000 others.
 
+    Returns:
+        The task; a batch is images `[64, 784]` and classes `[64]`.
+
     Raises:
         ValueError: the images have not been fetched.
     """
@@ -79,6 +88,9 @@ def mnist() -> Task:
 def fashion_mnist() -> Task:
     """Make the task of telling pieces of clothing apart; all but the images is as in `mnist`.
 
+    Returns:
+        The task; a batch is images `[64, 784]` and classes `[64]`.
+
     Raises:
         ValueError: the images have not been fetched.
     """
@@ -87,6 +99,9 @@ def fashion_mnist() -> Task:
 
 def fashion_mnist_sgd() -> Task:
     """Make the task of `fashion_mnist` with SGD with momentum 0.9 in place of Adam.
+
+    Returns:
+        The task; a batch is images `[64, 784]` and classes `[64]`.
 
     Raises:
         ValueError: the images have not been fetched.
@@ -105,6 +120,9 @@ def cifar10(*, num_train: int | None = None, num_test: int | None = None) -> Tas
         num_train: train on so many images, at least a batch, the first of an order that is random and always the same;
             None takes all.
         num_test: validate on so many.
+
+    Returns:
+        The task; a batch is images `[128, 3, 32, 32]` and classes `[128]`.
 
     Raises:
         ValueError: the images have not been fetched, or are not that many.
@@ -128,6 +146,9 @@ def shakespeare() -> Task:
     A GPT of two layers of width 64, with four heads and 64 positions; cross-entropy; AdamW; batches of 32 crops from
     random places of the first 900,000 characters or so; validated on 256 crops of the last tenth, always the same.
 
+    Returns:
+        The task; a batch is symbols `[32, 64]` and the ones that follow each, `[32, 64]`.
+
     Raises:
         ValueError: the text has not been fetched.
     """
@@ -147,6 +168,9 @@ def tanh_regression() -> Task:
 
     Two layers of 32 tanh units with batch norm before it; mean squared error; Adam; batches of 50 from the 700 samples
     of `polynomial_data` to train on; validated on the 300 others.
+
+    Returns:
+        The task; a batch is features `[50, 5]` and values `[50, 1]`.
     """
     data = polynomial_data()
     return Task(

@@ -25,6 +25,9 @@ def load_task(name: str) -> Task:
     Args:
         name: of the task.
 
+    Returns:
+        The task that the name, or the function it leads to, gives.
+
     Raises:
         ValueError: there is no such task, file or function, or it does not return a `Task`; or the data of a built-in
             task have not been fetched.
