@@ -5,7 +5,8 @@ own class, member by member, on views of the stacked parameters.
 """
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -41,12 +42,12 @@ class StackedUpdate:
         is_complex = any(p.is_complex() for p in learner.parameters.values())
         return type(optimizer) in UPDATES and not has_hooks and not is_complex
 
-    def init(self, parameters: Mapping[str, Tensor], loaded: Mapping[str, Mapping[str, Tensor]]) -> dict[str, State]:
-        """Make the state of each parameter, from what was loaded where there is something.
+    def stack(self, parameters: Mapping[str, Tensor], members: Sequence[OptimizerState | None]) -> dict[str, State]:
+        """Stack what the members' optimizers remember of each parameter; where they remember nothing, it is fresh.
 
         Args:
             parameters: `[member, *shape]`, by name.
-            loaded: states stacked from torch.optim's, by parameter name; may lack keys that torch does not keep.
+            members: what each remembers, be it of torch.optim or of an ensemble; None for nothing.
         """
         states = {}
         # What is varied is a tensor to the formulas, which leave out terms only for a number that is zero.
@@ -54,11 +55,17 @@ class StackedUpdate:
         for group, options in self._groups:
             for name in group.names:
                 fresh = self._update.init(parameters[name], **(options | group.hyper(varied)))
-                own = loaded.get(name, {})
-                if own and "step" not in own and "step" in fresh:
-                    fresh["step"] = torch.ones_like(fresh["step"])  # torch's SGD counts no steps, but has had one
-                states[name] = {key: own[key].to(value) if key in own else value for key, value in fresh.items()}
+                kept = [{} if member is None else member.of_parameters.get(name, {}) for member in members]
+                states[name] = {key: self._stacked(key, value, kept) for key, value in fresh.items()}
         return states
+
+    def _stacked(self, key: str, fresh: Tensor, kept: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Stack one value of one parameter: `[member, *shape]`, or `[member]` of a counter."""
+        values = [own.get(key, 1 if own and key in self._update.not_in_torch else None) for own in kept]
+        if all(value is None for value in values):
+            return fresh
+        pairs = zip(values, fresh, strict=True)
+        return torch.stack([start if value is None else torch.as_tensor(value).to(start) for value, start in pairs])
 
     def apply(
         self,
@@ -147,17 +154,57 @@ def step_(optimizer: Optimizer) -> None:
 
 def save_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
     """Copy what an optimizer remembers."""
-    return OptimizerState(
-        {name: copy.deepcopy(dict(optimizer.state[p])) for name, p in parameters.items() if p in optimizer.state},
-        [copy.deepcopy({k: v for k, v in g.items() if k not in ("params", "lr")}) for g in optimizer.param_groups],
-    )
+    rest = copy.deepcopy(optimizer.state_dict())
+    states, places = rest["state"], _places(optimizer)
+    return OptimizerState({name: states.pop(places[p]) for name, p in parameters.items() if places[p] in states}, rest)
 
 
 def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState | None) -> None:
-    """Put a state that `save_state` gave, or an ensemble's, into an optimizer."""
+    """Put what `save_state` or an ensemble gave into a fresh optimizer of the same class.
+
+    Args:
+        optimizer: over these parameters.
+        parameters: by name.
+        state: None for what nobody has stepped yet.
+    """
     if state is None:
         return
+    kept = {name: copy.deepcopy(of_parameter) for name, of_parameter in _as_torch_keeps(optimizer, parameters, state)}
+    fresh, places = optimizer.state_dict(), _places(optimizer)
+    by_place = {places[parameters[name]]: of_parameter for name, of_parameter in kept.items()}
+    loaded = {**fresh, **copy.deepcopy(state.rest)}
+    loaded["state"] = {**fresh["state"], **loaded["state"], **by_place}
+    optimizer.load_state_dict(loaded)
+    for name, of_parameter in kept.items():
+        # It casts all to the parameter's dtype, be it a counter or the master copy of a bfloat16 parameter, which
+        # training without a break does not. Only the `step` has to be as it makes it, for fused and captured kernels.
+        exact = {key: value for key, value in of_parameter.items() if key != "step"}
+        optimizer.state[parameters[name]].update(exact)
+
+
+def _places(optimizer: Optimizer) -> dict[Tensor, int]:
+    """By what number each parameter goes in the optimizer's `state_dict`."""
+    return {p: place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+
+
+def _as_torch_keeps(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The state of each parameter that was stepped, with the keys that the optimizer's class has, where it has them."""
+    update = UPDATES.get(type(optimizer))
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     for name, of_parameter in state.of_parameters.items():
-        optimizer.state[parameters[name]] = copy.deepcopy(of_parameter)
-    for own, of_group in zip(optimizer.param_groups, state.of_groups, strict=False):
-        own.update(copy.deepcopy(of_group))
+        if update is None:
+            yield name, of_parameter
+        elif of_parameter.get("step") != 0:  # else it had no gradient yet; the class makes a state when one comes
+            p = parameters[name]
+            is_on_device = groups[p].get("capturable") or groups[p].get("fused")
+            device = p.device if is_on_device else torch.device("cpu")
+            yield (
+                name,
+                {
+                    key: torch.as_tensor(value).to(device) if key in update.counters else value
+                    for key, value in of_parameter.items()
+                    if key not in update.not_in_torch
+                },
+            )

@@ -109,10 +109,10 @@ class Vectorized:
         """Stack members into a chunk."""
         member_buffers = self._stacked if len(set(seeds)) == 1 else self._changed | self._differing
         ensemble = Ensemble.stack(members, seeds, member_buffers)
+        states = [member.optimizer for member in members]
         if self.update is None:
-            states = [member.optimizer for member in members]
             return VectorizedChunk(self, ensemble, MemberOptimizers(self.pattern, ensemble.parameters, states))
-        ensemble.optimizer = self.update.init(ensemble.parameters, ensemble.optimizer)
+        ensemble.optimizer = self.update.stack(ensemble.parameters, states)
         return VectorizedChunk(self, ensemble, None)
 
     def probe(self, batch: Batch, seed: int, *, is_first: bool = False) -> Probe:
