@@ -45,7 +45,7 @@ def case(optimizer, **options):
 
 
 def in_groups(params):
-    """Groups at a ratio of learning rates and with options of their own, one of them frozen in part."""
+    """Groups at a ratio of learning rates, and with options of their own."""
     first, *others = params
     return SGD(
         [{"params": [first], "momentum": 0.5, "dampening": 0.2}, {"params": others, "lr": 0.3, "weight_decay": 0.1}],
@@ -54,13 +54,19 @@ def in_groups(params):
     )
 
 
+def fused_in_groups(params):
+    """What has no gradient yet is in a group of its own: within one, torch's fused SGD takes all for equally old."""
+    late, *others = params
+    return SGD([{"params": [late]}, {"params": others}], lr=1.0, momentum=0.9, dampening=0.5, fused=True)
+
+
 # A new optimizer, or a new option of one that changes its state, is a line here.
 OPTIMIZERS = [
     case(SGD),
     case(SGD, momentum=0.9),
     case(SGD, momentum=0.9, dampening=0.5),
     case(SGD, momentum=0.9, nesterov=True, weight_decay=0.1),
-    case(SGD, momentum=0.9, dampening=0.5, fused=True),
+    pytest.param(fused_in_groups, id="SGD(fused, in groups)"),
     case(Adam),
     case(Adam, amsgrad=True, maximize=True),
     case(Adam, fused=True),
@@ -256,3 +262,51 @@ def test_recovery_from_lack_of_memory_copies_nothing_before_the_failed_step_is_f
     assert alive
     assert not any(alive)
     assert_as_in_a_plain_loop(runs, task)
+
+
+def test_numbers_that_torch_keeps_in_float32_pass_between_engines_in_the_precision_they_had():
+    """torch.optim counts in the default dtype, the engine in float64: that is what stays of it, also in torch.optim."""
+    task = task_of(lambda params: NAdam(params, lr=1.0, momentum_decay=0.5))
+    torch.set_default_dtype(torch.float32)
+    runs = sweep(task, CHANGE).extend(num_steps=2)
+    runs = by_engine(runs, "sequential").extend(num_steps=NUM_STEPS - CHANGE - 2)
+    torch.set_default_dtype(torch.float64)
+    assert_as_in_a_plain_loop(runs, task)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("engines", [("vectorized", "sequential"), ("sequential", "vectorized")], ids=" to ".join)
+def test_mixed_precision_and_its_loss_scale_pass_between_engines(engines, precision):
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
+    # Inputs so large that fp16's gradients overflow at the initial scale of 65,536: the first steps are skipped.
+    batches = [(300 * torch.randn(8, 6), 20 + torch.randn(8, 1)) for _ in range(12)]
+
+    def loss_fn(outputs, targets):
+        return 0.3 * F.l1_loss(outputs, targets)
+
+    def optimizer(params):
+        return SGD(params, lr=1.0, momentum=0.9, dampening=0.5)
+
+    task = vs.Task(model, batches, loss_fn, optimizer=optimizer)
+    runs = sweep(task, 2, engines[0], precision=precision)
+    for num_steps, engine in ((4, engines[1]), (6, engines[0])):
+        runs = by_engine(runs, engine).extend(num_steps=num_steps)
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    for i, lr in enumerate(LRS):
+        own, losses = copy.deepcopy(model), []
+        ordinary, scaler = optimizer(own.parameters()), torch.amp.GradScaler("cpu", enabled=precision == "fp16")
+        ordinary.param_groups[0]["lr"] = lr
+        for x, y in batches:
+            ordinary.zero_grad()
+            with torch.autocast("cpu", dtype):
+                loss = loss_fn(own(x), y)
+            scaler.scale(loss).backward()
+            scaler.step(ordinary)
+            scaler.update()
+            losses.append(loss.item())
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=2e-2)
+        if precision == "fp16":
+            assert scaler.get_scale() < 2.0**15, "the test must make GradScaler skip steps"
+            assert runs._trained.start.states[i].scale.value.item() == scaler.get_scale()
