@@ -60,8 +60,8 @@ LAYERS = {
         "plot observers observers.tensorboard",
     ],
     "engine": [
-        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.objective
-        _engine.rng""",
+        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.modes
+        _engine.objective _engine.rng""",
         "_engine.batches _engine.ensemble",
         "_engine.contract _engine.learner",
         "_engine.optimizer _engine.probe _engine.record",
