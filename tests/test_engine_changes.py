@@ -1,4 +1,4 @@
-"""Every optimizer through every change of engine in the middle of a run, against a plain loop that is not interrupted."""
+"""Every optimizer through every change of engine in the middle of a run, against a plain loop without a break."""
 
 import copy
 import weakref

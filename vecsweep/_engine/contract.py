@@ -1,6 +1,7 @@
 """What both engines keep: the vectorized and the sequential one are the same to the training loop."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -41,6 +42,10 @@ class Chunk(Protocol):
             Unmappable: the members cannot be batched; they are as they were before the window.
             OutOfMemory: there is not enough for so many members; likewise.
         """
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Put the members where they are evaluated, if their optimizer says so: `measure` is called inside of it."""
         ...
 
     def measure(self, batches: Mapping[int, Batch]) -> Tensor:

@@ -17,6 +17,7 @@ from vecsweep._engine.copying import copy_model, forget_
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.stock import has_modes, load_state
 from vecsweep._hyper import BETAS, plain_options
 from vecsweep._types import Metric, Precision
 from vecsweep.execution import Execution
@@ -121,6 +122,8 @@ class Learner:
         else:
             forget_(optimizer)
         _check_needs_no_closure(optimizer)
+        if has_modes(optimizer):
+            optimizer.train()  # type: ignore[attr-defined]
         if isinstance(task.loss_fn, nn.Module):  # it may hold class weights, which go where the model goes
             task = replace(task, loss_fn=copy.deepcopy(task.loss_fn).to(device=execution.device, dtype=dtype))
         metrics = {name: _own_metric(metric, execution.device, dtype) for name, metric in task.metrics.items()}
@@ -137,11 +140,15 @@ class Learner:
         return Learner(replace(self.task, loss_fn=copy.deepcopy(self.task.loss_fn)), model, optimizer, self.precision)
 
     def model_of(self, state: MemberState) -> nn.Module:
-        """Make a module of its own that has a member's parameters and buffers."""
-        model, _ = copy_model(self.model)
+        """Make a module of its own that has a member's buffers, and its parameters as they are to be evaluated."""
+        model, optimizer = copy_model(self.model, self.optimizer)
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, value in (state.parameters | state.buffers).items():
             tensors[name].data = value.clone()  # of another shape, if the model lets a buffer grow
+        if optimizer is not None and has_modes(optimizer):
+            named = dict(model.named_parameters())
+            load_state(optimizer, {name: named[name] for name in self.parameters}, state.optimizer)
+            optimizer.eval()  # type: ignore[attr-defined]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.frozen)
         return model

@@ -1,7 +1,7 @@
 """The modes of PyTorch that a caller may be inside of, set aside while a run lasts.
 
-A sweep is told of its precision by `precision`, and of nothing by where it is called. Inside a caller's `torch.autocast`
-a step would besides compute with the weights of the first step for ever: autocast keeps its casts of them until the
+A sweep is told its precision by `precision`, and nothing by where it is called. Inside a caller's `torch.autocast` a
+step would besides compute with the weights of the first one for ever: autocast keeps its casts of them until the
 outermost context is left.
 """
 
@@ -28,13 +28,13 @@ def _autocast_set_aside() -> Iterator[None]:
     for _ in range(depth + 1):  # so that a step's own context is the outermost, and takes its casts along as it is left
         torch.autocast_decrement_nesting()
     for kind in enabled:
-        torch.set_autocast_enabled(kind, False)  # noqa: FBT003 - torch's own signature
+        torch.set_autocast_enabled(kind, False)
     torch.clear_autocast_cache()
     try:
         yield
     finally:
         torch.clear_autocast_cache()
         for kind in enabled:
-            torch.set_autocast_enabled(kind, True)  # noqa: FBT003 - torch's own signature
+            torch.set_autocast_enabled(kind, True)
         for _ in range(depth):
             torch.autocast_increment_nesting()

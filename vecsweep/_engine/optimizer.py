@@ -4,8 +4,8 @@ An optimizer whose formula is in vecsweep.kernels.updates is applied to stacked 
 own class, member by member, on views of the stacked parameters.
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from vecsweep._engine.copying import copy_optimizer
 from vecsweep._engine.ensemble import OptimizerState
 from vecsweep._engine.learner import Learner
+from vecsweep._engine.stock import evaluating, load_state, save_state, step_
 from vecsweep.kernels.updates import UPDATES, State
 
 
@@ -125,86 +126,33 @@ class MemberOptimizers:
             for group, own in zip(self._groups, optimizer.param_groups, strict=True):
                 own.update(group.hyper({name: of_members[i] for name, of_members in values.items()}))
             step_(optimizer)
-            for name, view in views.items():
-                stacked_view = self._parameters[name][i]
-                if view.data_ptr() != stacked_view.data_ptr():  # the optimizer has put a new tensor into `p.data`
-                    stacked_view.copy_(view.data)
-                    view.data = stacked_view
+            self._write_back_(i)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put all members at the weights that they are evaluated at; see `stock.evaluating`."""
+        members = range(len(self._optimizers))
+        try:
+            with evaluating(self._optimizers):
+                for i in members:
+                    self._write_back_(i)
+                yield
+        finally:
+            for i in members:
+                self._write_back_(i)
 
     def state(self, i: int) -> OptimizerState:
         """Copy the state of one member's optimizer, by parameter name."""
         return save_state(self._optimizers[i], self._views[i])
 
-
-def step_(optimizer: Optimizer) -> None:
-    """Take a stock optimizer's step; one whose learning rate the parameters' dtype cannot hold makes them NaN.
-
-    torch.optim raises there, but to a sweep it is a member that diverges like any other.
-    """
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        if "without overflow" not in str(error):
-            raise
-        with torch.no_grad():
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    p.fill_(torch.nan)
-
-
-def save_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-    """Copy what an optimizer remembers."""
-    rest = copy.deepcopy(optimizer.state_dict())
-    states, places = rest["state"], _places(optimizer)
-    return OptimizerState({name: states.pop(places[p]) for name, p in parameters.items() if places[p] in states}, rest)
-
-
-def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState | None) -> None:
-    """Put what `save_state` or an ensemble gave into a fresh optimizer of the same class.
-
-    Args:
-        optimizer: over these parameters.
-        parameters: by name.
-        state: None for what nobody has stepped yet.
-    """
-    if state is None:
-        return
-    kept = {name: copy.deepcopy(of_parameter) for name, of_parameter in _as_torch_keeps(optimizer, parameters, state)}
-    fresh, places = optimizer.state_dict(), _places(optimizer)
-    by_place = {places[parameters[name]]: of_parameter for name, of_parameter in kept.items()}
-    loaded = {**fresh, **copy.deepcopy(state.rest)}
-    loaded["state"] = {**fresh["state"], **loaded["state"], **by_place}
-    optimizer.load_state_dict(loaded)
-    for name, of_parameter in kept.items():
-        # It casts all to the parameter's dtype, be it a counter or the master copy of a bfloat16 parameter, which
-        # training without a break does not. Only the `step` has to be as it makes it, for fused and captured kernels.
-        exact = {key: value for key, value in of_parameter.items() if key != "step"}
-        optimizer.state[parameters[name]].update(exact)
-
-
-def _places(optimizer: Optimizer) -> dict[Tensor, int]:
-    """By what number each parameter goes in the optimizer's `state_dict`."""
-    return {p: place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
-
-
-def _as_torch_keeps(
-    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The state of each parameter that was stepped, with the keys that the optimizer's class has, where it has them."""
-    update = UPDATES.get(type(optimizer))
-    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
-    for name, of_parameter in state.of_parameters.items():
-        if update is None:
-            yield name, of_parameter
-        elif of_parameter.get("step") != 0:  # else it had no gradient yet; the class makes a state when one comes
-            p = parameters[name]
-            is_on_device = groups[p].get("capturable") or groups[p].get("fused")
-            device = p.device if is_on_device else torch.device("cpu")
-            yield (
-                name,
-                {
-                    key: torch.as_tensor(value).to(device) if key in update.counters else value
-                    for key, value in of_parameter.items()
-                    if key not in update.not_in_torch
-                },
-            )
+    def _write_back_(self, i: int) -> None:
+        """Take over what an optimizer has put into `p.data` in place of the view that was there."""
+        for name, view in self._views[i].items():
+            stacked_view = self._parameters[name][i]
+            if view.data_ptr() != stacked_view.data_ptr():
+                kept = self._optimizers[i].state[view]
+                for key, value in kept.items():
+                    if isinstance(value, Tensor) and value.data_ptr() == stacked_view.data_ptr():
+                        kept[key] = value.clone()  # it has swapped the two
+                stacked_view.copy_(view.data)
+                view.data = stacked_view

@@ -10,6 +10,7 @@ import re
 import traceback
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,10 @@ class VectorizedChunk:
         _let_go(failure)
         self._go_back()
         raise failure
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Put the members at the weights that they are evaluated at; no stacked update has such."""
+        return nullcontext() if self._optimizers is None else self._optimizers.evaluating()
 
     def measure(self, batches: Mapping[int, Batch]) -> Tensor:
         """Compute the loss and the metrics of a batch, in eval mode and without gradients."""
