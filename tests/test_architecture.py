@@ -61,7 +61,7 @@ LAYERS = {
     ],
     "engine": [
         """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.modes
-        _engine.objective _engine.rng""",
+        _engine.objective _engine.rng _engine.templates""",
         "_engine.batches _engine.ensemble",
         "_engine.contract _engine.stock",
         "_engine.learner",

@@ -1,4 +1,4 @@
-"""Optimizers that evaluate at other weights than they train at: `eval()` and `train()` are called as in a plain loop."""
+"""Optimizers that evaluate at other weights than they train at, against a loop that calls `eval()` and `train()`."""
 
 import copy
 from dataclasses import replace

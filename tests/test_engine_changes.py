@@ -310,3 +310,23 @@ def test_mixed_precision_and_its_loss_scale_pass_between_engines(engines, precis
         if precision == "fp16":
             assert scaler.get_scale() < 2.0**15, "the test must make GradScaler skip steps"
             assert runs._trained.start.states[i].scale.value.item() == scaler.get_scale()
+
+
+@pytest.mark.parametrize("kind", [NAdam, ASGD], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_counters_of_a_half_precision_model_are_not_rounded_when_it_goes_on(kind, engine):
+    """torch.optim's own `load_state_dict` casts them to the parameter's dtype, as no loop without a break does."""
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3).bfloat16()
+    batches = [torch.randn(4, 6).bfloat16() for _ in range(NUM_STEPS)]
+
+    def step(model, x):
+        return model(x).float().square().mean()
+
+    task = vs.Task(model, batches, training_step=step, optimizer=lambda params: kind(params, lr=1.0))
+    runs = sweep(task, 7, engine).extend(num_steps=NUM_STEPS - 7)
+    whole = sweep(task, NUM_STEPS, engine)
+    np.testing.assert_array_equal(runs.train_loss, whole.train_loss)
+    if engine == "sequential":
+        np.testing.assert_array_equal(runs.train_loss[:, 1], train_plainly(task, LRS[1])[0])

@@ -18,6 +18,7 @@ from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.stock import has_modes, load_state
+from vecsweep._engine.templates import check_template
 from vecsweep._hyper import BETAS, plain_options
 from vecsweep._types import Metric, Precision
 from vecsweep.execution import Execution
@@ -98,6 +99,7 @@ class Learner:
         if isinstance(task.model, nn.Module):
             _check_trainable(task.model)
             if template is not None:
+                check_template(template)
                 _check_steps_by_its_class(template)
                 _groups(task.model, template)  # checked while both are the caller's, so that the message fits
             model, optimizer = copy_model(task.model, template)
@@ -114,14 +116,14 @@ class Learner:
         if optimizer is None:
             assert callable(task.optimizer)
             optimizer = task.optimizer(model.parameters())
-            if not isinstance(optimizer, Optimizer):
+            if optimizer is None:
                 raise TypeError(
-                    "`optimizer` must return a torch.optim optimizer when it is a function; got "
-                    f"{type(optimizer).__name__}. Return the optimizer, as in `lambda params: SGD(params, lr=0.1)`."
+                    "`optimizer` must return a torch.optim optimizer when it is a function; got NoneType. Return the "
+                    "optimizer, as in `lambda params: SGD(params, lr=0.1)`."
                 )
+            check_template(optimizer)
         else:
             forget_(optimizer)
-        _check_needs_no_closure(optimizer)
         if has_modes(optimizer):
             optimizer.train()  # type: ignore[attr-defined]
         if isinstance(task.loss_fn, nn.Module):  # it may hold class weights, which go where the model goes
@@ -225,14 +227,6 @@ def _check_steps_by_its_class(optimizer: Optimizer) -> None:
         raise ValueError(
             f"`optimizer` must step by its class; the `step` of this {type(optimizer).__name__} has been replaced, and "
             "copies would not have it. Put the new step into a subclass."
-        )
-
-
-def _check_needs_no_closure(optimizer: Optimizer) -> None:
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise TypeError(
-            "`optimizer` must take one gradient a step; LBFGS evaluates a closure several times in each, so that its "
-            "members cannot step together. Use a first-order optimizer, such as SGD or AdamW."
         )
 
 
