@@ -62,10 +62,11 @@ LAYERS = {
         "plot observers observers.tensorboard",
     ],
     "engine": [
-        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.objective
-        _engine.rng""",
+        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.modes
+        _engine.objective _engine.rng _engine.templates""",
         "_engine.batches _engine.ensemble",
-        "_engine.contract _engine.learner",
+        "_engine.contract _engine.stock",
+        "_engine.learner",
         "_engine.optimizer _engine.probe _engine.record",
         "_engine.graph _engine.measure _engine.step",
         "_engine.program",

@@ -89,10 +89,7 @@ class Task:
                 "from parameters to one, such as `lambda params: torch.optim.SGD(params, lr=0.1)`."
             )
         if isinstance(self.optimizer, type) or not (isinstance(self.optimizer, Optimizer) or callable(self.optimizer)):
-            raise TypeError(
-                "`optimizer` must be a torch.optim optimizer, or a function from parameters to one; got "
-                f"{_describe(self.optimizer)}. Wrap a class in a lambda: `lambda params: SGD(params, lr=0.1)`."
-            )
+            raise TypeError(say_what_optimizer_is(self.optimizer))
         if isinstance(self.optimizer, Optimizer) and not isinstance(self.model, nn.Module):
             raise TypeError(
                 "`optimizer` must be a function from parameters to an optimizer when `model` is a function "
@@ -186,6 +183,25 @@ class Task:
     def is_one_pass(self) -> bool:
         """Whether the batches are an iterator, which cannot start over."""
         return isinstance(self.batches, Iterator)
+
+
+def say_what_optimizer_is(value: object) -> str:
+    """Say what to pass in place of something that is no optimizer."""
+    if isinstance(value, list | tuple):
+        return (
+            f"`optimizer` must be one optimizer; got {_describe(value)}. Put all parameters into groups of one: "
+            "`AdamW([{'params': body}, {'params': head, 'lr': 0.1}], lr=0.01)`."
+        )
+    if hasattr(value, "param_groups"):
+        return (
+            "`optimizer` must be a torch.optim.Optimizer, of which each member can have a copy; "
+            f"{type(value).__name__} only behaves like one. Pass the optimizer inside it, or make it a subclass that "
+            "keeps all that it remembers in `self.state`."
+        )
+    return (
+        "`optimizer` must be a torch.optim optimizer, or a function from parameters to one; got "
+        f"{_describe(value)}. Wrap a class in a lambda: `lambda params: SGD(params, lr=0.1)`."
+    )
 
 
 def _is_source(source: Any) -> bool:

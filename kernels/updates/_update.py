@@ -18,6 +18,7 @@ Hyperparameter = float | Tensor  # one for all members, or float64 [member]
 class Update:
     """One optimizer formula on stacked tensors.
 
+    The keys of a state are those of torch.optim, so that members can pass from one to the other and back.
     `init` and `apply` take the hyperparameters by name. A number among them may be a float, the same for all
     members, or a float64 tensor `[member]`; only tensors stay variable when `apply` is traced. `apply` is
     pure, and expects to be called where gradients are not recorded.
@@ -29,6 +30,10 @@ class Update:
     """From (param, **hyperparameters) to the state before the first update."""
     apply: Callable[..., tuple[Tensor, State]]
     """From (param, grad, state, **hyperparameters) to the new param and the new state."""
+    counters: tuple[str, ...] = ("step",)
+    """Keys of the state that are one number a member; all others have the shape of the parameter."""
+    not_in_torch: tuple[str, ...] = ()
+    """Counters that torch.optim does not keep: to it, a parameter that was stepped is one that has a state."""
 
 
 def is_zero(

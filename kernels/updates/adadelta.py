@@ -1,9 +1,9 @@
-"""Adadelta, as torch.optim.Adadelta. `step`, which torch counts and never reads, is not kept."""
+"""Adadelta, as torch.optim.Adadelta."""
 
 import torch
 from torch import Tensor
 
-from ._update import Hyperparameter, State, Update, add_scaled, descent_gradient, ema_of_square, per_member
+from ._update import Hyperparameter, State, Update, add_scaled, descent_gradient, ema_of_square, per_member, zero_steps
 
 
 def init(
@@ -11,13 +11,17 @@ def init(
     **_: object,
 ) -> State:
     """Return zero mean squares of the gradients and of the steps."""
-    return {"square_avg": torch.zeros_like(param), "acc_delta": torch.zeros_like(param)}
+    return {
+        "step": zero_steps(param),
+        "square_avg": torch.zeros_like(param),
+        "acc_delta": torch.zeros_like(param),
+    }
 
 
 def apply(
     param: Tensor,  # [member, *shape]
     grad: Tensor,  # [member, *shape]
-    state: State,  # square_avg, acc_delta [member, *shape]
+    state: State,  # step [member]; square_avg, acc_delta [member, *shape]
     *,
     lr: Hyperparameter,  # number or [member]
     rho: Hyperparameter,  # number or [member]
@@ -33,7 +37,7 @@ def apply(
         a = rho * a + (1 - rho) * delta**2                  acc_delta
         param = param - lr * delta
 
-    As torch.optim.Adadelta, whose lr the paper does not have.
+    As torch.optim.Adadelta, whose lr the paper does not have; `step` is counted, and read by nobody, as there.
 
     Reference:
         Zeiler, ADADELTA: an adaptive learning rate method, 2012.
@@ -43,7 +47,8 @@ def apply(
     std = (square_avg + per_member(eps, param)).sqrt_()
     delta = (state["acc_delta"] + per_member(eps, param)).sqrt_().div_(std).mul_(grad)
     acc_delta = ema_of_square(state["acc_delta"], delta, rho)
-    return add_scaled(param, delta, -lr), {"square_avg": square_avg, "acc_delta": acc_delta}
+    new_state = {"step": state["step"] + 1, "square_avg": square_avg, "acc_delta": acc_delta}
+    return add_scaled(param, delta, -lr), new_state
 
 
 ADADELTA = Update(

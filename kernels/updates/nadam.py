@@ -88,4 +88,5 @@ NADAM = Update(
     ),
     init=init,
     apply=apply,
+    counters=("step", "mu_product"),
 )

@@ -1,7 +1,4 @@
-"""RMSprop, plain, centered and with momentum, as torch.optim.RMSprop.
-
-`step`, which torch counts and never reads, is not kept.
-"""
+"""RMSprop, plain, centered and with momentum, as torch.optim.RMSprop."""
 
 import torch
 from torch import Tensor
@@ -16,6 +13,7 @@ from ._update import (
     ema_of_square,
     is_zero,
     per_member,
+    zero_steps,
 )
 
 
@@ -27,7 +25,7 @@ def init(
     **_: object,
 ) -> State:
     """Return zero averages, and a zero momentum buffer where there is momentum."""
-    state = {"square_avg": torch.zeros_like(param)}
+    state = {"step": zero_steps(param), "square_avg": torch.zeros_like(param)}
     if centered:
         state["grad_avg"] = torch.zeros_like(param)
     if not is_zero(momentum):
@@ -38,7 +36,7 @@ def init(
 def apply(
     param: Tensor,  # [member, *shape]
     grad: Tensor,  # [member, *shape]
-    state: State,  # square_avg; centered: grad_avg; with momentum: momentum_buffer; each [member, *shape]
+    state: State,  # step [member]; square_avg; centered: grad_avg; with momentum: momentum_buffer; [member, *shape]
     *,
     lr: Hyperparameter,  # number or [member]
     alpha: Hyperparameter,  # number or [member]
@@ -56,7 +54,7 @@ def apply(
         buffer = momentum * buffer + g / (sqrt(v - a**2) + eps)
         param = param - lr * buffer
 
-    As torch.optim.RMSprop.
+    As torch.optim.RMSprop; `step` is counted, and read by nobody, as there.
 
     Reference:
         Tieleman and Hinton, Lecture 6.5 of Neural networks for machine learning, 2012.
@@ -64,7 +62,7 @@ def apply(
     """
     grad = descent_gradient(param, grad, weight_decay=weight_decay, maximize=maximize)
     square_avg = ema_of_square(state["square_avg"], grad, alpha)
-    new_state = {"square_avg": square_avg}
+    new_state = {"step": state["step"] + 1, "square_avg": square_avg}
     if centered:
         grad_avg = ema(state["grad_avg"], grad, alpha)
         new_state["grad_avg"] = grad_avg

@@ -76,4 +76,5 @@ SGD = Update(
     hyperparameters=("lr", "momentum", "dampening", "weight_decay", "nesterov", "maximize"),
     init=init,
     apply=apply,
+    not_in_torch=("step",),
 )

@@ -1,6 +1,7 @@
 """What both engines keep: the vectorized and the sequential one are the same to the training loop."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -38,9 +39,13 @@ class Chunk(Protocol):
 
         Raises:
             SeedsDiffer: the seeds have batches of different kinds; nothing has happened.
-            Unmappable: the members cannot be batched; the error holds their states before the window.
+            Unmappable: the members cannot be batched; they are as they were before the window.
             OutOfMemory: there is not enough for so many members; likewise.
         """
+        ...
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Put the members where they are evaluated, if their optimizer says so: `measure` is called inside of it."""
         ...
 
     def measure(self, batches: Mapping[int, Batch]) -> Tensor:
@@ -84,22 +89,12 @@ class Unmappable(Exception):  # noqa: N818 - a signal to the training loop, not 
 
     Attributes:
         reason: the operator and the line, as far as they are known.
-        members: their states before the window in which it showed; empty if none had been loaded.
     """
 
-    def __init__(self, reason: str, members: Sequence[MemberState] = ()) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.members = list(members)
 
 
 class OutOfMemory(Exception):  # noqa: N818 - a signal to the training loop, not a failure
-    """There is not enough memory to step the members of a chunk together.
-
-    Attributes:
-        members: their states before the window in which it showed.
-    """
-
-    def __init__(self, members: Sequence[MemberState]) -> None:
-        super().__init__("out of memory")
-        self.members = list(members)
+    """There is not enough memory to step the members of a chunk together; its cause is the device's own error."""

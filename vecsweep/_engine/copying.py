@@ -51,7 +51,7 @@ def hooks_of(parameter: Tensor) -> list[Any]:
 
 def forget_(optimizer: Optimizer) -> None:
     """Take from a copied template what it learned in steps of the caller's."""
-    if not optimizer.state:
+    if all(isinstance(own, dict) and not own for own in optimizer.state.values()):  # some look for one, and leave it
         return
     if not any(kind.__module__.startswith("torch.optim.") for kind in type(optimizer).__mro__ if kind is not Optimizer):
         raise ValueError(

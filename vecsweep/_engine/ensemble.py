@@ -17,15 +17,18 @@ from vecsweep._types import Precision
 
 @dataclass(frozen=True, slots=True)
 class OptimizerState:
-    """What one member's optimizer remembers.
+    """What one member's optimizer remembers, as the `state_dict` of a torch.optim optimizer has it.
+
+    Numbers are as precise as they were where the member was trained; an optimizer that loads them makes of them what
+    its class needs.
 
     Attributes:
-        of_parameters: torch.optim's state of each parameter, by its name.
-        of_groups: what the optimizer keeps in each parameter group, lr and parameters aside.
+        of_parameters: the state of each parameter, by its name.
+        rest: what else is in the `state_dict`; nothing if the member comes from an ensemble.
     """
 
     of_parameters: dict[str, dict[str, Any]]
-    of_groups: list[dict[str, Any]]
+    rest: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +127,8 @@ class Ensemble:
 
     @classmethod
     def stack(cls, members: Sequence[MemberState], seeds: Sequence[int], member_buffers: frozenset[str]) -> "Ensemble":
-        """Stack members; the other buffers are taken from the first."""
+        """Stack members, but for what their optimizers remember; the other buffers are taken from the first."""
         first = members[0]
-        optimizer: dict[str, dict[str, Tensor]] = {}
-        if first.optimizer is not None:
-            states = [m.optimizer.of_parameters for m in members if m.optimizer]
-            optimizer = {
-                name: {key: _stack_values([of[name][key] for of in states], first.parameters[name]) for key in state}
-                for name, state in first.optimizer.of_parameters.items()
-            }
         return cls(
             seeds=list(seeds),
             parameters={name: torch.stack([m.parameters[name] for m in members]) for name in first.parameters},
@@ -141,7 +137,7 @@ class Ensemble:
                 for name, buffer in first.buffers.items()
             },
             member_buffers=member_buffers,
-            optimizer=optimizer,
+            optimizer={},
             fate=Fate(*(torch.cat([getattr(m.fate, f) for m in members]) for f in ("first", "best", "alive"))),
             scale=None
             if first.scale is None
@@ -190,20 +186,8 @@ class Ensemble:
             parameters={name: p[0] for name, p in one.parameters.items()},
             buffers={name: b[0] if name in self.member_buffers else b for name, b in one.buffers.items()},
             optimizer=OptimizerState(
-                {name: {k: _to_torch(k, v[0]) for k, v in state.items()} for name, state in one.optimizer.items()}, []
+                {name: {key: value[0] for key, value in state.items()} for name, state in one.optimizer.items()}
             ),
             fate=one.fate,
             scale=one.scale,
         )
-
-
-_COUNTERS = ("step", "mu_product")  # which torch.optim keeps as scalars on the CPU, and updates need in float64
-
-
-def _to_torch(key: str, value: Tensor) -> Tensor:
-    return value.to("cpu", torch.get_default_dtype()) if key in _COUNTERS else value
-
-
-def _stack_values(values: Sequence[Any], parameter: Tensor) -> Tensor:
-    """Stack what torch.optim keeps for a parameter of each member; it has None for a buffer of a momentum of 0."""
-    return torch.stack([torch.zeros_like(parameter) if value is None else torch.as_tensor(value) for value in values])

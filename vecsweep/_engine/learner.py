@@ -17,6 +17,8 @@ from vecsweep._engine.copying import copy_model, forget_
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.stock import has_modes, load_state
+from vecsweep._engine.templates import check_template
 from vecsweep._hyper import BETAS, plain_options
 from vecsweep._types import Metric, Precision
 from vecsweep.execution import Execution
@@ -97,6 +99,7 @@ class Learner:
         if isinstance(task.model, nn.Module):
             _check_trainable(task.model)
             if template is not None:
+                check_template(template)
                 _check_steps_by_its_class(template)
                 _groups(task.model, template)  # checked while both are the caller's, so that the message fits
             model, optimizer = copy_model(task.model, template)
@@ -113,14 +116,16 @@ class Learner:
         if optimizer is None:
             assert callable(task.optimizer)
             optimizer = task.optimizer(model.parameters())
-            if not isinstance(optimizer, Optimizer):
+            if optimizer is None:
                 raise TypeError(
-                    "`optimizer` must return a torch.optim optimizer when it is a function; got "
-                    f"{type(optimizer).__name__}. Return the optimizer, as in `lambda params: SGD(params, lr=0.1)`."
+                    "`optimizer` must return a torch.optim optimizer when it is a function; got NoneType. Return the "
+                    "optimizer, as in `lambda params: SGD(params, lr=0.1)`."
                 )
+            check_template(optimizer)
         else:
             forget_(optimizer)
-        _check_needs_no_closure(optimizer)
+        if has_modes(optimizer):
+            optimizer.train()  # type: ignore[attr-defined]
         if isinstance(task.loss_fn, nn.Module):  # it may hold class weights, which go where the model goes
             task = replace(task, loss_fn=copy.deepcopy(task.loss_fn).to(device=execution.device, dtype=dtype))
         metrics = {name: _own_metric(metric, execution.device, dtype) for name, metric in task.metrics.items()}
@@ -137,11 +142,15 @@ class Learner:
         return Learner(replace(self.task, loss_fn=copy.deepcopy(self.task.loss_fn)), model, optimizer, self.precision)
 
     def model_of(self, state: MemberState) -> nn.Module:
-        """Make a module of its own that has a member's parameters and buffers."""
-        model, _ = copy_model(self.model)
+        """Make a module of its own that has a member's buffers, and its parameters as they are to be evaluated."""
+        model, optimizer = copy_model(self.model, self.optimizer)
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, value in (state.parameters | state.buffers).items():
             tensors[name].data = value.clone()  # of another shape, if the model lets a buffer grow
+        if optimizer is not None and has_modes(optimizer):
+            named = dict(model.named_parameters())
+            load_state(optimizer, {name: named[name] for name in self.parameters}, state.optimizer)
+            optimizer.eval()  # type: ignore[attr-defined]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name not in self.frozen)
         return model
@@ -218,14 +227,6 @@ def _check_steps_by_its_class(optimizer: Optimizer) -> None:
         raise ValueError(
             f"`optimizer` must step by its class; the `step` of this {type(optimizer).__name__} has been replaced, and "
             "copies would not have it. Put the new step into a subclass."
-        )
-
-
-def _check_needs_no_closure(optimizer: Optimizer) -> None:
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise TypeError(
-            "`optimizer` must take one gradient a step; LBFGS evaluates a closure several times in each, so that its "
-            "members cannot step together. Use a first-order optimizer, such as SGD or AdamW."
         )
 
 

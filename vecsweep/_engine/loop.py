@@ -233,7 +233,7 @@ class Loop:
                 pending[:0] = self._halve(group, shortage)
             except Unmappable as obstacle:
                 self._fall_back(obstacle.reason)
-                pending = [self._group(group.members, obstacle.members), *map(self._reload, pending)]
+                pending = [self._reload(own) for own in (group, *pending)]
                 ran = [replace(other, group=self._reload(other.group)) for other in ran]
             else:
                 ran.append(_Ran(group, curve, {seed: self.streams.mark("model", seed) for seed in seeds}))
@@ -346,9 +346,7 @@ class Loop:
                 f"`chunk_size={size}` asks for that without this warning."
             )
         self.is_short_of_memory = True
-        members = group.members
-        parts = [(members[:size], shortage.members[:size]), (members[size:], shortage.members[size:])]
-        return [self._group(own, states) for own, states in parts]
+        return [self._select(group, part) for part in (range(size), range(size, len(group.members)))]
 
     def _select(self, group: _Group, keep: Sequence[int]) -> _Group:
         return _Group(group.chunk.select(keep), [group.members[i] for i in keep])

@@ -122,10 +122,13 @@ class Evaluator:
             seeds: of the members of each.
         """
         parts = []
-        if self._task.val_batches is not None:
-            parts.append(self._average(self._validation(), chunks, seeds))
-        if self._has_train_metrics:
-            parts.append([rows[1:] for rows in self._average(self._training(), chunks, seeds)])
+        with ExitStack() as stack:
+            for chunk in chunks:
+                stack.enter_context(chunk.evaluating())
+            if self._task.val_batches is not None:
+                parts.append(self._average(self._validation(), chunks, seeds))
+            if self._has_train_metrics:
+                parts.append([rows[1:] for rows in self._average(self._training(), chunks, seeds)])
         return [torch.cat(of_chunk).cpu().numpy() for of_chunk in zip(*parts, strict=True)]
 
     def _average(

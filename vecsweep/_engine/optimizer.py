@@ -4,8 +4,9 @@ An optimizer whose formula is in vecsweep.kernels.updates is applied to stacked 
 own class, member by member, on views of the stacked parameters.
 """
 
-import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from vecsweep._engine.copying import copy_optimizer
 from vecsweep._engine.ensemble import OptimizerState
 from vecsweep._engine.learner import Learner
+from vecsweep._engine.stock import evaluating, load_state, save_state, step_
 from vecsweep.kernels.updates import UPDATES, State
 
 
@@ -41,12 +43,12 @@ class StackedUpdate:
         is_complex = any(p.is_complex() for p in learner.parameters.values())
         return type(optimizer) in UPDATES and not has_hooks and not is_complex
 
-    def init(self, parameters: Mapping[str, Tensor], loaded: Mapping[str, Mapping[str, Tensor]]) -> dict[str, State]:
-        """Make the state of each parameter, from what was loaded where there is something.
+    def stack(self, parameters: Mapping[str, Tensor], members: Sequence[OptimizerState | None]) -> dict[str, State]:
+        """Stack what the members' optimizers remember of each parameter; where they remember nothing, it is fresh.
 
         Args:
             parameters: `[member, *shape]`, by name.
-            loaded: states stacked from torch.optim's, by parameter name; may lack keys that torch does not keep.
+            members: what each remembers, be it of torch.optim or of an ensemble; None for nothing.
         """
         states = {}
         # What is varied is a tensor to the formulas, which leave out terms only for a number that is zero.
@@ -54,11 +56,17 @@ class StackedUpdate:
         for group, options in self._groups:
             for name in group.names:
                 fresh = self._update.init(parameters[name], **(options | group.hyper(varied)))
-                own = loaded.get(name, {})
-                if own and "step" not in own and "step" in fresh:
-                    fresh["step"] = torch.ones_like(fresh["step"])  # torch's SGD counts no steps, but has had one
-                states[name] = {key: own[key].to(value) if key in own else value for key, value in fresh.items()}
+                kept = [{} if member is None else member.of_parameters.get(name, {}) for member in members]
+                states[name] = {key: self._stacked(key, value, kept) for key, value in fresh.items()}
         return states
+
+    def _stacked(self, key: str, fresh: Tensor, kept: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Stack one value of one parameter: `[member, *shape]`, or `[member]` of a counter."""
+        values = [own.get(key, 1 if own and key in self._update.not_in_torch else None) for own in kept]
+        if all(value is None for value in values):
+            return fresh
+        pairs = zip(values, fresh, strict=True)
+        return torch.stack([start if value is None else torch.as_tensor(value).to(start) for value, start in pairs])
 
     def apply(
         self,
@@ -118,46 +126,33 @@ class MemberOptimizers:
             for group, own in zip(self._groups, optimizer.param_groups, strict=True):
                 own.update(group.hyper({name: of_members[i] for name, of_members in values.items()}))
             step_(optimizer)
-            for name, view in views.items():
-                stacked_view = self._parameters[name][i]
-                if view.data_ptr() != stacked_view.data_ptr():  # the optimizer has put a new tensor into `p.data`
-                    stacked_view.copy_(view.data)
-                    view.data = stacked_view
+            self._write_back_(i)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put all members at the weights that they are evaluated at; see `stock.evaluating`."""
+        members = range(len(self._optimizers))
+        try:
+            with evaluating(self._optimizers):
+                for i in members:
+                    self._write_back_(i)
+                yield
+        finally:
+            for i in members:
+                self._write_back_(i)
 
     def state(self, i: int) -> OptimizerState:
         """Copy the state of one member's optimizer, by parameter name."""
         return save_state(self._optimizers[i], self._views[i])
 
-
-def step_(optimizer: Optimizer) -> None:
-    """Take a stock optimizer's step; one whose learning rate the parameters' dtype cannot hold makes them NaN.
-
-    torch.optim raises there, but to a sweep it is a member that diverges like any other.
-    """
-    try:
-        optimizer.step()
-    except RuntimeError as error:
-        if "without overflow" not in str(error):
-            raise
-        with torch.no_grad():
-            for group in optimizer.param_groups:
-                for p in group["params"]:
-                    p.fill_(torch.nan)
-
-
-def save_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
-    """Copy what an optimizer remembers."""
-    return OptimizerState(
-        {name: copy.deepcopy(dict(optimizer.state[p])) for name, p in parameters.items() if p in optimizer.state},
-        [copy.deepcopy({k: v for k, v in g.items() if k not in ("params", "lr")}) for g in optimizer.param_groups],
-    )
-
-
-def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState | None) -> None:
-    """Put a state that `save_state` gave, or an ensemble's, into an optimizer."""
-    if state is None:
-        return
-    for name, of_parameter in state.of_parameters.items():
-        optimizer.state[parameters[name]] = copy.deepcopy(of_parameter)
-    for own, of_group in zip(optimizer.param_groups, state.of_groups, strict=False):
-        own.update(copy.deepcopy(of_group))
+    def _write_back_(self, i: int) -> None:
+        """Take over what an optimizer has put into `p.data` in place of the view that was there."""
+        for name, view in self._views[i].items():
+            stacked_view = self._parameters[name][i]
+            if view.data_ptr() != stacked_view.data_ptr():
+                kept = self._optimizers[i].state[view]
+                for key, value in kept.items():
+                    if isinstance(value, Tensor) and value.data_ptr() == stacked_view.data_ptr():
+                        kept[key] = value.clone()  # it has swapped the two
+                stacked_view.copy_(view.data)
+                view.data = stacked_view

@@ -159,6 +159,7 @@ class Program:
                 captured = Captured(self._fast, state, inputs, self._pool)
             except RuntimeError:
                 self._pool = None
+            if self._pool is None:
                 with torch.no_grad():
                     return self._fast(*tensors)
             if len(self._captures) == _MAX_CAPTURES:
@@ -209,6 +210,7 @@ class Program:
                 graph = make_fx(flat)(*tensors)
         except Exception:
             self._is_eager = True
+        if self._is_eager:  # the error is gone here, and with it what its step had computed
             return self._eager(*tensors)
         simplify_(graph)
         traced = write_in_place(graph, self._num_state)

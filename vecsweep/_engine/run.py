@@ -13,6 +13,7 @@ from vecsweep._engine.batches import own_loader
 from vecsweep._engine.choices import Timing
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
+from vecsweep._engine.modes import modes_set_aside
 from vecsweep._engine.record import Observer, Record, Start
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.trials import time_each
@@ -45,7 +46,7 @@ def train(
         observer: who is told of losses and metrics as they come.
     """
     streams = Streams(_device_of(task, execution), _own_generators(task))
-    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
+    with streams.borrowed(), modes_set_aside():
         try:
             loop = Loop(
                 task,
@@ -74,7 +75,7 @@ def time_ways(task: Task, plan: Plan, execution: Execution, *, is_compiling: boo
     """
     execution = replace(execution, engine="vectorized", chunk_size=1, compile=False)
     streams = Streams(_device_of(task, execution), _own_generators(task))
-    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
+    with streams.borrowed(), modes_set_aside():
         loop = Loop(task, plan, execution, streams, None, keeps_states=False)
         return time_each(loop.engine, plan, loop.batches, streams, is_compiling=is_compiling)
 
@@ -85,7 +86,7 @@ def count_batches(task: Task, seed: int, execution: Execution) -> int:
         return len(task.batches)  # type: ignore[arg-type]  # whether it has a length is what is asked
     except TypeError:
         streams = Streams(_device_of(task, execution), _own_generators(task))
-        with streams.borrowed():
+        with streams.borrowed(), modes_set_aside():
             streams.use("batches", seed)
             return sum(1 for _ in replace(task, batches=own_loader(task.batches)).iterate(seed))
 
@@ -93,7 +94,7 @@ def count_batches(task: Task, seed: int, execution: Execution) -> int:
 def template_of(task: Task, seed: int, execution: Execution) -> Optimizer:
     """A copy of the task's optimizer, over a copy of its model."""
     streams = Streams(_device_of(task, execution))
-    with streams.borrowed():
+    with streams.borrowed(), modes_set_aside():
         return Learner.build(task, seed, streams, execution).optimizer
 
 

@@ -5,17 +5,19 @@ to leave a diverged member alone.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from vecsweep._engine.batches import copy_batch
 from vecsweep._engine.contract import Curve, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import measure_one
-from vecsweep._engine.optimizer import load_state, save_state, step_
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.stock import evaluating, load_state, save_state, step_
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
@@ -75,6 +77,10 @@ class SequentialChunk:
             streams.rewind("model", seed, end)
         return Curve(*(torch.stack(column, dim=1) for column in zip(*curves, strict=True)))
 
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Put the members at the weights that they are evaluated at."""
+        return evaluating([member.optimizer for member in self._members])
+
     def measure(self, batches: Mapping[int, Batch]) -> Tensor:
         """Compute the loss and the metrics of a batch, in eval mode and without gradients."""
         rows = []
@@ -116,6 +122,11 @@ class _Member:
         load_state(self._learner.optimizer, self._learner.parameters, member.optimizer)
         self._fate = member.fate
         self._scale = member.scale
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """The member's own."""
+        return self._learner.optimizer
 
     def step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> tuple[Tensor, Tensor]:
         """Take one step; return its loss and whether the member is alive after it, each `[1]`."""

@@ -4,11 +4,13 @@ Not here: the mathematics of a step (`step.py`), how it is run fast (`program.py
 and what becomes of members that diverged (`run.py`).
 """
 
+import gc
 import os
 import re
 import traceback
 import warnings
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from torch.utils import _pytree as pytree
 from vecsweep import kernels
 from vecsweep._engine.batches import Key, key_of, stack
 from vecsweep._engine.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
-from vecsweep._engine.ensemble import Ensemble, MemberState
+from vecsweep._engine.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.measure import measure_at_once, measure_one
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
@@ -109,10 +111,10 @@ class Vectorized:
         """Stack members into a chunk."""
         member_buffers = self._stacked if len(set(seeds)) == 1 else self._changed | self._differing
         ensemble = Ensemble.stack(members, seeds, member_buffers)
+        states = [member.optimizer for member in members]
         if self.update is None:
-            states = [member.optimizer for member in members]
             return VectorizedChunk(self, ensemble, MemberOptimizers(self.pattern, ensemble.parameters, states))
-        ensemble.optimizer = self.update.init(ensemble.parameters, ensemble.optimizer)
+        ensemble.optimizer = self.update.stack(ensemble.parameters, states)
         return VectorizedChunk(self, ensemble, None)
 
     def probe(self, batch: Batch, seed: int, *, is_first: bool = False) -> Probe:
@@ -175,6 +177,7 @@ class VectorizedChunk:
         self._ensemble = ensemble
         self._optimizers = optimizers
         self._saved: list[Tensor] | None = None
+        self._saved_optimizers: list[OptimizerState] | None = None
 
     def __len__(self) -> int:
         return len(self._ensemble)
@@ -183,18 +186,23 @@ class VectorizedChunk:
         """Train through a window."""
         if self._ensemble.is_mixed:
             self._check_seeds_agree(window)
-        copies = self._members() if self._optimizers is not None else []
-        self._snapshot()
         try:
+            self._snapshot()
             with warnings.catch_warnings():
                 # vmap's warning that it runs an operator member by member; nothing that the caller could mend.
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                 return self._run(window, hyper)
         except Exception as error:
-            self._go_back()
-            if _is_out_of_memory(error):
-                raise OutOfMemory(copies or self._members()) from error
-            raise Unmappable(_explain(error), copies or self._members()) from error
+            failure = OutOfMemory() if _is_out_of_memory(error) else Unmappable(_explain(error))
+            failure.__cause__ = error
+        # Not before here: as long as an error is being handled, the activations of the step that failed stay.
+        _let_go(failure)
+        self._go_back()
+        raise failure
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Put the members at the weights that they are evaluated at; no stacked update has such."""
+        return nullcontext() if self._optimizers is None else self._optimizers.evaluating()
 
     def measure(self, batches: Mapping[int, Batch]) -> Tensor:
         """Compute the loss and the metrics of a batch, in eval mode and without gradients."""
@@ -240,18 +248,22 @@ class VectorizedChunk:
 
     def _snapshot(self) -> None:
         """Copy the state, because steps overwrite it."""
+        self._saved_optimizers = None  # those of the window before, if there is no memory for others
         state = pytree.tree_leaves(self._ensemble.tensors)
         if self._saved is None:
             self._saved = [torch.empty_like(tensor) for tensor in state]
         torch._foreach_copy_(self._saved, state)
+        if self._optimizers is not None:
+            self._saved_optimizers = [self._optimizers.state(i) for i in range(len(self))]
 
     def _go_back(self) -> None:
-        """Undo the steps since the snapshot."""
-        assert self._saved is not None
-        torch._foreach_copy_(pytree.tree_leaves(self._ensemble.tensors), self._saved)
-
-    def _members(self) -> list[MemberState]:
-        return [self.member(i) for i in range(len(self))]
+        """Undo the steps since the snapshot, and give its memory back."""
+        if self._saved is not None:
+            torch._foreach_copy_(pytree.tree_leaves(self._ensemble.tensors), self._saved)
+        if self._saved_optimizers is not None:
+            parameters = self._ensemble.parameters
+            self._optimizers = MemberOptimizers(self._engine.pattern, parameters, self._saved_optimizers)
+        self._saved = self._saved_optimizers = None
 
     def _run(self, window: Window, hyper: Hyper) -> Curve:
         device = self._ensemble.fate.alive.device
@@ -320,6 +332,17 @@ def _differing(learners: Sequence[Learner]) -> frozenset[str]:
 def _is_out_of_memory(error: Exception) -> bool:
     """Whether the machine lacks memory; on a CPU torch says so in an ordinary RuntimeError."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+def _let_go(failure: Exception) -> None:
+    """Free the tensors in the frames that an error and what led to it have gone through; their lines stay known."""
+    error: BaseException | None = failure
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # blocks of another size than the smaller chunks will ask for
 
 
 def _explain(error: Exception) -> str:

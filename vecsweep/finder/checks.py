@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from vecsweep._engine.templates import needs_closure
+
 
 def check_objects(model: Any, optimizer: Any, criterion: Any) -> None:
     """Raise TypeError or ValueError unless these three can be trained with."""
@@ -25,20 +27,11 @@ def check_objects(model: Any, optimizer: Any, criterion: Any) -> None:
         )
     if next(model.parameters(), None) is None:
         raise ValueError("`model` must have parameters to train; got none.")
-    if _needs_closure(optimizer):
+    if needs_closure(optimizer):
         raise TypeError(
             f"`optimizer` must take a step without a closure; {type(optimizer).__name__} needs one. Use a first-order "
             "optimizer, such as SGD or AdamW."
         )
-
-
-def _needs_closure(optimizer: Any) -> bool:
-    try:
-        # Of the class: a scheduler puts a `step` of another signature on the optimizer itself.
-        _, *parameters = inspect.signature(type(optimizer).step).parameters.values()
-    except (AttributeError, TypeError, ValueError):  # nobody can say; the step will
-        return False
-    return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 def check_amp(backend: str | None, config: dict[str, Any], grad_scaler: Any) -> None:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from vecsweep._engine.modes import modes_set_aside
 from vecsweep._types import Seeds
 from vecsweep.execution import check_count
 from vecsweep.finder.checks import check_amp, check_loader, check_objects, check_smoothing
@@ -213,7 +214,7 @@ class LRFinder(History, Steps):
         try:
             self._surroundings.drop_gradients()
             self._move_to_test_device()
-            with tqdm(ramps, disable=None) as bar:
+            with modes_set_aside(), tqdm(ramps, disable=None) as bar:
                 for lrs in bar:
                     self._set_learning_rate(lrs)
                     loss = self._train_batch(

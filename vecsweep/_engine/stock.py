@@ -1,0 +1,109 @@
+"""One member's optimizer as torch.optim has it: stepped, evaluated, and passed on by its `state_dict`.
+
+A member passes from one engine to the other by what its optimizer remembers, whoever trained it: `save_state` takes it
+out of an optimizer and `load_state` puts it, or an ensemble's, into a fresh one.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from vecsweep._engine.ensemble import OptimizerState
+from vecsweep.kernels.updates import UPDATES
+
+
+def step_(optimizer: Optimizer) -> None:
+    """Take a stock optimizer's step; one whose learning rate the parameters' dtype cannot hold makes them NaN.
+
+    torch.optim raises there, but to a sweep it is a member that diverges like any other.
+    """
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if "without overflow" not in str(error):
+            raise
+        with torch.no_grad():
+            for group in optimizer.param_groups:
+                for p in group["params"]:
+                    p.fill_(torch.nan)
+
+
+def save_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
+    """Copy what an optimizer remembers."""
+    rest = copy.deepcopy(optimizer.state_dict())
+    states, places = rest["state"], _places(optimizer)
+    return OptimizerState({name: states.pop(places[p]) for name, p in parameters.items() if places[p] in states}, rest)
+
+
+def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState | None) -> None:
+    """Put what `save_state` or an ensemble gave into a fresh optimizer of the same class.
+
+    Args:
+        optimizer: over these parameters.
+        parameters: by name.
+        state: None for what nobody has stepped yet.
+    """
+    if state is None:
+        return
+    kept = {name: copy.deepcopy(of_parameter) for name, of_parameter in _as_torch_keeps(optimizer, parameters, state)}
+    fresh, places = optimizer.state_dict(), _places(optimizer)
+    by_place = {places[parameters[name]]: of_parameter for name, of_parameter in kept.items()}
+    loaded = {**fresh, **copy.deepcopy(state.rest)}
+    loaded["state"] = {**fresh["state"], **loaded["state"], **by_place}
+    optimizer.load_state_dict(loaded)
+    for name, of_parameter in kept.items():
+        # It casts all to the parameter's dtype, be it a counter or the master copy of a bfloat16 parameter, which
+        # training without a break does not. Only the `step` has to be as it makes it, for fused and captured kernels.
+        exact = {key: value for key, value in of_parameter.items() if key != "step"}
+        optimizer.state[parameters[name]].update(exact)
+
+
+def _places(optimizer: Optimizer) -> dict[Tensor, int]:
+    """By what number each parameter goes in the optimizer's `state_dict`."""
+    return {p: place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+
+
+def _as_torch_keeps(
+    optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The state of each parameter that was stepped, with the keys that the optimizer's class has, where it has them."""
+    update = UPDATES.get(type(optimizer))
+    groups = {p: group for group in optimizer.param_groups for p in group["params"]}
+    for name, of_parameter in state.of_parameters.items():
+        if update is None:
+            yield name, of_parameter
+        elif of_parameter.get("step") != 0:  # else it had no gradient yet; the class makes a state when one comes
+            p = parameters[name]
+            is_on_device = groups[p].get("capturable") or groups[p].get("fused")
+            device = p.device if is_on_device else torch.device("cpu")
+            yield (
+                name,
+                {
+                    key: torch.as_tensor(value).to(device) if key in update.counters else value
+                    for key, value in of_parameter.items()
+                    if key not in update.not_in_torch
+                },
+            )
+
+
+def has_modes(optimizer: Optimizer) -> bool:
+    """Whether an optimizer evaluates at other weights than it trains at, as the schedule-free ones do."""
+    return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
+
+
+@contextmanager
+def evaluating(optimizers: Sequence[Optimizer]) -> Iterator[None]:
+    """Put parameters where their optimizers have them evaluated, such as at an average, and back to train on."""
+    switched = [optimizer for optimizer in optimizers if has_modes(optimizer)]
+    try:
+        for optimizer in switched:
+            optimizer.eval()  # type: ignore[attr-defined]
+        yield
+    finally:
+        for optimizer in switched:
+            optimizer.train()  # type: ignore[attr-defined]
