@@ -132,11 +132,16 @@ class Plan:
         hyper: hyperparameters by name, each `[step, member]`; "lr" is always among them. "beta1" and "beta2" stand for
             the two of `betas`.
         feedback: of members, by their index, whose further hyperparameters depend on what they measure.
+        seeds: `[member]`, of the members; listed once, because it is asked for member by member.
     """
 
     members: tuple[Member, ...]
     hyper: Hyper
     feedback: dict[int, Feedback] = field(default_factory=dict)
+    seeds: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple(member.seed for member in self.members))
 
     @property
     def lr(self) -> FloatArray:
@@ -147,11 +152,6 @@ class Plan:
     def num_steps(self) -> int:
         """How many updates each member takes."""
         return len(self.lr)
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each member."""
-        return [member.seed for member in self.members]
 
     @classmethod
     def constant(cls, lrs: FloatArray, seeds: Sequence[int], num_steps: int) -> "Plan":
