@@ -117,11 +117,6 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    @property
-    def is_mixed(self) -> bool:
-        """Whether the members are of several seeds, and so see different batches."""
-        return len(set(self.seeds)) > 1
-
     @classmethod
     def stack(cls, members: Sequence[MemberState], seeds: Sequence[int], member_buffers: frozenset[str]) -> "Ensemble":
         """Stack members; the other buffers are taken from the first."""
