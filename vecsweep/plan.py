@@ -9,6 +9,7 @@ from functools import partial
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from vecsweep._hyper import plain_options
@@ -61,12 +62,15 @@ class Stopping:
     mode: Mode
     patience: int
 
-    def is_due(self, history: FloatArray) -> bool:
-        """Whether a member with this history, `[evaluation]`, is to be stopped."""
-        values = history if self.mode == "min" else -history
-        if np.isnan(values).all():  # no value is no improvement
-            return len(values) >= self.patience
-        return len(values) - 1 - int(np.nanargmin(values)) >= self.patience
+    def are_due(
+        self,
+        history: FloatArray,  # [evaluation, member], one evaluation at least
+    ) -> NDArray[np.bool_]:
+        """Which members with this history are to be stopped: `[member]`."""
+        is_missing = np.isnan(history)  # no value is no improvement
+        best = np.where(is_missing, np.inf, history if self.mode == "min" else -history).argmin(axis=0)
+        num_since = len(history) - np.where(is_missing.all(axis=0), 0, best + 1)
+        return num_since >= self.patience
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,16 +179,18 @@ class Ensemble:
         )
 
     def member(self, i: int) -> MemberState:
-        """Take one member's state out; nothing is shared with the ensemble."""
-        one = self.select([i])
+        """Copy one member's state; nothing is shared with the ensemble."""
+        index = torch.arange(i, i + 1, device=self.fate.alive.device)
+        own = self.member_buffers
         return MemberState(
-            parameters={name: p[0] for name, p in one.parameters.items()},
-            buffers={name: b[0] if name in self.member_buffers else b for name, b in one.buffers.items()},
+            parameters={name: p[i].clone() for name, p in self.parameters.items()},
+            buffers={name: (b[i] if name in own else b).clone() for name, b in self.buffers.items()},
             optimizer=OptimizerState(
-                {name: {k: _to_torch(k, v[0]) for k, v in state.items()} for name, state in one.optimizer.items()}, []
+                {n: {k: _to_torch(k, v[i].clone()) for k, v in state.items()} for n, state in self.optimizer.items()},
+                [],
             ),
-            fate=one.fate,
-            scale=one.scale,
+            fate=self.fate.select(index),
+            scale=self.scale.select(index) if self.scale else None,
         )
 
 

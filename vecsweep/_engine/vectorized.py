@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -260,13 +261,13 @@ class VectorizedChunk:
 
     def _run(self, window: Window, hyper: Hyper) -> Curve:
         device = self._ensemble.fate.alive.device
-        # Contiguous, because compiled code takes strides for granted.
-        rows = {name: torch.as_tensor(values, device=device).contiguous() for name, values in hyper.items()}
+        # In one transfer, and contiguous, because compiled code takes strides for granted.
+        rows = torch.as_tensor(np.stack(list(hyper.values())), device=device)  # [name, step, member]
         state = pytree.tree_leaves(self._ensemble.tensors)
         losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
         alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
         for t, step_batches in enumerate(window):
-            own_hyper = {name: values[t] for name, values in rows.items()}
+            own_hyper = dict(zip(hyper, rows[:, t], strict=True))
             inputs = Inputs(*self._gather(step_batches), self._seed_index, own_hyper)
             losses[t], alive[t], is_stepped, grads = self._engine.program(self._ensemble, inputs)(state, inputs)
             if self._optimizers is not None:
