@@ -9,6 +9,7 @@ from functools import partial
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from vecsweep._hyper import plain_options
@@ -61,12 +62,15 @@ class Stopping:
     mode: Mode
     patience: int
 
-    def is_due(self, history: FloatArray) -> bool:
-        """Whether a member with this history, `[evaluation]`, is to be stopped."""
-        values = history if self.mode == "min" else -history
-        if np.isnan(values).all():  # no value is no improvement
-            return len(values) >= self.patience
-        return len(values) - 1 - int(np.nanargmin(values)) >= self.patience
+    def are_due(
+        self,
+        history: FloatArray,  # [evaluation, member], one evaluation at least
+    ) -> NDArray[np.bool_]:
+        """Which members with this history are to be stopped: `[member]`."""
+        is_missing = np.isnan(history)  # no value is no improvement
+        best = np.where(is_missing, np.inf, history if self.mode == "min" else -history).argmin(axis=0)
+        num_since = len(history) - np.where(is_missing.all(axis=0), 0, best + 1)
+        return num_since >= self.patience
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +136,16 @@ class Plan:
         hyper: hyperparameters by name, each `[step, member]`; "lr" is always among them. "beta1" and "beta2" stand for
             the two of `betas`.
         feedback: of members, by their index, whose further hyperparameters depend on what they measure.
+        seeds: `[member]`, of the members; listed once, because it is asked for member by member.
     """
 
     members: tuple[Member, ...]
     hyper: Hyper
     feedback: dict[int, Feedback] = field(default_factory=dict)
+    seeds: tuple[int, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seeds", tuple(member.seed for member in self.members))
 
     @property
     def lr(self) -> FloatArray:
@@ -147,11 +156,6 @@ class Plan:
     def num_steps(self) -> int:
         """How many updates each member takes."""
         return len(self.lr)
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each member."""
-        return [member.seed for member in self.members]
 
     @classmethod
     def constant(cls, lrs: FloatArray, seeds: Sequence[int], num_steps: int) -> "Plan":

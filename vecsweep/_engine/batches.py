@@ -203,12 +203,22 @@ def key_of(batch: Batch) -> Key:
 
 
 def stack(batches: Sequence[Batch]) -> Batch:
-    """Stack batches of equal key: every tensor gets the member axis first."""
+    """Stack batches of equal key, one of each seed: every tensor gets a seed axis first."""
 
     def stack_leaves(*leaves: Any) -> Any:
         return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
 
     return pytree.tree_map(stack_leaves, *batches)
+
+
+def hand_out(batch: Batch, seed_index: Tensor) -> Batch:
+    """Give each member a copy of its seed's batch.
+
+    Args:
+        batch: stacked; every tensor has the seed axis first, and is returned with the member axis in its place.
+        seed_index: `[member]`, the place of a member's seed on the seed axis.
+    """
+    return pytree.tree_map(lambda leaf: leaf.index_select(0, seed_index) if isinstance(leaf, Tensor) else leaf, batch)
 
 
 def copy_batch(batch: Batch) -> Batch:
@@ -217,7 +227,7 @@ def copy_batch(batch: Batch) -> Batch:
 
 
 def member_dims(batch: Batch) -> Batch:
-    """The `in_dims` of a stacked batch: 0 for tensors, None for all else."""
+    """The `in_dims` of a batch with the member axis: 0 for tensors, None for all else."""
     return pytree.tree_map(lambda leaf: 0 if isinstance(leaf, Tensor) else None, batch)
 
 

@@ -120,11 +120,6 @@ class Ensemble:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    @property
-    def is_mixed(self) -> bool:
-        """Whether the members are of several seeds, and so see different batches."""
-        return len(set(self.seeds)) > 1
-
     @classmethod
     def stack(cls, members: Sequence[MemberState], seeds: Sequence[int], member_buffers: frozenset[str]) -> "Ensemble":
         """Stack members, but for what their optimizers remember; the other buffers are taken from the first."""
@@ -180,14 +175,15 @@ class Ensemble:
         )
 
     def member(self, i: int) -> MemberState:
-        """Take one member's state out; nothing is shared with the ensemble."""
-        one = self.select([i])
+        """Copy one member's state; nothing is shared with the ensemble."""
+        index = torch.arange(i, i + 1, device=self.fate.alive.device)
+        own = self.member_buffers
         return MemberState(
-            parameters={name: p[0] for name, p in one.parameters.items()},
-            buffers={name: b[0] if name in self.member_buffers else b for name, b in one.buffers.items()},
+            parameters={name: p[i].clone() for name, p in self.parameters.items()},
+            buffers={name: (b[i] if name in own else b).clone() for name, b in self.buffers.items()},
             optimizer=OptimizerState(
-                {name: {key: value[0] for key, value in state.items()} for name, state in one.optimizer.items()}
+                {n: {k: v[i].clone() for k, v in state.items()} for n, state in self.optimizer.items()}
             ),
-            fate=one.fate,
-            scale=one.scale,
+            fate=self.fate.select(index),
+            scale=self.scale.select(index) if self.scale else None,
         )

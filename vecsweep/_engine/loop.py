@@ -6,6 +6,7 @@ parameters stay in the cache. Between windows the host looks at the losses, once
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, compress
 
 import numpy as np
 import torch
@@ -36,10 +37,11 @@ _WINDOW_BYTES = 64 * 2**20  # of buffered batches
 
 @dataclass(slots=True)
 class _Group:
-    """A chunk and the positions of its members in the plan."""
+    """A chunk, and of its members the positions in the plan and the seeds."""
 
     chunk: Chunk
     members: list[int]
+    seeds: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +193,9 @@ class Loop:
     def _starts(self, members: Sequence[int]) -> list[MemberState]:
         if self.start is not None:
             return [self.start.states[i] for i in members]
-        return [self.engine.start(self.plan.seeds[i]) for i in members]
+        seeds = [self.plan.seeds[i] for i in members]
+        of_seeds = {seed: self.engine.start(seed) for seed in set(seeds)}
+        return [of_seeds[seed] for seed in seeds]
 
     def _end(self, seed: int) -> End:
         return End(self.streams.mark("model", seed), self.batches[seed].position)
@@ -206,7 +210,7 @@ class Loop:
         end = min((step for step in self.evaluation.steps if step > start), default=self.plan.num_steps)
         steps = range(min(self.window_steps, end - start))
         # One seed after another: each swap of random streams takes longer than a small batch.
-        seeds = dict.fromkeys(self.plan.seeds[i] for group in groups for i in group.members)
+        seeds = dict.fromkeys(chain.from_iterable(group.seeds for group in groups))
         taken = {seed: [tuple(self.batches[seed].take() for _ in accumulated) for _ in steps] for seed in seeds}
         return [{seed: own[t] for seed, own in taken.items()} for t in steps]
 
@@ -221,7 +225,7 @@ class Loop:
         pending, ran = list(groups), list[_Ran]()
         while pending:
             group = pending.pop(0)
-            seeds = dict.fromkeys(self.plan.seeds[i] for i in group.members)
+            seeds = dict.fromkeys(group.seeds)
             for seed in seeds:
                 self.streams.rewind("model", seed, starts[seed])
             hyper = {name: values[start : start + len(window), group.members] for name, values in self.hyper.items()}
@@ -242,7 +246,7 @@ class Loop:
         for own in ran:
             advanced += self._settle(own.group, own.curve, start)
             # Where a seed's stream stands now is what its members that are alive have drawn.
-            alive = {self.plan.seeds[i] for i in own.group.members if self.diverged_at[i] < 0}
+            alive = set(compress(own.group.seeds, self.diverged_at[own.group.members] < 0))
             ends.update({seed: own.ends[seed] for seed in alive})
         for seed, end in ends.items():
             self.streams.rewind("model", seed, end)
@@ -255,8 +259,7 @@ class Loop:
         """Measure every member; tell the schedules that follow a metric, and take out whose metric has stalled."""
         row, alive = self.num_evaluated, self._is_alive()
         if self.evaluator is not None:
-            seeds = [[self.plan.seeds[i] for i in group.members] for group in groups]
-            measured = self.evaluator([group.chunk for group in groups], seeds)
+            measured = self.evaluator([group.chunk for group in groups], [group.seeds for group in groups])
             for group, values in zip(groups, measured, strict=True):
                 for name, of_members in zip(self.evaluator.names, values, strict=True):
                     self.metrics[name][row, group.members] = of_members
@@ -289,9 +292,9 @@ class Loop:
         if self.start is not None:
             history = np.concatenate([self.start.metrics[stopping.metric], history])
         alive = self._is_alive()[group.members]
-        stalled = [k for k, i in enumerate(group.members) if alive[k] and stopping.is_due(history[:, i])]
+        stalled = np.flatnonzero(alive & stopping.are_due(history[:, group.members]))
         self._keep_states(group, stalled)
-        self.stopped_at[[group.members[k] for k in stalled]] = num_done
+        self.stopped_at[np.array(group.members)[stalled]] = num_done
         return self._trim(group, np.flatnonzero(self._is_alive()[group.members]).tolist())
 
     def _measured(self) -> list[str]:
@@ -324,15 +327,18 @@ class Loop:
 
     def _group(self, members: list[int], states: Sequence[MemberState]) -> _Group:
         """Hand members, by their positions in the plan, to the engine that is now in use."""
-        return _Group(self.engine.load(states, [self.plan.seeds[i] for i in members]), members)
+        seeds = [self.plan.seeds[i] for i in members]
+        return _Group(self.engine.load(states, seeds), members, seeds)
 
     def _reload(self, group: _Group) -> _Group:
         return self._group(group.members, [group.chunk.member(i) for i in range(len(group.members))])
 
     def _split_seeds(self, group: _Group) -> list[_Group]:
         """Make a chunk of each seed."""
-        seeds = [self.plan.seeds[i] for i in group.members]
-        return [self._select(group, [i for i, own in enumerate(seeds) if own == seed]) for seed in dict.fromkeys(seeds)]
+        of_seeds: dict[int, list[int]] = {}
+        for i, seed in enumerate(group.seeds):
+            of_seeds.setdefault(seed, []).append(i)
+        return [self._select(group, own) for own in of_seeds.values()]
 
     def _halve(self, group: _Group, shortage: OutOfMemory) -> list[_Group]:
         """Make two chunks of one that does not fit into memory."""
@@ -349,7 +355,7 @@ class Loop:
         return [self._select(group, part) for part in (range(size), range(size, len(group.members)))]
 
     def _select(self, group: _Group, keep: Sequence[int]) -> _Group:
-        return _Group(group.chunk.select(keep), [group.members[i] for i in keep])
+        return _Group(group.chunk.select(keep), [group.members[i] for i in keep], [group.seeds[i] for i in keep])
 
     def _keep_states(self, group: _Group, positions: Iterable[int]) -> None:
         """Copy the states of members that have come to their end."""

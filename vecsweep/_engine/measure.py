@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from vecsweep._engine.batches import batch_size, member_dims, move, own_loader
+from vecsweep._engine.batches import batch_size, hand_out, member_dims, move, own_loader
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.learner import Learner
@@ -27,8 +27,7 @@ def measure_at_once(
     objective: Objective,
     ensemble: Ensemble,
     batch: Batch,
-    *,
-    is_stacked: bool,  # whether the batch has the member axis
+    seed_index: Tensor | None,  # [member], a member's place on the batch's seed axis; None where it has none
 ) -> Tensor:
     """Measure all members of an ensemble in one pass: `[metric, member]`; nothing changes."""
     shared = {name: b.clone() for name, b in ensemble.buffers.items() if name not in ensemble.member_buffers}
@@ -38,7 +37,9 @@ def measure_at_once(
         with MemberRules([], []):
             return objective.measure(parameters | shared | own, batch)
 
-    mapped = vmap(member, in_dims=(0, 0, member_dims(batch) if is_stacked else None), out_dims=1)
+    if seed_index is not None:
+        batch = hand_out(batch, seed_index)
+    mapped = vmap(member, in_dims=(0, 0, None if seed_index is None else member_dims(batch)), out_dims=1)
     with _undisturbed(objective):
         return mapped(ensemble.parameters, own, batch)
 

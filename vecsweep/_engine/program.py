@@ -43,6 +43,7 @@ class Inputs(NamedTuple):
     batches: Sequence[Batch]
     draws: Sequence[Sequence[Draw]]
     drawn: Sequence[Sequence[Tensor]]
+    seed_index: Tensor | None
     hyper: Mapping[str, Tensor]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from vecsweep._engine.batches import copy_batch, member_dims
+from vecsweep._engine.batches import copy_batch, hand_out, member_dims
 from vecsweep._engine.ensemble import Ensemble, LossScale
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import StackedUpdate
@@ -50,7 +50,6 @@ class Step:
         update: the optimizer's formula; None to return the gradients.
         max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
         divergence_factor: as in `Fate.after`.
-        is_mixed: whether batches and draws have the member axis, because members are of several seeds.
     """
 
     def __init__(
@@ -60,13 +59,11 @@ class Step:
         *,
         max_grad_norm: float | None,
         divergence_factor: float | None,
-        is_mixed: bool,
     ) -> None:
         self._objective = objective
         self._update = update
         self._max_grad_norm = max_grad_norm
         self._divergence_factor = divergence_factor
-        self._is_mixed = is_mixed
 
     def __call__(
         self,
@@ -74,10 +71,11 @@ class Step:
         batches: Sequence[Batch],  # more than one when accumulating
         draws: Sequence[Sequence[Draw]],  # what the model draws at random, for each batch
         drawn: Sequence[Sequence[Tensor]],  # and what was drawn
+        seed_index: Tensor | None,  # [member], a member's place on the seed axis of batches and drawn; None without
         hyper: Mapping[str, Tensor],  # [member] float64
     ) -> StepResult:
         """Compute the members after one step; nothing given is changed."""
-        loss, grads, buffers = self._gradients(ensemble, batches, draws, drawn)
+        loss, grads, buffers = self._gradients(ensemble, batches, draws, drawn, seed_index)
         with torch.no_grad():
             was_alive, scale = ensemble.fate.alive, ensemble.scale
             fate = ensemble.fate.after(loss, self._divergence_factor)
@@ -111,6 +109,7 @@ class Step:
         batches: Sequence[Batch],
         draws: Sequence[Sequence[Draw]],
         drawn: Sequence[Sequence[Tensor]],
+        seed_index: Tensor | None,
     ) -> tuple[Tensor, Grads, dict[str, Tensor]]:
         """Average losses `[member]` and gradients over the batches of the step; return also the new buffers."""
         parameters = {name: p.detach().requires_grad_() for name, p in ensemble.parameters.items()}
@@ -118,7 +117,9 @@ class Step:
         loss = torch.zeros((), dtype=torch.float64, device=ensemble.fate.alive.device)
         grads: Grads = dict.fromkeys(parameters)
         for batch, own_draws, own_drawn in zip(batches, draws, drawn, strict=True):
-            losses, buffers = self._losses(parameters, buffers, ensemble.member_buffers, batch, own_draws, own_drawn)
+            losses, buffers = self._losses(
+                parameters, buffers, ensemble.member_buffers, batch, own_draws, own_drawn, seed_index
+            )
             loss = loss + losses.detach().double() / len(batches)
             total = losses / len(batches)
             if ensemble.scale is not None:
@@ -137,10 +138,15 @@ class Step:
         batch: Batch,
         draws: Sequence[Draw],
         drawn: Sequence[Tensor],
+        seed_index: Tensor | None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the losses `[member]` of one batch, and the buffers after it."""
         buffers = {name: b.clone() for name, b in buffers.items()}  # which models change in place,
-        batch = copy_batch(batch)  # as some losses do the batch
+        drawn = list(drawn)
+        if seed_index is None:
+            batch = copy_batch(batch)  # as some losses do the batch
+        else:
+            batch, drawn = hand_out((batch, drawn), seed_index)
         shared = {name: b for name, b in buffers.items() if name not in member_buffers}
         own = {name: b for name, b in buffers.items() if name in member_buffers}
 
@@ -156,14 +162,10 @@ class Step:
             return loss, {name: tensors[name] for name in buffers}
 
         out_dims: Any = (0, {name: 0 if name in member_buffers else None for name in buffers})
-        batch_dims = member_dims(batch) if self._is_mixed else None
-        mapped = vmap(
-            member,
-            in_dims=(0, 0, batch_dims, 0 if self._is_mixed and drawn else None),
-            out_dims=out_dims,
-        )
+        batch_dims, drawn_dims = (None, None) if seed_index is None else member_dims((batch, drawn))
+        mapped = vmap(member, in_dims=(0, 0, batch_dims, drawn_dims), out_dims=out_dims)
         with attributes_restored(self._objective.model):  # nothing that vmap wraps may stay behind in a module
-            return mapped(dict(parameters), own, batch, list(drawn))
+            return mapped(dict(parameters), own, batch, drawn)
 
 
 def _where(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

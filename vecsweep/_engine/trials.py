@@ -4,6 +4,7 @@ import hashlib
 import os
 import platform
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -149,7 +150,8 @@ class Trials:
         seeds = [self._plan.seeds[i] for i in members]
         marks = {seed: self._streams.mark("model", seed) for seed in dict.fromkeys(seeds)}
         try:
-            chunk = engine.load([engine.start(seed) for seed in seeds], seeds)
+            of_seeds = {seed: engine.start(seed) for seed in marks}
+            chunk = engine.load([of_seeds[seed] for seed in seeds], seeds)
             start_s = self._run(chunk, members, 4 if way.is_compiled else _TIMED_STEPS)
             each_s = min(self._run(chunk, members, _TIMED_STEPS) for _ in range(_ROUNDS)) / _TIMED_STEPS
         except (Unmappable, OutOfMemory):
@@ -192,7 +194,7 @@ def _key(engine: Vectorized, plan: Plan, batches: BatchStream, execution: Execut
         [(group.options, group.lr_ratio) for group in learner.groups],
         sorted(plan.hyper),
         key_of(batches.peek()).leaves,
-        [plan.seeds.count(seed) for seed in dict.fromkeys(plan.seeds)],
+        list(Counter(plan.seeds).values()),
         plan.num_steps,
         [(name, getattr(execution, name)) for name in ("precision", "engine", "compile", "chunk_size")],
         (execution.accumulation_steps, execution.max_grad_norm, execution.divergence_factor),

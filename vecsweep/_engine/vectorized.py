@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -138,7 +139,7 @@ class Vectorized:
     def program(self, ensemble: Ensemble, inputs: Inputs) -> Program:
         """The program for batches of this kind and an ensemble of this size."""
         kinds = tuple(key_of(batch) for batch in inputs.batches)
-        key = (len(ensemble), ensemble.member_buffers, ensemble.is_mixed, kinds)
+        key = (len(ensemble), ensemble.member_buffers, inputs.seed_index is None, kinds)
         if key in self._programs:
             self._programs[key].is_compiling = self.is_compiling
             return self._programs[key]
@@ -148,7 +149,6 @@ class Vectorized:
             self.update,
             max_grad_norm=self.execution.max_grad_norm,
             divergence_factor=self.execution.divergence_factor,
-            is_mixed=ensemble.is_mixed,
         )
         num_traced = sum(program.is_traced for program in self._programs.values())
         program = Program(
@@ -176,6 +176,12 @@ class VectorizedChunk:
         self._engine = engine
         self._ensemble = ensemble
         self._optimizers = optimizers
+        self._seeds = list(dict.fromkeys(ensemble.seeds))  # in the order of the seed axis of stacked batches
+        self._seed_index: Tensor | None = None  # [member], a member's place on it; None where all are of one seed
+        if len(self._seeds) > 1:
+            places = {seed: place for place, seed in enumerate(self._seeds)}
+            device = ensemble.fate.alive.device
+            self._seed_index = torch.tensor([places[seed] for seed in ensemble.seeds], device=device)
         self._saved: list[Tensor] | None = None
         self._saved_optimizers: list[OptimizerState] | None = None
 
@@ -184,7 +190,7 @@ class VectorizedChunk:
 
     def run(self, window: Window, hyper: Hyper) -> Curve:
         """Train through a window."""
-        if self._ensemble.is_mixed:
+        if self._seed_index is not None:
             self._check_seeds_agree(window)
         try:
             self._snapshot()
@@ -206,14 +212,14 @@ class VectorizedChunk:
 
     def measure(self, batches: Mapping[int, Batch]) -> Tensor:
         """Compute the loss and the metrics of a batch, in eval mode and without gradients."""
-        own = [batches[seed] for seed in self._ensemble.seeds]
-        is_stacked = any(batch is not own[0] for batch in own)
-        if self._engine.is_measured_at_once and len({key_of(batch) for batch in batches.values()}) == 1:
-            batch = stack(own) if is_stacked else own[0]
+        own = [batches[seed] for seed in self._seeds]
+        is_common = all(batch is own[0] for batch in own)
+        if self._engine.is_measured_at_once and (is_common or len({key_of(batch) for batch in own}) == 1):
+            batch, seed_index = (own[0], None) if is_common else (stack(own), self._seed_index)
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                    return measure_at_once(self._engine.pattern.objective, self._ensemble, batch, is_stacked=is_stacked)
+                    return measure_at_once(self._engine.pattern.objective, self._ensemble, batch, seed_index)
             except Exception as error:
                 if not _is_out_of_memory(error):
                     self._engine.is_measured_at_once = False
@@ -221,17 +227,17 @@ class VectorizedChunk:
                         "The members are evaluated one after another, because PyTorch cannot batch their loss and "
                         f"metrics in eval mode: {_explain(error)}. The result is the same."
                     )
-        return self._measure_each(own)
+        return self._measure_each(batches)
 
-    def _measure_each(self, batches: Sequence[Batch]) -> Tensor:
+    def _measure_each(self, batches: Mapping[int, Batch]) -> Tensor:
         """Evaluate one member after another."""
         rows, streams, ensemble = [], self._engine.streams, self._ensemble
-        for i, (seed, batch) in enumerate(zip(ensemble.seeds, batches, strict=True)):
+        for i, seed in enumerate(ensemble.seeds):
             own = ensemble.member_buffers
             parameters = {name: p[i] for name, p in ensemble.parameters.items()}
             buffers = {name: b[i] if name in own else b for name, b in ensemble.buffers.items()}
             streams.restart("evaluation", seed)
-            rows.append(measure_one(self._engine.learners[seed], parameters, buffers, batch))
+            rows.append(measure_one(self._engine.learners[seed], parameters, buffers, batches[seed]))
         return torch.stack(rows, dim=1)
 
     def member(self, i: int) -> MemberState:
@@ -242,7 +248,7 @@ class VectorizedChunk:
     def select(self, keep: Sequence[int]) -> "VectorizedChunk":
         """Take some members out."""
         seeds = [self._ensemble.seeds[i] for i in keep]
-        if self._optimizers is not None or len(set(seeds)) != len(set(self._ensemble.seeds)):
+        if self._optimizers is not None or len(set(seeds)) != len(self._seeds):
             return self._engine.load([self.member(i) for i in keep], seeds)
         return VectorizedChunk(self._engine, self._ensemble.select(keep), None)
 
@@ -267,39 +273,40 @@ class VectorizedChunk:
 
     def _run(self, window: Window, hyper: Hyper) -> Curve:
         device = self._ensemble.fate.alive.device
-        # Contiguous, because compiled code takes strides for granted.
-        rows = {name: torch.as_tensor(values, device=device).contiguous() for name, values in hyper.items()}
+        # In one transfer, and contiguous, because compiled code takes strides for granted.
+        rows = torch.as_tensor(np.stack(list(hyper.values())), device=device)  # [name, step, member]
         state = pytree.tree_leaves(self._ensemble.tensors)
         losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
         alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
         for t, step_batches in enumerate(window):
-            inputs = Inputs(*self._gather(step_batches), {name: values[t] for name, values in rows.items()})
+            own_hyper = dict(zip(hyper, rows[:, t], strict=True))
+            inputs = Inputs(*self._gather(step_batches), self._seed_index, own_hyper)
             losses[t], alive[t], is_stepped, grads = self._engine.program(self._ensemble, inputs)(state, inputs)
             if self._optimizers is not None:
                 self._optimizers.step_(grads, inputs.hyper, is_stepped.tolist())
         return Curve(losses, alive)
 
     def _gather(self, step_batches: StepBatches) -> tuple[list[Batch], list[list[Draw]], list[list[Tensor]]]:
-        """The batches of one step, and what is drawn for each, with the member axis if the seeds are several."""
-        seeds = self._ensemble.seeds
+        """The batches of one step, and what is drawn for each, with a seed axis if the seeds are several."""
+        seeds = self._seeds
         draws = [self._engine.probe(batch, seeds[0]).draws for batch in step_batches[seeds[0]]]
         drawn = {}
-        for seed in dict.fromkeys(seeds):
+        for seed in seeds:
             if any(draws):
                 self._engine.streams.use("model", seed)
             drawn[seed] = [[draw() for draw in of_batch] for of_batch in draws]
-        if not self._ensemble.is_mixed:
+        if self._seed_index is None:
             return list(step_batches[seeds[0]]), draws, drawn[seeds[0]]
         return (
-            [stack(of_members) for of_members in zip(*(step_batches[seed] for seed in seeds), strict=True)],
+            [stack(of_seeds) for of_seeds in zip(*(step_batches[seed] for seed in seeds), strict=True)],
             draws,
-            [stack(of_members) for of_members in zip(*(drawn[seed] for seed in seeds), strict=True)],
+            [stack(of_seeds) for of_seeds in zip(*(drawn[seed] for seed in seeds), strict=True)],
         )
 
     def _check_seeds_agree(self, window: Window) -> None:
         """Raise SeedsDiffer unless the seeds have batches of one kind in every step."""
         for step_batches in window:
-            for of_seeds in zip(*(step_batches[seed] for seed in set(self._ensemble.seeds)), strict=True):
+            for of_seeds in zip(*(step_batches[seed] for seed in self._seeds), strict=True):
                 kinds = {key_of(batch) for batch in of_seeds}
                 if len(kinds) > 1 or not next(iter(kinds)).is_plain:
                     raise SeedsDiffer
