@@ -60,9 +60,10 @@ LAYERS = {
         "plot observers observers.tensorboard",
     ],
     "engine": [
-        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.objective
+        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.packing
         _engine.rng""",
-        "_engine.batches _engine.ensemble",
+        "_engine.ensemble _engine.objective _engine.sources _engine.weights",
+        "_engine.batches",
         "_engine.contract _engine.learner",
         "_engine.optimizer _engine.probe _engine.record",
         "_engine.graph _engine.measure _engine.step",
@@ -142,7 +143,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "scipy": {"results.ranking"},
     "safetensors": {"results.sweep"},
     "tensorboard": {"observers.tensorboard"},
-    "tqdm": {"_engine.trials", "_engine.loop", "finder.lr_finder"},
+    "tqdm": {"_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
 }
 
 
