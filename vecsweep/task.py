@@ -25,8 +25,8 @@ class Task:
             seed, under that seed, so that every seed has its own initial weights.
         batches: a DataLoader, a list, any iterable of batches, a generator function, or a function from a
             seed to an iterable. Batches start over when they run out; a function is then called again. An iterator
-            serves one seed, once. Each seed has the worker processes of a DataLoader for itself; seeds train in turns
-            where there would be more of them than processors.
+            serves one seed, once. Each seed has the worker processes of a DataLoader for itself; where that would
+            make more than 16 and than there are processors, seeds train in turns.
         loss_fn: `(outputs, targets) -> scalar`, for batches that are pairs `(inputs, targets)`.
         optimizer: a torch.optim optimizer over the model's parameters, used as a template and never stepped,
             or a function from parameters to an optimizer. Its class, hyperparameters and parameter groups

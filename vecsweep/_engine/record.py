@@ -148,8 +148,10 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
         return whole
 
     def named(name: str) -> dict[str, FloatArray]:
-        empty = np.empty((0, 0))
-        return {key: rows([getattr(r, name).get(key, empty[:, :0]) for r in records]) for key in getattr(first, name)}
+        return {
+            key: rows([getattr(record, name).get(key, np.empty((0, len(members)))) for record, members in begun])
+            for key in getattr(first, name)
+        }
 
     states: list[MemberState | None] = [None] * num_members
     for record, members in begun:

@@ -48,24 +48,29 @@ def train(
     streams = Streams(_device_of(task, execution), _own_generators(task))
     has_train_metrics = evaluation is not None and evaluation.has_train_metrics
     turns = _turns(plan.seeds, sources.num_seeds_at_once(task, has_train_metrics=has_train_metrics))
+
+    def train_turn(members: Sequence[int]) -> Record:
+        """Train some members; what is left of it afterwards holds no loader's workers."""
+        try:
+            loop = Loop(
+                task,
+                plan.select(members),
+                execution,
+                streams,
+                dtype,
+                keeps_states=keeps_states,
+                evaluation=evaluation,
+                start=None if start is None else start.select(members),
+                observer=observer if observer is None or len(turns) == 1 else Part(observer, members, plan),
+            )
+        except KeyboardInterrupt:  # while ways were timed, say: a run without steps
+            return Record.empty(len(members))
+        return loop.train()
+
     records: list[Record] = []
     with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
         for members in turns:
-            try:
-                loop = Loop(
-                    task,
-                    plan.select(members),
-                    execution,
-                    streams,
-                    dtype,
-                    keeps_states=keeps_states,
-                    evaluation=evaluation,
-                    start=None if start is None else start.select(members),
-                    observer=observer if observer is None or len(turns) == 1 else Part(observer, members, plan),
-                )
-                records.append(loop.train())
-            except KeyboardInterrupt:  # while ways were timed, say: a run without steps
-                records.append(Record.empty(len(members)))
+            records.append(train_turn(members))
             if not records[-1].is_complete:
                 break
     return records[0] if len(turns) == 1 else join(records, turns, len(plan.members))

@@ -14,6 +14,7 @@ from vecsweep._types import Batch
 from vecsweep.execution import Execution
 from vecsweep.task import Task
 
+_MAX_WORKERS = 16  # processes of loaders, on a machine with fewer processors
 _MAX_VALIDATION_BATCHES = 100_000  # of a source that does not say how many it has
 
 
@@ -93,7 +94,7 @@ def num_seeds_at_once(task: Task, *, has_train_metrics: bool) -> int | None:
     """How many seeds may have worker processes of their own at the same time; None where none have any.
 
     A seed's workers cannot serve another: what they draw, and what their copies of the data set keep, are its own. So
-    seeds take turns, and there are no more workers than processors, or than one seed needs.
+    seeds take turns: there are no more workers than 16, or than processors, or than one seed needs, whichever is most.
 
     Args:
         task: whose batches.
@@ -102,7 +103,7 @@ def num_seeds_at_once(task: Task, *, has_train_metrics: bool) -> int | None:
     num_of_seed = getattr(task.batches, "num_workers", 0) * (2 if has_train_metrics else 1)
     if num_of_seed == 0:
         return None
-    num_free = (os.cpu_count() or 1) - getattr(task.val_batches, "num_workers", 0)
+    num_free = max(_MAX_WORKERS, os.cpu_count() or 1) - getattr(task.val_batches, "num_workers", 0)
     return max(1, num_free // num_of_seed)
 
 
