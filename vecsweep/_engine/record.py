@@ -166,7 +166,7 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
         states=[state for state in states if state is not None] if is_complete else [],
         learners={seed: learner for record in records for seed, learner in record.learners.items()},
         ends={seed: end for record in records for seed, end in record.ends.items()} if is_complete else {},
-        engine=f"{first.engine}, in {len(turns)} turns for the loader's workers",
+        engine=f"{first.engine}, in each of {len(turns)} turns for the loader's workers",
         is_batched=all(record.is_batched for record in records),
         is_complete=is_complete,
     )
