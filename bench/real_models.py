@@ -54,9 +54,7 @@ def bert() -> vs.Task:
         intermediate_size=512,
         num_labels=2,
     )
-    return _reads(
-        BertForSequenceClassification(config), lambda: _tokens(64) | {"labels": torch.randint(2, (8,))}
-    )
+    return _reads(BertForSequenceClassification(config), lambda: _tokens(64) | {"labels": torch.randint(2, (8,))})
 
 
 def gpt2() -> vs.Task:
@@ -119,9 +117,7 @@ def lora_llama() -> vs.Task:
     for layer in model.model.layers:
         layer.self_attn.q_proj = LoRALinear(layer.self_attn.q_proj)
         layer.self_attn.v_proj = LoRALinear(layer.self_attn.v_proj)
-    return _reads(
-        model, lambda: _tokens(64), lambda params: _adamw([p for p in params if p.requires_grad])
-    )
+    return _reads(model, lambda: _tokens(64), lambda params: _adamw([p for p in params if p.requires_grad]))
 
 
 def t5() -> vs.Task:
@@ -265,9 +261,7 @@ def unet() -> vs.Task:
 
 def _classify(sizes: tuple[int, ...], batch_size: int, optimizer: Any) -> vs.Task:
     layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
-    batches = [
-        (torch.randn(batch_size, sizes[0]), torch.randint(sizes[-1], (batch_size,))) for _ in range(NUM_BATCHES)
-    ]
+    batches = [(torch.randn(batch_size, sizes[0]), torch.randint(sizes[-1], (batch_size,))) for _ in range(NUM_BATCHES)]
     return vs.Task(nn.Sequential(*layers[:-1]), batches, F.cross_entropy, optimizer=optimizer)
 
 

@@ -63,8 +63,9 @@ LAYERS = {
     ],
     "engine": [
         """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.modes
-        _engine.objective _engine.rng _engine.templates""",
-        "_engine.batches _engine.ensemble",
+        _engine.packing _engine.rng _engine.templates""",
+        "_engine.ensemble _engine.objective _engine.sources _engine.weights",
+        "_engine.batches",
         "_engine.contract _engine.stock",
         "_engine.learner",
         "_engine.optimizer _engine.probe _engine.record",
@@ -154,7 +155,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "scipy": {"results.ranking"},
     "safetensors": {"results.sweep"},
     "tensorboard": {"observers.tensorboard"},
-    "tqdm": {"_engine.trials", "_engine.loop", "finder.lr_finder"},
+    "tqdm": {"_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
 }
 
 

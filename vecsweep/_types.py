@@ -12,6 +12,7 @@ Batch = Any  # what the user's loader yields: a tensor, or any nesting of tuples
 Batches = Iterable[Batch] | Callable[..., Iterable[Batch]]
 LossFn = Callable[[Any, Any], Tensor]
 Metric = Callable[[Any, Any], Any]  # (outputs, targets) -> scalar; with a training step, (model, batch) -> scalar
+BatchWeight = Callable[[Batch], Any]  # a number, or a tensor of one element
 TrainingStep = Callable[[nn.Module, Batch], Tensor]
 ModelSource = nn.Module | Callable[[], nn.Module]
 OptimizerSource = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -83,6 +83,11 @@ class Execution:
         object.__setattr__(self, "seed", int(self.seed))
         object.__setattr__(self, "device", _check_device(self.device))
 
+    @property
+    def hides_progress(self) -> bool | None:
+        """`progress` as tqdm's `disable` has it; None hides a bar where there is no terminal."""
+        return None if self.progress is None else not self.progress
+
     @classmethod
     def of(cls, options: ExecutionOptions) -> "Execution":
         """Check the options of a call; an unknown name is a TypeError that says which are known."""

@@ -157,6 +157,15 @@ class Plan:
         """How many updates each member takes."""
         return len(self.lr)
 
+    def select(self, members: Sequence[int]) -> "Plan":
+        """The plan of some members alone."""
+        places = {i: k for k, i in enumerate(members)}
+        return Plan(
+            tuple(self.members[i] for i in members),
+            {name: values[:, list(members)] for name, values in self.hyper.items()},
+            {places[i]: feedback for i, feedback in self.feedback.items() if i in places},
+        )
+
     @classmethod
     def constant(cls, lrs: FloatArray, seeds: Sequence[int], num_steps: int) -> "Plan":
         """Each learning rate with each seed, the same from the first step to the last.

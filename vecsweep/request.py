@@ -71,10 +71,15 @@ class Request:
             what = "`epochs` needs" if epochs is not None else "Going on needs" if begin else "The schedule needs"
             raise ValueError(f"{what} batches that can be read again; got an iterator. {RESTARTABLE}")
         has_evaluations = self.task.val_batches is not None or self.has_train_metrics or self.stopping is not None
-        needs_epochs = needs_epochs or (has_evaluations and self.val_every is None and not self.task.is_one_pass)
-        if steps_per_epoch is None and (epochs is not None or needs_epochs):
-            num_batches = count_batches(self.task, seed, self.execution)
-            steps_per_epoch = num_batches / self.execution.accumulation_steps
+        is_by_epochs = needs_epochs or (has_evaluations and self.val_every is None and not self.task.is_one_pass)
+        per_step = self.execution.accumulation_steps
+        if steps_per_epoch is None and (epochs is not None or is_by_epochs or self.has_train_metrics):
+            most = None if num_steps is None else (begin + num_steps) * per_step
+            num_batches = count_batches(self.task, seed, self.execution, most)
+            if num_batches is None:
+                self._check_does_without_an_end(most, needs_epochs=needs_epochs)
+            else:
+                steps_per_epoch = num_batches / per_step
         if num_steps is None:
             assert epochs is not None
             assert steps_per_epoch is not None
@@ -82,9 +87,23 @@ class Request:
             if num_steps == 0:
                 raise ValueError(
                     f"`epochs` must cover at least one step; got {epochs} of {steps_per_epoch:.3g} steps each, with "
-                    f"`accumulation_steps={self.execution.accumulation_steps}` batches a step."
+                    f"`accumulation_steps={per_step}` batches a step."
                 )
         return Span(begin, num_steps, steps_per_epoch)
+
+    def _check_does_without_an_end(self, num_read: int | None, *, needs_epochs: bool) -> None:
+        """Raise ValueError where something needs the end of the batches, which did not come in so many."""
+        remedy = "Pass batches that have a length"
+        for is_asked, what, other in (
+            (needs_epochs, "A schedule by epochs needs", 'a schedule by steps (`from_torch(..., interval="step")`)'),
+            (self.has_train_metrics, "`train_metrics` needs", "leave them out"),
+            (self.stopping is not None and self.val_every is None, "`patience` needs", "`val_every`"),
+        ):
+            if is_asked:
+                raise ValueError(
+                    f"{what} batches that come to an end; these have no length, and went on after the {num_read:,} "
+                    f"that the run takes. {remedy}, or {other}."
+                )
 
     def evaluation(self, span: Span, plan: Plan) -> Evaluation:
         """Say when members are evaluated.

@@ -62,9 +62,10 @@ def sweep(
             value of their own keep it.
         num_steps: optimizer updates of each member.
         epochs: passes over the batches, in place of `num_steps`; steps are rounded down where `accumulation_steps`
-            does not divide them. A source without a length is read through once, to count its batches.
-        val_every: updates between evaluations on the task's `val_batches`; None for each epoch. There is always one at
-            the end.
+            does not divide them. A source without a length is read through once, to count its batches, which for an
+            endless one never ends: give `num_steps` there, and no more batches are read than those steps take.
+        val_every: updates between evaluations on the task's `val_batches`; None for each epoch, or for the end alone
+            where the batches have no length and an epoch is longer than the run. There is always one at the end.
         train_metrics: whether to measure the task's metrics on one pass over the training batches, too, in eval mode,
             as "train_<name>".
         patience: stop a member after so many evaluations without a new best `monitor`; None for never. It keeps the

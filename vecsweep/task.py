@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vecsweep._types import Batch, Batches, LossFn, Metric, ModelSource, OptimizerSource, TrainingStep
+from vecsweep._types import Batch, Batches, BatchWeight, LossFn, Metric, ModelSource, OptimizerSource, TrainingStep
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -25,7 +25,8 @@ class Task:
             seed, under that seed, so that every seed has its own initial weights.
         batches: a DataLoader, a list, any iterable of batches, a generator function, or a function from a
             seed to an iterable. Batches start over when they run out; a function is then called again. An iterator
-            serves one seed, once.
+            serves one seed, once. Each seed has the worker processes of a DataLoader for itself; where that would
+            make more than 16 and than there are processors, seeds train in turns.
         loss_fn: `(outputs, targets) -> scalar`, for batches that are pairs `(inputs, targets)`.
         optimizer: a torch.optim optimizer over the model's parameters, used as a template and never stepped,
             or a function from parameters to an optimizer. Its class, hyperparameters and parameter groups
@@ -37,6 +38,11 @@ class Task:
             an iterable. All members see the same batches.
         metrics: by name, each `(outputs, targets) -> scalar`, the mean over a batch; with `training_step`,
             `(model, batch) -> scalar`. "val_loss" is there without asking, and the others become "val_<name>".
+        batch_weight: `(batch) -> number`, how much a batch counts in the means over validation batches. None counts
+            what the loss averages over: the elements of the targets, but for those at the `ignore_index` of `loss_fn`.
+            The targets are the second of a pair; with `training_step`, the entry or attribute `labels`, `label`,
+            `targets`, `target` or `y` first, and the last tensor where there is neither. Of `labels` in a dict, those
+            that are -100 are left out.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -58,6 +64,7 @@ class Task:
     training_step: TrainingStep | None = None
     val_batches: Batches | None = None
     metrics: Mapping[str, Metric] = field(default_factory=dict)
+    batch_weight: BatchWeight | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.model, type) or not callable(self.model):
@@ -127,6 +134,11 @@ class Task:
                     "`metrics` must be functions `(outputs, targets) -> scalar` by name; got "
                     f"{_describe(metric)} as {name!r}."
                 )
+        if self.batch_weight is not None and (isinstance(self.batch_weight, type) or not callable(self.batch_weight)):
+            raise TypeError(
+                "`batch_weight` must be a function from a batch to a number, such as `lambda batch: len(batch[1])`; "
+                f"got {_describe(self.batch_weight)}."
+            )
         if "loss" in self.metrics:
             raise ValueError('`metrics` must not hold "loss": the task\'s own is always measured. Choose another name.')
 
@@ -171,13 +183,13 @@ class Task:
                 "`training_step=lambda model, batch: ...` in its place for batches of another structure."
             )
 
-    def iterate(self, seed: int) -> Iterator[Batch]:
-        """Start over on the batches, for one seed."""
-        return _iterate(self.batches, seed)
+    def iterate(self, seed: int, source: Batches | None = None) -> Iterator[Batch]:
+        """Start over on the batches, for one seed; `source` may be a loader that stands for the task's own."""
+        return _iterate(self.batches if source is None else source, seed)
 
-    def iterate_validation(self) -> Iterator[Batch]:
-        """Start over on the validation batches."""
-        return _iterate(self.val_batches, 0)
+    def iterate_validation(self, source: Batches | None = None) -> Iterator[Batch]:
+        """Start over on the validation batches; `source` may be a loader that stands for the task's own."""
+        return _iterate(self.val_batches if source is None else source, 0)
 
     @property
     def is_one_pass(self) -> bool:

@@ -2,30 +2,41 @@
 
 import copy
 import functools
+from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
-from torch.utils.data import DataLoader
 
+from vecsweep._engine.packing import VALUES, Packed, pack
 from vecsweep._engine.rng import State, Streams
+from vecsweep._engine.sources import is_fresh, own_loader
 from vecsweep._types import Batch
 from vecsweep.task import Task
 
-# Leaves of a batch that are values: a traced step may keep them as constants, as long as they are part of its key.
-_VALUES = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_END = object()  # of an iterator
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """What must be equal in two batches for the same traced step to serve both."""
+    """What must be equal in two batches for the same traced step to serve both.
+
+    Attributes:
+        structure: of containers and objects.
+        leaves: what they hold, the numbers in tensors aside.
+        form: what they hold, values aside, too.
+        is_plain: whether every leaf is a tensor or a value; others cannot be kept in a trace.
+    """
 
     structure: pytree.TreeSpec
     leaves: tuple[Hashable, ...]
-    is_plain: bool  # whether every leaf is a tensor or a value; other objects cannot be kept in a trace
+    form: tuple[Hashable, ...]
+    is_plain: bool
 
     def __hash__(self) -> int:
         return hash(self.leaves)
@@ -33,6 +44,9 @@ class Key:
 
 class BatchStream:
     """The batches of one seed, in the order in which an ordinary training loop would see them.
+
+    Batches are held until their turn comes, later than an ordinary loop holds them; they are copies, unless their
+    source is known to leave them alone.
 
     Args:
         task: whose batches.
@@ -52,14 +66,15 @@ class BatchStream:
         dtype: torch.dtype | None = None,
         start: "Position | None" = None,
     ) -> None:
-        self._task = replace(task, batches=own_loader(task.batches))
+        self._task = task
+        self._source = own_loader(task.batches)
         self._seed = seed
         self._streams = streams
         self._device = device
         self._dtype = dtype
-        self._peeked: list[Batch] = []
+        self._ahead = deque[Batch]()  # loaded, and not taken
         self._iterator: Iterator[Batch] | None = None
-        self._is_fresh = True  # nothing came from the iterator yet
+        self._is_over = False  # the iterator has ended
         self._epoch: State | None = None  # the random stream as it was when the iterator was made
         self._num_loaded = 0  # from the iterator
         if start is not None:
@@ -71,62 +86,69 @@ class BatchStream:
         """Where the stream stands, so that another can go on from there."""
         if self._epoch is None:  # nothing was read yet
             return Position(self._streams.mark("batches", self._seed), 0)
-        return Position(self._epoch, self._num_loaded - len(self._peeked))
-
-    def peek(self) -> Batch:
-        """Look at the next batch without taking it."""
-        if not self._peeked:
-            self._peeked.append(self._load())
-        return self._peeked[0]
+        return Position(self._epoch, self._num_loaded - len(self._ahead))
 
     def take(self) -> Batch:
         """Take the next batch; start over when they run out."""
-        return self._peeked.pop() if self._peeked else self._load()
+        self._load()
+        return self._ahead.popleft()
 
-    def _load(self) -> Batch:
+    def peek(self) -> Batch:
+        """Look at the next batch without taking it."""
+        self._load()
+        return self._ahead[0]
+
+    def peek_at(self, num: int) -> list[Batch]:
+        """Look at the next batches, at least one, and no further than to the end of the epoch."""
+        self._load()
+        while len(self._ahead) < num and self._load_more():
+            pass
+        return list(islice(self._ahead, num))
+
+    def _load(self) -> None:
+        """See that there is a next batch."""
+        if self._ahead or (self._iterator is not None and self._load_more()):
+            return
+        if self._iterator is not None and self._num_loaded and self._task.is_one_pass:
+            raise ValueError(
+                "`batches` ran out, and an iterator cannot start over. Pass a list, a DataLoader, or the "
+                "generator function itself in place of what it returns."
+            )
+        self._begin()
+        if not self._load_more():
+            raise ValueError(
+                "`batches` must yield at least one batch; got none. Look at the length of the data set, "
+                "and at `drop_last` when a batch is larger than it."
+            )
+
+    def _load_more(self) -> bool:
+        """Load one more batch of this epoch; False where it has ended."""
+        assert self._iterator is not None
         self._streams.use("batches", self._seed)
-        while True:
-            if self._iterator is None:
-                self._begin()
-                assert self._iterator is not None
-            try:
-                batch = next(self._iterator)
-            except StopIteration:
-                if self._is_fresh:
-                    raise ValueError(
-                        "`batches` must yield at least one batch; got none. Look at the length of the data set, "
-                        "and at `drop_last` when a batch is larger than it."
-                    ) from None
-                if self._task.is_one_pass:
-                    raise ValueError(
-                        "`batches` ran out, and an iterator cannot start over. Pass a list, a DataLoader, or the "
-                        "generator function itself in place of what it returns."
-                    ) from None
-                self._iterator = None
-            else:
-                self._is_fresh = False
-                self._num_loaded += 1
-                return move(batch, self._device, self._dtype)
+        batch = _END if self._is_over else next(self._iterator, _END)
+        self._is_over = batch is _END
+        if not self._is_over:
+            self._num_loaded += 1
+            self._ahead.append(move(batch, self._device, self._dtype, is_fresh=is_fresh(self._source)))
+        return not self._is_over
 
     def _begin(self) -> None:
         """Start over on the batches."""
         self._epoch = self._streams.mark("batches", self._seed)
-        self._iterator = self._task.iterate(self._seed)
-        self._is_fresh = True
+        self._iterator = self._task.iterate(self._seed, self._source)
+        self._is_over = False
         self._num_loaded = 0
 
     def _skip(self, num_batches: int) -> None:
         """Read over what another stream had taken of this epoch."""
-        self._streams.use("batches", self._seed)
         self._begin()
         assert self._iterator is not None
         for _ in range(num_batches):
-            if next(self._iterator, None) is None:
+            if next(self._iterator, _END) is _END:
                 raise ValueError(
                     "`batches` must be the same when training is taken up again; they ran out earlier than the first "
                     "time. Look for a source that changes from epoch to epoch."
                 )
-            self._is_fresh = False
             self._num_loaded += 1
 
 
@@ -143,40 +165,55 @@ class Position:
     num_taken: int
 
 
-def move(batch: Batch, device: torch.device, dtype: torch.dtype | None) -> Batch:
-    """Take a batch to a device, and its floating-point tensors to a dtype, None for their own."""
+def move(batch: Batch, device: torch.device, dtype: torch.dtype | None, *, is_fresh: bool) -> Batch:
+    """Take a batch to a device, and its floating-point tensors to a dtype; objects are taken apart.
+
+    Args:
+        batch: as its source yielded it.
+        device: where to.
+        dtype: None for their own.
+        is_fresh: whether the source leaves what it yielded alone; where not, nothing of the result is in its memory.
+    """
+
+    def move_tensor(tensor: Tensor) -> Tensor:
+        if device.type == "cuda" and tensor.device.type == "cpu":
+            return _to_gpu(tensor, device, is_fresh=is_fresh)
+        return tensor.to(device, non_blocking=device.type == "cuda")
+
+    def own(leaf: Any, moved: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            moved = moved.to(dtype) if dtype and moved.is_floating_point() else moved
+            return (
+                moved.detach().clone().requires_grad_(moved.requires_grad) if moved is leaf and not is_fresh else moved
+            )
+        return leaf.copy() if isinstance(leaf, np.ndarray) and not is_fresh else leaf
 
     def move_leaf(leaf: Any) -> Any:
         if isinstance(leaf, Tensor):
-            leaf = _to_gpu(leaf, device) if device.type == "cuda" else leaf.to(device)
-            return leaf.to(dtype) if dtype and leaf.is_floating_point() else leaf
-        return leaf.to(device) if hasattr(leaf, "to") else leaf
+            return own(leaf, move_tensor(leaf))
+        if isinstance(leaf, (np.ndarray, *VALUES)):
+            return own(leaf, leaf)
+        # Some objects know what of theirs goes to a device, and some of these move themselves.
+        knows_how = hasattr(leaf, "to")
+        packed = pack(copy.copy(leaf).to(device) if knows_how else leaf)
+        if not isinstance(packed, Packed):
+            return packed
+        return pytree.tree_map(
+            lambda part: own(part, move_tensor(part) if isinstance(part, Tensor) and not knows_how else part), packed
+        )
 
     return pytree.tree_map(move_leaf, batch)
 
 
-def own_loader(batches: Any) -> Any:
-    """A copy of a loader whose workers persist: it has one iterator, which other seeds and the caller use too."""
-    if not isinstance(batches, DataLoader) or not batches.persistent_workers:
-        return batches
-    loader = copy.copy(batches)
-    loader._iterator = None
-    return loader
-
-
-def batch_size(batch: Batch) -> int:
-    """How many samples a batch holds: the length of its first tensor."""
-    sizes = [len(leaf) for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0]
-    return sizes[0] if sizes else 1
-
-
-def _to_gpu(tensor: Tensor, device: torch.device) -> Tensor:
+def _to_gpu(tensor: Tensor, device: torch.device, *, is_fresh: bool) -> Tensor:
     """Copy on a stream of its own, so that the copy does not wait for the steps that are queued."""
-    if tensor.device.type != "cpu":
-        return tensor.to(device, non_blocking=True)
     steps, copies = torch.cuda.current_stream(device), _copy_stream(device)
     with torch.cuda.stream(copies):
-        moved = tensor.pin_memory().to(device, non_blocking=True)
+        if is_fresh or not tensor.is_pinned():
+            pinned = tensor.pin_memory()
+        else:  # which `pin_memory` would take as it is, and the source refill while it is copied
+            pinned = torch.empty_like(tensor, pin_memory=True).copy_(tensor)
+        moved = pinned.to(device, non_blocking=True)
     steps.wait_stream(copies)  # what is queued from now on finds the copy done
     moved.record_stream(steps)
     return moved
@@ -190,16 +227,23 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 def key_of(batch: Batch) -> Key:
     """Say what a traced step depends on in a batch besides the numbers in its tensors."""
     leaves, structure = pytree.tree_flatten(batch)
+    kinds = [_kind_of(leaf) for leaf in leaves]
+    are_values = [isinstance(leaf, VALUES) for leaf in leaves]
     return Key(
         structure,
         tuple(
-            (leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
-            if isinstance(leaf, Tensor)
-            else (type(leaf), leaf if isinstance(leaf, _VALUES) else id(leaf))
-            for leaf in leaves
+            (kind, leaf) if is_value else kind for kind, leaf, is_value in zip(kinds, leaves, are_values, strict=True)
         ),
-        is_plain=all(isinstance(leaf, (Tensor, *_VALUES)) for leaf in leaves),
+        form=tuple(kinds),
+        is_plain=all(is_value or isinstance(leaf, Tensor) for leaf, is_value in zip(leaves, are_values, strict=True)),
     )
+
+
+def _kind_of(leaf: Any) -> Hashable:
+    """Say what a leaf is, but for the numbers in it."""
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return (type(leaf), leaf.shape, leaf.dtype) if isinstance(leaf, np.ndarray) else (type(leaf),)
 
 
 def stack(batches: Sequence[Batch]) -> Batch:
@@ -222,8 +266,14 @@ def hand_out(batch: Batch, seed_index: Tensor) -> Batch:
 
 
 def copy_batch(batch: Batch) -> Batch:
-    """Copy the containers and tensors of a batch, so that what a loss writes into it stays there."""
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)
+    """Copy the containers, tensors and arrays of a batch, so that what a loss writes into it stays there."""
+
+    def copy_leaf(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            return leaf.clone()
+        return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+    return pytree.tree_map(copy_leaf, batch)
 
 
 def member_dims(batch: Batch) -> Batch:

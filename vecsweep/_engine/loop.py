@@ -19,6 +19,7 @@ from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Un
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import Evaluator
+from vecsweep._engine.packing import unpack
 from vecsweep._engine.probe import probe
 from vecsweep._engine.record import End, Observer, Record, Start
 from vecsweep._engine.rng import State, Streams
@@ -84,7 +85,7 @@ class Loop:
         places = {seed: start.ends[seed].batches if start else None for seed in seeds}
         self.batches = {seed: BatchStream(task, seed, streams, self.device, dtype, places[seed]) for seed in seeds}
         first = self.batches[plan.seeds[0]].peek()
-        task.check_batch(first)
+        task.check_batch(unpack(first))
         self.window_steps = max(
             1, min(_WINDOW_STEPS, _WINDOW_BYTES // max(1, size_bytes(first) * execution.accumulation_steps))
         )
@@ -97,7 +98,13 @@ class Loop:
         self.evaluator: Evaluator | None = None
         if evaluation and (task.val_batches is not None or evaluation.has_train_metrics):
             self.evaluator = Evaluator(
-                task, self.learners, streams, self.device, dtype, has_train_metrics=evaluation.has_train_metrics
+                task,
+                self.learners,
+                streams,
+                self.device,
+                dtype,
+                execution=execution,
+                has_train_metrics=evaluation.has_train_metrics,
             )
         self._choose_engine(first)
         if start is not None:
@@ -119,9 +126,8 @@ class Loop:
         member_bytes = self.engine.member_bytes if isinstance(self.engine, Vectorized) else 0
         groups = [self._group(members, self._starts(members)) for members in divide(self.plan, size, member_bytes)]
         num_chunks, num_done = len(groups), 0
-        hidden = None if self.execution.progress is None else not self.execution.progress
         total = self.plan.num_steps * num_members
-        with tqdm(total=total, unit=" steps", unit_scale=True, disable=hidden, delay=1) as bar:
+        with tqdm(total=total, unit=" steps", unit_scale=True, disable=self.execution.hides_progress, delay=1) as bar:
             try:
                 while groups and num_done < self.plan.num_steps:
                     window = self.prefetched or self._window(groups, num_done)

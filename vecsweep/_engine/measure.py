@@ -1,24 +1,28 @@
 """Losses and metrics of members in eval mode and without gradients, all members of a chunk at once.
 
-Values are averaged over batches by the number of samples in each, so that a smaller last batch counts right.
+Values are averaged over batches by the weight of each (`weights.py`), so that a smaller last batch counts right.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 
-from vecsweep._engine.batches import batch_size, hand_out, member_dims, move, own_loader
+from vecsweep._engine.batches import copy_batch, hand_out, member_dims, move
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.objective import Objective
+from vecsweep._engine.packing import unpack
 from vecsweep._engine.probe import attributes_restored
 from vecsweep._engine.rng import Streams
-from vecsweep._types import Batch, FloatArray
+from vecsweep._engine.sources import check_validation_ends, is_fresh, own_loader
+from vecsweep._engine.weights import weight_of
+from vecsweep._types import Batch, Batches, FloatArray
+from vecsweep.execution import Execution
 from vecsweep.kernels.rules import MemberRules
 from vecsweep.task import Task
 
@@ -41,7 +45,7 @@ def measure_at_once(
         batch = hand_out(batch, seed_index)
     mapped = vmap(member, in_dims=(0, 0, None if seed_index is None else member_dims(batch)), out_dims=1)
     with _undisturbed(objective):
-        return mapped(ensemble.parameters, own, batch)
+        return mapped(ensemble.parameters, own, copy_batch(batch))
 
 
 def measure_one(
@@ -58,7 +62,7 @@ def measure_one(
     objective = learner.objective
     tensors = dict(parameters) | {name: buffer.clone() for name, buffer in buffers.items()}
     with _undisturbed(objective):
-        return objective.measure(tensors, batch)
+        return objective.measure(tensors, copy_batch(batch))
 
 
 @contextmanager
@@ -71,6 +75,13 @@ def _undisturbed(objective: Objective) -> Iterator[None]:
         yield
 
 
+class _Weighed(NamedTuple):
+    """A batch, and how much it counts in a mean: a float64 scalar on the device."""
+
+    batch: Batch
+    weight: Tensor
+
+
 class Evaluator:
     """Measure members on the validation batches, and, where asked, on one pass over the training batches.
 
@@ -80,10 +91,11 @@ class Evaluator:
         streams: the random streams of the run.
         device: where members train.
         dtype: what floating-point tensors of batches are cast to; None leaves them alone.
+        execution: whether progress is shown.
         has_train_metrics: whether to measure the metrics on the training batches, too.
 
     Raises:
-        ValueError: there are no validation batches, or a metric is not a scalar.
+        ValueError: there are no validation batches, or no end of them, or a metric is not a scalar.
         TypeError: a metric is not a number.
     """
 
@@ -95,15 +107,19 @@ class Evaluator:
         device: torch.device,
         dtype: torch.dtype | None,
         *,
+        execution: Execution,
         has_train_metrics: bool,
     ) -> None:
-        self._task = replace(task, val_batches=own_loader(task.val_batches))
+        self._task = task
+        self._execution = execution
+        self._validated_on = own_loader(task.val_batches)
+        self._learners = learners
         self._seeds = list(learners)
         self._streams = streams
         self._device = device
         self._dtype = dtype
         self._has_train_metrics = has_train_metrics
-        self._check(learners[self._seeds[0]])
+        self._check()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -133,45 +149,55 @@ class Evaluator:
         return [torch.cat(of_chunk).cpu().numpy() for of_chunk in zip(*parts, strict=True)]
 
     def _average(
-        self, batches: Iterator[dict[int, tuple[Batch, int]]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
+        self, batches: Iterator[dict[int, _Weighed]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
     ) -> list[Tensor]:
-        """Average over batches, by how many samples each holds for a member's seed."""
+        """Average over batches, by the weight of each for a member's seed."""
         totals: list[Tensor | float] = [0.0] * len(chunks)
-        num_samples = dict.fromkeys(self._seeds, 0)
+        whole = {seed: torch.zeros((), dtype=torch.float64, device=self._device) for seed in self._seeds}
         for of_seeds in batches:
-            own_batches = {seed: batch for seed, (batch, _) in of_seeds.items()}
+            own_batches = {seed: weighed.batch for seed, weighed in of_seeds.items()}
             for k, (chunk, own) in enumerate(zip(chunks, seeds, strict=True)):
-                weights = torch.tensor([of_seeds[seed][1] for seed in own], dtype=torch.float64, device=self._device)
+                weights = torch.stack([of_seeds[seed].weight for seed in own])
                 # A seed whose batches have run out has a weight of 0 there, which NaN must not survive.
                 totals[k] = totals[k] + torch.where(weights > 0, weights * chunk.measure(own_batches), 0.0)
-            for seed, (_, size) in of_seeds.items():
-                num_samples[seed] += size
-        if not all(num_samples.values()):
-            raise ValueError("The batches to evaluate on ran out; they yielded nothing when they were read again.")
-        counts = [torch.tensor([float(num_samples[seed]) for seed in own], device=self._device) for own in seeds]
-        return [torch.as_tensor(total) / count for total, count in zip(totals, counts, strict=True)]
+            whole = {seed: total + of_seeds[seed].weight for seed, total in whole.items()}
+        if not all(bool(total > 0) for total in whole.values()):
+            raise ValueError(
+                "The batches to evaluate on must hold something; they yielded nothing when they were read again, or "
+                "have no weight: look at what `batch_weight` returns, and for targets that the loss ignores."
+            )
+        return [
+            torch.as_tensor(total) / torch.stack([whole[seed] for seed in own])
+            for total, own in zip(totals, seeds, strict=True)
+        ]
 
-    def _validation(self) -> Iterator[dict[int, tuple[Batch, int]]]:
+    def _weigh(self, batch: Batch, source: Batches, seed: int) -> _Weighed:
+        """Take a batch to the members, and say how much it counts."""
+        learner = self._learners[seed]
+        moved = move(batch, self._device, self._dtype, is_fresh=is_fresh(source))
+        return _Weighed(moved, weight_of(learner.task, learner.model, moved).to(self._device))
+
+    def _validation(self) -> Iterator[dict[int, _Weighed]]:
         """The validation batches, which all seeds have in common."""
-        self._streams.restart("validation", self._seeds[0])
-        source = self._task.iterate_validation()
+        assert self._task.val_batches is not None
+        first = self._seeds[0]
+        self._streams.restart("validation", first)
+        source = self._task.iterate_validation(self._validated_on)
         while True:
-            self._streams.use("validation", self._seeds[0])
+            self._streams.use("validation", first)
             try:
                 batch = next(source)
             except StopIteration:
                 return
-            batch = move(batch, self._device, self._dtype)
-            yield dict.fromkeys(self._seeds, (batch, batch_size(batch)))
+            yield dict.fromkeys(self._seeds, self._weigh(batch, self._task.val_batches, first))
 
-    def _training(self) -> Iterator[dict[int, tuple[Batch, int]]]:
+    def _training(self) -> Iterator[dict[int, _Weighed]]:
         """One pass over each seed's training batches, always in an order of its own; training goes on as without it."""
         sources = {}
         for seed in self._seeds:
             self._streams.restart("train metrics", seed)
-            task = replace(self._task, batches=own_loader(self._task.batches))
-            sources[seed] = task.iterate(seed)
-        latest: dict[int, tuple[Batch, int]] = {}
+            sources[seed] = self._task.iterate(seed, own_loader(self._task.batches))
+        latest: dict[int, _Weighed] = {}
         while sources:
             for seed in list(sources):
                 self._streams.use("train metrics", seed)
@@ -179,21 +205,24 @@ class Evaluator:
                 if batch is None:
                     del sources[seed]
                     if seed in latest:
-                        latest[seed] = (latest[seed][0], 0)
+                        latest[seed] = latest[seed]._replace(weight=torch.zeros_like(latest[seed].weight))
                 else:
-                    batch = move(batch, self._device, self._dtype)
-                    latest[seed] = (batch, batch_size(batch))
+                    latest[seed] = self._weigh(batch, self._task.batches, seed)
             if sources:
                 yield dict(latest)
 
-    def _check(self, learner: Learner) -> None:
-        """See that there is something to measure, by an ordinary pass over one batch."""
+    def _check(self) -> None:
+        """See that there is something to measure, by an ordinary pass over one batch, and an end of it."""
         source = self._training() if self._task.val_batches is None else self._validation()
         first = next(source, None)
         if first is None:
             raise ValueError(
                 "`val_batches` must yield at least one batch; got none. Look at the length of the validation set."
             )
-        batch, _ = next(iter(first.values()))
-        self._task.check_batch(batch)
+        batch = first[self._seeds[0]].batch
+        self._task.check_batch(unpack(batch))
+        learner = self._learners[self._seeds[0]]
         measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)
+        if self._task.val_batches is not None:
+            self._streams.restart("validation", self._seeds[0])
+            check_validation_ends(self._task, self._execution)

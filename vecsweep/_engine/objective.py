@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vecsweep._engine.packing import unpack
 from vecsweep._types import Batch, Precision
 from vecsweep.task import Task
 
@@ -34,7 +35,7 @@ class Objective(nn.Module):
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:
         """Compute the loss of one batch: a scalar; or the loss and the metrics: `[metric]`, float64."""
-        compute = self._measures if is_measured else self._loss
+        compute, batch = self._measures if is_measured else self._loss, unpack(batch)
         if self._precision is None:
             return compute(batch)
         device = next(self.model.parameters()).device

@@ -1,6 +1,7 @@
 """What a run begins with and what it leaves: plain records, passed between the training loop and its callers."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +11,7 @@ from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.rng import State
 from vecsweep._types import FloatArray, Hyper, IntArray
+from vecsweep.plan import Plan
 
 
 class Observer(Protocol):
@@ -51,6 +53,11 @@ class Start:
     ends: dict[int, End]
     metrics: dict[str, FloatArray]
 
+    def select(self, members: Sequence[int]) -> "Start":
+        """What some of the members go on from."""
+        metrics = {name: values[:, list(members)] for name, values in self.metrics.items()}
+        return replace(self, states=[self.states[i] for i in members], metrics=metrics)
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -87,3 +94,86 @@ class Record:
         """What an interrupted run did that had not begun."""
         nothing, never = np.empty((0, num_members)), np.full(num_members, -1)
         return cls(nothing, {"lr": nothing}, {}, never, never, [], {}, {}, "", is_batched=False, is_complete=False)
+
+
+class Part:
+    """An observer of some members, for one who is told of all: the others have NaN, which says nothing.
+
+    Args:
+        observer: of all members.
+        members: the positions of those that train.
+        plan: of all.
+    """
+
+    def __init__(self, observer: Observer, members: Sequence[int], plan: Plan) -> None:
+        self._observer = observer
+        self._members = list(members)
+        self._plan = plan
+
+    def losses(self, start: int, loss: FloatArray, hyper: Hyper) -> None:
+        """Take the losses of some steps of these members."""
+        rows = slice(start, start + len(loss))
+        whole = {name: values[rows].copy() for name, values in self._plan.hyper.items()}
+        for name, values in hyper.items():
+            whole[name][:, self._members] = values
+        self._observer.losses(start, _spread(loss, self._members, len(self._plan.members)), whole)
+
+    def metrics(self, num_done: int, values: dict[str, FloatArray]) -> None:
+        """Take what was measured of these members after some steps."""
+        num = len(self._plan.members)
+        self._observer.metrics(num_done, {name: _spread(own, self._members, num) for name, own in values.items()})
+
+
+def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members: int) -> Record:
+    """Make one record of those of members that trained one after the other, the last of which Ctrl-C may have stopped.
+
+    Args:
+        records: of the turns that were begun.
+        turns: the positions of the members of each turn.
+        num_members: of all.
+    """
+    first, is_complete = records[0], len(records) == len(turns) and records[-1].is_complete
+    begun = list(zip(records, turns, strict=False))
+
+    def columns(name: str, fill: float) -> FloatArray:
+        whole = np.full(num_members, fill)
+        for record, members in begun:
+            whole[list(members)] = getattr(record, name)
+        return whole
+
+    def rows(parts: Sequence[FloatArray]) -> FloatArray:
+        whole = np.full((max(map(len, parts)), num_members), np.nan)
+        for part, (_, members) in zip(parts, begun, strict=True):
+            whole[: len(part), list(members)] = part
+        return whole
+
+    def named(name: str) -> dict[str, FloatArray]:
+        return {
+            key: rows([getattr(record, name).get(key, np.empty((0, len(members)))) for record, members in begun])
+            for key in getattr(first, name)
+        }
+
+    states: list[MemberState | None] = [None] * num_members
+    for record, members in begun:
+        for i, state in zip(members, record.states, strict=bool(record.states)):
+            states[i] = state
+    return Record(
+        loss=rows([record.loss for record in records]),
+        hyper=named("hyper"),
+        metrics=named("metrics"),
+        diverged_at=columns("diverged_at", -1).astype(np.int64),
+        stopped_at=columns("stopped_at", -1).astype(np.int64),
+        states=[state for state in states if state is not None] if is_complete else [],
+        learners={seed: learner for record in records for seed, learner in record.learners.items()},
+        ends={seed: end for record in records for seed, end in record.ends.items()} if is_complete else {},
+        engine=f"{first.engine}, in each of {len(turns)} turns for the loader's workers",
+        is_batched=all(record.is_batched for record in records),
+        is_complete=is_complete,
+    )
+
+
+def _spread(values: FloatArray, members: Sequence[int], num_members: int) -> FloatArray:
+    """Put the columns of some members, `[..., member]`, among those of all, which are NaN."""
+    whole = np.full((*values.shape[:-1], num_members), np.nan)
+    whole[..., list(members)] = values
+    return whole

@@ -3,18 +3,19 @@
 Not here: the training loop itself (`loop.py`).
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vecsweep._engine.batches import own_loader
+from vecsweep._engine import sources
 from vecsweep._engine.choices import Timing
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
 from vecsweep._engine.modes import modes_set_aside
-from vecsweep._engine.record import Observer, Record, Start
+from vecsweep._engine.record import Observer, Part, Record, Start, join
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.trials import time_each
 from vecsweep.execution import Execution
@@ -46,22 +47,42 @@ def train(
         observer: who is told of losses and metrics as they come.
     """
     streams = Streams(_device_of(task, execution), _own_generators(task))
-    with streams.borrowed(), modes_set_aside():
+    has_train_metrics = evaluation is not None and evaluation.has_train_metrics
+    turns = _turns(plan.seeds, sources.num_seeds_at_once(task, has_train_metrics=has_train_metrics))
+
+    def train_turn(members: Sequence[int]) -> Record:
+        """Train some members; what is left of it afterwards holds no loader's workers."""
         try:
             loop = Loop(
                 task,
-                plan,
+                plan.select(members),
                 execution,
                 streams,
                 dtype,
                 keeps_states=keeps_states,
                 evaluation=evaluation,
-                start=start,
-                observer=observer,
+                start=None if start is None else start.select(members),
+                observer=observer if observer is None or len(turns) == 1 else Part(observer, members, plan),
             )
         except KeyboardInterrupt:  # while ways were timed, say: a run without steps
-            return Record.empty(len(plan.members))
+            return Record.empty(len(members))
         return loop.train()
+
+    records: list[Record] = []
+    with streams.borrowed(), modes_set_aside():
+        for members in turns:
+            records.append(train_turn(members))
+            if not records[-1].is_complete:
+                break
+    return records[0] if len(turns) == 1 else join(records, turns, len(plan.members))
+
+
+def _turns(seeds: Sequence[int], num_at_once: int | None) -> list[list[int]]:
+    """Divide members into those that train at the same time, no more than so many seeds; None for all."""
+    distinct = list(dict.fromkeys(seeds))
+    size = len(distinct) if num_at_once is None else num_at_once
+    turns = [set(distinct[k : k + size]) for k in range(0, len(distinct), size)]
+    return [[i for i, seed in enumerate(seeds) if seed in turn] for turn in turns]
 
 
 def time_ways(task: Task, plan: Plan, execution: Execution, *, is_compiling: bool) -> list[Timing]:
@@ -80,15 +101,11 @@ def time_ways(task: Task, plan: Plan, execution: Execution, *, is_compiling: boo
         return time_each(loop.engine, plan, loop.batches, streams, is_compiling=is_compiling)
 
 
-def count_batches(task: Task, seed: int, execution: Execution) -> int:
-    """How many batches an epoch has: the length of the loader, or, where it has none, what one pass yields."""
-    try:
-        return len(task.batches)  # type: ignore[arg-type]  # whether it has a length is what is asked
-    except TypeError:
-        streams = Streams(_device_of(task, execution), _own_generators(task))
-        with streams.borrowed(), modes_set_aside():
-            streams.use("batches", seed)
-            return sum(1 for _ in replace(task, batches=own_loader(task.batches)).iterate(seed))
+def count_batches(task: Task, seed: int, execution: Execution, most: int | None) -> int | None:
+    """How many batches an epoch has; see `sources.count_batches`."""
+    streams = Streams(_device_of(task, execution), _own_generators(task))
+    with modes_set_aside():
+        return sources.count_batches(task, seed, execution, streams, most)
 
 
 def template_of(task: Task, seed: int, execution: Execution) -> Optimizer:

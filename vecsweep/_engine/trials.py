@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -126,7 +127,7 @@ class Trials:
         self._plan = plan
         self._batches = batches
         self._streams = streams
-        hidden = None if engine.execution.progress is None else not engine.execution.progress
+        hidden = engine.execution.hides_progress
         self._bar = tqdm(desc="timing ways to step", unit=" ways", disable=hidden, delay=1, leave=False)
 
     def __enter__(self) -> "Trials":
@@ -167,10 +168,11 @@ class Trials:
         return Timing(way, max(0.0, start_s - _TIMED_STEPS * each_s), each_s * len(self._plan.members) / len(members))
 
     def _run(self, chunk: Chunk, members: Sequence[int], num_steps: int) -> float:
-        """Take steps on the first batch; return the seconds they took."""
-        accumulated = range(self._engine.execution.accumulation_steps)
+        """Take steps on the first batches, each its own, as shapes may differ; return the seconds they took."""
+        accumulated = self._engine.execution.accumulation_steps
         seeds = dict.fromkeys(self._plan.seeds[i] for i in members)
-        window = [{seed: tuple(self._batches[seed].peek() for _ in accumulated) for seed in seeds}] * num_steps
+        ahead = {seed: cycle(self._batches[seed].peek_at(_TIMED_STEPS)) for seed in seeds}
+        window = [{seed: (next(own),) * accumulated for seed, own in ahead.items()} for _ in range(num_steps)]
         hyper = {name: values[:1, members].repeat(num_steps, axis=0) for name, values in self._plan.hyper.items()}
         hyper["lr"] *= 1e-3  # a member that diverges would take no time
         started = time.perf_counter()

@@ -70,6 +70,7 @@ class Vectorized:
         self.pattern = next(iter(learners.values()))
         self.update = StackedUpdate(self.pattern, varied) if StackedUpdate.suits(self.pattern) else None
         self._probes: dict[Key, Probe] = {}
+        self._forms: dict[Hashable, list[Probe]] = {}  # the probes of batches that are alike but for values
         self._programs: dict[Hashable, Program] = {}
         self._changed: frozenset[str] = frozenset()
         self._differing = _differing(list(learners.values()))
@@ -127,13 +128,16 @@ class Vectorized:
         key = key_of(batch)
         if key in self._probes:
             return self._probes[key]
+        alike = self._forms.get(key.form, [])
+        if len(alike) >= _MAX_GRAPHS:  # values such as the names of files, which differ in every batch
+            return alike[-1]
         seen = probe(self.learners[seed], batch, seed, self.streams)
         if seen.obstacle:
             raise Unmappable(seen.obstacle)
         if not is_first and not (seen.changed_buffers <= self._changed and seen.member_buffers <= self._stacked):
             raise Unmappable("some batches change buffers that the first batch leaves alone")
-        if key.is_plain:
-            _remember(self._probes, key, seen)
+        _remember(self._probes, key, seen)
+        _remember(self._forms, key.form, [*alike, seen])
         return seen
 
     def program(self, ensemble: Ensemble, inputs: Inputs) -> Program:

@@ -1,0 +1,117 @@
+"""Where batches come from: which sources may write into what they have yielded, and how long a pass over them is."""
+
+import copy
+import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
+
+from vecsweep._engine.rng import Streams
+from vecsweep._types import Batch
+from vecsweep.execution import Execution
+from vecsweep.task import Task
+
+_MAX_WORKERS = 16  # processes of loaders, on a machine with fewer processors
+_MAX_VALIDATION_BATCHES = 100_000  # of a source that does not say how many it has
+
+
+def is_fresh(source: Any) -> bool:
+    """Whether a source never writes to a batch after it has yielded it, so that batches may be held on to.
+
+    That is so where none of the source's own code runs from one batch to the next, as in a list, and where each batch
+    is a new copy of its samples, as PyTorch's own way to collate them makes. Any other source may refill a buffer that
+    it has yielded. That cannot be seen in time: at the buffer's second appearance its first content is gone.
+    """
+    if isinstance(source, list | tuple):
+        return type(source).__iter__ in (list.__iter__, tuple.__iter__)
+    return (
+        isinstance(source, DataLoader)
+        and type(source).__iter__ is DataLoader.__iter__
+        and source.collate_fn is default_collate
+        and source.batch_sampler is not None
+    )
+
+
+def own_loader(batches: Any) -> Any:
+    """A copy of a loader whose workers persist: it has one iterator, which other seeds and the caller use too."""
+    if not isinstance(batches, DataLoader) or not batches.persistent_workers:
+        return batches
+    loader = copy.copy(batches)
+    loader._iterator = None
+    return loader
+
+
+def length_of(source: Any) -> int | None:
+    """How many batches a source says that a pass over it has; None if it does not say."""
+    try:
+        return len(source)
+    except TypeError:
+        return None
+
+
+def count_batches(task: Task, seed: int, execution: Execution, streams: Streams, most: int | None) -> int | None:
+    """Count the batches of an epoch: the length of the source, or, where it has none, what one pass yields.
+
+    Args:
+        task: whose batches.
+        seed: whose.
+        execution: whether progress is shown.
+        streams: the random streams of the run.
+        most: batches that are read; None for all, which for an endless source never ends.
+
+    Returns:
+        None if so many were read and the end had not been reached.
+    """
+    length = length_of(task.batches)
+    if length is not None:
+        return length
+    with streams.borrowed():
+        streams.use("batches", seed)
+        source = task.iterate(seed, own_loader(task.batches))
+        num_read = _count(source, execution, most)
+    return num_read if most is None or num_read < most else None
+
+
+def check_validation_ends(task: Task, execution: Execution) -> None:
+    """Raise ValueError where the validation batches have no length, and go on for too long to have an end.
+
+    The stream from which they draw must be in place.
+    """
+    if length_of(task.val_batches) is not None:
+        return
+    source = task.iterate_validation(own_loader(task.val_batches))
+    if _count(source, execution, _MAX_VALIDATION_BATCHES) == _MAX_VALIDATION_BATCHES:
+        raise ValueError(
+            f"`val_batches` must come to an end; {_MAX_VALIDATION_BATCHES:,} were read, and there were more. Pass a "
+            "list of those to validate on, as `list(itertools.islice(source, 100))`; what has a length may be longer."
+        )
+
+
+def num_seeds_at_once(task: Task, *, has_train_metrics: bool) -> int | None:
+    """How many seeds may have worker processes of their own at the same time; None where none have any.
+
+    A seed's workers cannot serve another: what they draw, and what their copies of the data set keep, are its own. So
+    seeds take turns: there are no more workers than 16, or than processors, or than one seed needs, whichever is most.
+
+    Args:
+        task: whose batches.
+        has_train_metrics: whether each seed has a second pass over its batches open while it is evaluated.
+    """
+    num_of_seed = getattr(task.batches, "num_workers", 0) * (2 if has_train_metrics else 1)
+    if num_of_seed == 0:
+        return None
+    num_free = max(_MAX_WORKERS, os.cpu_count() or 1) - getattr(task.val_batches, "num_workers", 0)
+    return max(1, num_free // num_of_seed)
+
+
+def _count(source: Iterator[Batch], execution: Execution, most: int | None) -> int:
+    """Count batches, and show that this is what takes the time."""
+    with tqdm(desc="counting batches", unit=" batches", disable=execution.hides_progress, delay=1, leave=False) as bar:
+        num_read = 0
+        for _ in islice(source, most):
+            num_read += 1
+            bar.update()
+    return num_read
