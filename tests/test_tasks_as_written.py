@@ -460,7 +460,7 @@ def test_validation_is_the_mean_over_all_targets(targets, axes, options, engine)
     task = vs.Task(model, batches, loss_fn, optimizer=lambda p: torch.optim.SGD(p, 0.1), val_batches=batches)
     runs = vs.sweep(task, lrs=LRS, num_steps=3, engine=engine)
     for i in range(2):
-        expected = float(loss_fn(runs.model(i)(SEQUENCES), targets))
+        expected = loss_fn(runs.model(i)(SEQUENCES), targets).item()
         np.testing.assert_allclose(runs.metrics["val_loss"][-1, i], expected, rtol=1e-9)
 
 
