@@ -4,6 +4,7 @@ import collections
 import copy
 import dataclasses
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -476,7 +477,7 @@ def mean_over_all(task_step, batches, whole, **kwargs):
         **kwargs,
     )
     runs = vs.sweep(task, lrs=[0.1], num_steps=2)
-    return runs.metrics["val_loss"][-1, 0], float(task_step(runs.model(0), whole))
+    return runs.metrics["val_loss"][-1, 0], task_step(runs.model(0), whole).item()
 
 
 def test_dicts_that_begin_with_something_else_are_weighed_by_their_targets():
@@ -631,7 +632,8 @@ class Noisy(Dataset):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_seeds_take_turns_at_worker_processes_and_see_what_they_would_alone(monkeypatch):
+@pytest.mark.parametrize("of_seed", [False, True], ids=["loader", "function of a seed"])
+def test_seeds_take_turns_at_worker_processes_and_see_what_they_would_alone(monkeypatch, of_seed):
     import multiprocessing
 
     most = [0]
@@ -644,6 +646,8 @@ def test_seeds_take_turns_at_worker_processes_and_see_what_they_would_alone(monk
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     loader = DataLoader(Noisy(), 4, shuffle=True, num_workers=2)
     task = make_task(lambda: loader, step, val_batches=[(INPUTS, TARGETS)])
+    if of_seed:
+        task = replace(task, batches=lambda seed: loader)
     how = {"lrs": LRS, "num_steps": 8, "engine": "sequential"}
     runs = vs.sweep(task, seeds=4, **how)
     assert most[0] == 4

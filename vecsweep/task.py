@@ -1,7 +1,7 @@
 """Task: what is trained. The user writes one model and one loss for one member; nothing here knows of members."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -183,13 +183,17 @@ class Task:
                 "`training_step=lambda model, batch: ...` in its place for batches of another structure."
             )
 
+    def open(self, seed: int) -> Iterable[Batch]:
+        """Return what the batches of one seed are read from: the source itself, or what it returns for the seed."""
+        return _open(self.batches, seed)
+
     def iterate(self, seed: int, source: Batches | None = None) -> Iterator[Batch]:
         """Start over on the batches, for one seed; `source` may be a loader that stands for the task's own."""
-        return _iterate(self.batches if source is None else source, seed)
+        return iter(_open(self.batches if source is None else source, seed))
 
     def iterate_validation(self, source: Batches | None = None) -> Iterator[Batch]:
         """Start over on the validation batches; `source` may be a loader that stands for the task's own."""
-        return _iterate(self.val_batches if source is None else source, 0)
+        return iter(_open(self.val_batches if source is None else source, 0))
 
     @property
     def is_one_pass(self) -> bool:
@@ -223,10 +227,11 @@ def _is_source(source: Any) -> bool:
     return callable(source) or hasattr(source, "__iter__") or hasattr(source, "__getitem__")
 
 
-def _iterate(source: Any, seed: int) -> Iterator[Batch]:
+def _open(source: Any, seed: int) -> Iterable[Batch]:
+    """Call a source that is a function, with the seed if it takes one."""
     if callable(source) and not hasattr(source, "__iter__"):
-        source = source(seed) if _takes_seed(source) else source()
-    return iter(source)
+        return source(seed) if _takes_seed(source) else source()
+    return source
 
 
 def _takes_seed(function: Any) -> bool:

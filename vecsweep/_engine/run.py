@@ -48,7 +48,9 @@ def train(
     """
     streams = Streams(_device_of(task, execution), _own_generators(task))
     has_train_metrics = evaluation is not None and evaluation.has_train_metrics
-    turns = _turns(plan.seeds, sources.num_seeds_at_once(task, has_train_metrics=has_train_metrics))
+    with streams.borrowed():
+        num_at_once = sources.num_seeds_at_once(task, plan.seeds, has_train_metrics=has_train_metrics)
+    turns = _turns(plan.seeds, num_at_once)
 
     def train_turn(members: Sequence[int]) -> Record:
         """Train some members; what is left of it afterwards holds no loader's workers."""

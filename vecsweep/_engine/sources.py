@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -65,13 +65,13 @@ def count_batches(task: Task, seed: int, execution: Execution, streams: Streams,
     Returns:
         None if so many were read and the end had not been reached.
     """
-    length = length_of(task.batches)
-    if length is not None:
-        return length
     with streams.borrowed():
         streams.use("batches", seed)
-        source = task.iterate(seed, own_loader(task.batches))
-        num_read = _count(source, execution, most)
+        source = own_loader(task.open(seed))
+        length = length_of(source)
+        if length is not None:
+            return length
+        num_read = _count(iter(source), execution, most)
     return num_read if most is None or num_read < most else None
 
 
@@ -90,7 +90,7 @@ def check_validation_ends(task: Task, execution: Execution) -> None:
         )
 
 
-def num_seeds_at_once(task: Task, *, has_train_metrics: bool) -> int | None:
+def num_seeds_at_once(task: Task, seeds: Sequence[int], *, has_train_metrics: bool) -> int | None:
     """How many seeds may have worker processes of their own at the same time; None where none have any.
 
     A seed's workers cannot serve another: what they draw, and what their copies of the data set keep, are its own. So
@@ -98,9 +98,12 @@ def num_seeds_at_once(task: Task, *, has_train_metrics: bool) -> int | None:
 
     Args:
         task: whose batches.
+        seeds: of the run.
         has_train_metrics: whether each seed has a second pass over its batches open while it is evaluated.
     """
-    num_of_seed = getattr(task.batches, "num_workers", 0) * (2 if has_train_metrics else 1)
+    if len(set(seeds)) == 1:
+        return None
+    num_of_seed = getattr(task.open(seeds[0]), "num_workers", 0) * (2 if has_train_metrics else 1)
     if num_of_seed == 0:
         return None
     num_free = max(_MAX_WORKERS, os.cpu_count() or 1) - getattr(task.val_batches, "num_workers", 0)
