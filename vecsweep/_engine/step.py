@@ -49,7 +49,6 @@ class Step:
         objective: one member's loss.
         update: the optimizer's formula; None to return the gradients.
         max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
-        divergence_factor: as in `Fate.after`.
         is_mixed: whether batches and draws have the member axis, because members are of several seeds.
     """
 
@@ -59,13 +58,11 @@ class Step:
         update: StackedUpdate | None,
         *,
         max_grad_norm: float | None,
-        divergence_factor: float | None,
         is_mixed: bool,
     ) -> None:
         self._objective = objective
         self._update = update
         self._max_grad_norm = max_grad_norm
-        self._divergence_factor = divergence_factor
         self._is_mixed = is_mixed
 
     def __call__(
@@ -80,7 +77,7 @@ class Step:
         loss, grads, buffers = self._gradients(ensemble, batches, draws, drawn)
         with torch.no_grad():
             was_alive, scale = ensemble.fate.alive, ensemble.scale
-            fate = ensemble.fate.after(loss, self._divergence_factor)
+            fate = ensemble.fate.after(loss)
             is_stepped = fate.alive
             if scale is not None:
                 grads, is_finite = _unscale(grads, scale)

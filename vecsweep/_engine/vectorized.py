@@ -44,7 +44,7 @@ class Vectorized:
 
     Args:
         learners: one for each seed; the patterns of its members.
-        execution: precision, clipping, divergence.
+        execution: precision, clipping.
         streams: the random streams of the run.
         first: the first batch of the first seed.
         varied: the names of the hyperparameters that members have for themselves.
@@ -145,7 +145,6 @@ class Vectorized:
             self.pattern.objective,
             self.update,
             max_grad_norm=self.execution.max_grad_norm,
-            divergence_factor=self.execution.divergence_factor,
             is_mixed=ensemble.is_mixed,
         )
         num_traced = sum(program.is_traced for program in self._programs.values())
