@@ -64,7 +64,7 @@ LAYERS = {
         _engine.rng""",
         "_engine.batches _engine.ensemble",
         "_engine.contract _engine.learner",
-        "_engine.optimizer _engine.probe _engine.record",
+        "_engine.optimizer _engine.plain _engine.probe _engine.record",
         "_engine.graph _engine.measure _engine.step _engine.untrained",
         "_engine.program",
         "_engine.sequential _engine.vectorized",
