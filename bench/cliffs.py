@@ -1,4 +1,4 @@
-"""Small problems whose members are trained across the cliff, where learning rates stop to train, with no rule to end them.
+"""Small problems, trained across the cliff beyond which learning rates no longer train, with no rule to end members.
 
 Not here: the rules that are held against these curves (`bench_divergence.py`).
 """
@@ -202,14 +202,19 @@ PROBLEMS: dict[str, Problem] = {
     ),
     "polynomial one at a time sgd constant": Problem(
         lambda: _polynomial(lambda: mlp(5, 64, 64, 1), optimizer=_sgd, batches=_samples()),
-        "constant", 600, _PLAIN, "val_loss",
+        "constant",
+        600,
+        _PLAIN,
+        "val_loss",
     ),
     "polynomial one at a time adam cosine": Problem(
         lambda: _polynomial(lambda: mlp(5, 64, 64, 1), optimizer=_adam, batches=_samples()),
-        "cosine", 600, _ADAPTIVE, "val_loss",
+        "cosine",
+        600,
+        _ADAPTIVE,
+        "val_loss",
     ),
     "digits rmsprop cosine, long": Problem(lambda: _digits(optimizer=_rmsprop), "cosine", 3000, _ADAPTIVE),
-    "digits adam constant, long": Problem(lambda: _digits(optimizer=_adam), "constant", 3000, _ADAPTIVE),
     "polynomial adam cosine, long": Problem(
         lambda: _polynomial(lambda: mlp(5, 64, 64, 1), optimizer=_adam), "cosine", 3000, _ADAPTIVE, "val_loss"
     ),

@@ -5,8 +5,8 @@
     ceiling  = start + (divergence_factor - 1) * scale         where the scale is 0, none
 
 A member diverges at the first loss that is not finite, and at the last of 16 steps in a row whose losses are above the
-ceiling, the first 16 steps of its life not counted. A spike that comes back is no divergence, nor is noise: a lone first
-loss may happen to be tiny, as it is with batches of one sample, and then says nothing of the scale of losses. A
+ceiling, the first 16 steps of its life not counted. A spike that comes back is no divergence, nor is noise: a lone
+first loss may happen to be tiny, as it is with batches of one sample, and then says nothing of the scale of losses. A
 member's own next losses cannot mend that, because they do not tell a tiny first loss from an explosion at step 1;
 those of the untrained weights can, and they are the same for all members of a seed.
 
@@ -66,7 +66,7 @@ def ceiling_of(
 ) -> float:
     """Return the loss above which no member of a seed must stay, from those of its untrained weights.
 
-    It is infinite where these losses tell no scale, because they are 0 or not finite, and with `divergence_factor=None`:
+    It is infinite where these losses tell no scale, because they are 0 or not finite, and where the factor is None:
     there only a loss that is not finite ends a member.
 
     Example:

@@ -225,7 +225,8 @@ class Loop:
         steps = range(min(self.window_steps, end - start))
         # One seed after another: each swap of random streams takes longer than a small batch.
         taken = {
-            seed: [tuple(self.batches[seed].take() for _ in accumulated) for _ in steps] for seed in dict.fromkeys(seeds)
+            seed: [tuple(self.batches[seed].take() for _ in accumulated) for _ in steps]
+            for seed in dict.fromkeys(seeds)
         }
         return [{seed: own[t] for seed, own in taken.items()} for t in steps]
 

@@ -46,7 +46,8 @@ class RangeTest(Sweep):
 
     @property
     def scores(self) -> FloatArray:
-        """The loss that each learning rate leads to, `[lr]`, averaged over seeds; NaN where a seed diverged.
+        """The loss that each learning rate leads to, `[lr]`, averaged over seeds; NaN where a seed diverged, which
+        one spike is not.
 
         Of a grid it is the mean of each member's last tenth of losses, which are comparable because the batches are
         common. Of a ramp it is the loss at the step that tried that learning rate.
