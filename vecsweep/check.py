@@ -1,8 +1,8 @@
 """The verb check, and what it reports: how far a sweep's members and a plain loop part.
 
-The loop shares nothing with the engines (`_engine/plain.py`), so that a defect of theirs shows here. What counts are the
-losses and what the trained models compute. A parameter that nothing depends on - a bias before a batch norm, the key bias
-of an attention - has a true gradient of 0; what an optimizer makes of its rounding is no defect.
+The loop shares nothing with the engines (`_engine/plain.py`), so that a defect of theirs shows here. What counts are
+the losses and what the trained models compute. A parameter that nothing depends on - a bias before a batch norm, the
+key bias of an attention - has a true gradient of 0; what an optimizer makes of its rounding is no defect.
 """
 
 import warnings

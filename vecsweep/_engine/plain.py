@@ -1,7 +1,7 @@
 """The loop that people write, one member after another: what both engines are held against, and nothing of theirs.
 
-It has in common with them how a copy of the caller's model is made, and from which random streams is drawn. It reads the
-caller's own batches, one at a time, as they come, and hands them to the caller's own loss.
+It has in common with them how a copy of the caller's model is made, and from which random streams is drawn. It reads
+the caller's own batches, one at a time, as they come, and hands them to the caller's own loss.
 """
 
 from collections.abc import Iterator
@@ -107,11 +107,11 @@ class PlainLoop:
 
     def _build(self, seed: int) -> tuple[Task, nn.Module, Optimizer]:
         """The task with a loss, a model and an optimizer of its own."""
-        task, how = self._task, {"device": self._execution.device, "dtype": self._dtype}
+        task = self._task
         template = task.optimizer if isinstance(task.optimizer, Optimizer) else None
         self._streams.restart("weights", seed)
         model, optimizer = copy_model(task.model if isinstance(task.model, nn.Module) else task.model(), template)
-        model.to(**how)
+        model.to(device=self._execution.device, dtype=self._dtype)
         if not model.training:
             model.train()
         if optimizer is None:
