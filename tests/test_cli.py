@@ -162,7 +162,7 @@ def test_range_test_prints_at_most_16_rows_from_the_first_lr_to_the_last_and_eve
     assert done.status == 0
     assert len(rows) == 16
     assert (float(rows[0][0]), float(rows[-1][0])) == (1e-3, 10.0)
-    assert rows[-1][1:4] == ["-", "at", "step"]  # the largest lr diverges
+    assert float(rows[-1][1]) > 2 * float(rows[0][1])  # the largest lr explodes
     assert all(re.search(rf"^[* ] {rule} +lr ", done.out, re.MULTILINE) for rule in RULES)
     assert done.out.count("\n* ") == 1
     assert "20 members" in done.out
@@ -181,14 +181,14 @@ def test_range_test_marks_the_rule_that_was_asked_for_and_prints_its_doubts(run)
 
 
 def test_a_ramp_with_several_seeds_says_when_they_diverged(run):
-    done = run("range-test", "digits", "--method", "ramp", "--end-lr", 100, "--num-steps", 30, "--seeds", "3,5")
+    done = run("range-test", "digits", "--method", "ramp", "--end-lr", 1e30, "--num-steps", 30, "--seeds", "3,5")
     assert done.status == 0
     assert re.search(r"^\* valley ", done.out, re.MULTILINE)
-    assert re.search(r"100 +- +at step \d+ \(2 of 2 seeds\)", done.out)
+    assert re.search(r"1e\+30 +- +at step \d+ \(2 of 2 seeds\)", done.out)
 
 
 def test_json_is_one_strict_document_with_null_for_what_diverged_also_beside_a_warning(run):
-    done = run("range-test", "own.py:unmappable", *FEW, "--json", "--seeds", 2)
+    done = run("range-test", "own.py:unmappable", *FEW, "--end-lr", 1e9, "--json", "--seeds", 2)
     document = strict_json(done.out)
     assert done.status == 0
     assert document["losses"][-1] is None
@@ -252,7 +252,7 @@ def test_the_help_states_the_defaults_and_choices_of_the_library(run):
 def test_check_of_digits_prints_the_report_and_returns_0(run):
     done = run("check", "digits", "--lrs", "1e-2,1e-1", "--num-steps", 3, "--seeds", 2)
     assert done.status == 0
-    assert "In float64 the batched pass equals stock PyTorch over 3 steps" in done.out
+    assert "In float64 the batched pass equals a plain loop on stock PyTorch over 3 steps" in done.out
     assert strict_json(run("check", "digits", "--num-steps", 1, "--json").out)["is_equal"] is True
 
 

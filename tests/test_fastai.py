@@ -9,6 +9,7 @@ from torch import nn
 
 import vecsweep as vs
 from vecsweep.suggest import RULES, minimum, slide, smooth, steepest, trim, valley
+from vecsweep.suggest.curves import until_explosion
 
 OURS = {"valley": valley, "slide": slide, "minimum": minimum, "steep": steepest}
 
@@ -66,7 +67,7 @@ def test_lr_find_returns_a_named_tuple_of_what_was_asked():
     assert found._fields == ("valley", "minimum", "steep")
     assert all(torch.equal(p, q) for p, q in zip(before, task.model.parameters(), strict=True))
     ramp = vs.range_test(task, method="ramp", num_steps=100, divergence_factor=4.0, seed=3)
-    own = trim(ramp.lrs, smooth(ramp.scores, 0.98))
+    own = trim(ramp.lrs, smooth(until_explosion(ramp.scores), 0.98))
     assert found.valley == valley(*own)
     assert found.minimum == pytest.approx(ramp.suggest("minimum", smoothing=0.98).lr)
     assert vs.lr_find(task, suggest_funcs=slide)._fields == ("slide",)

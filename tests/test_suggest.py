@@ -517,6 +517,17 @@ def test_trimming_leaves_out_the_first_tenth_and_the_last_five_before_the_end(nu
     np.testing.assert_array_equal(trimmed[1], losses[rest])
 
 
+def test_a_ramp_is_read_up_to_where_it_explodes_also_if_it_falls_again():
+    """The lr rises on, so that a fall from an explosion says nothing."""
+    lrs = np.geomspace(1e-4, 1, 40)
+    losses = np.r_[np.full(14, 3.0), np.linspace(3, 1, 12), [5, 40, 1e9, 1e6, 900, 30, 4, 3, 3, 3, 3, 3, 3, 3]]
+    ended = np.r_[losses[:28], np.full(12, np.nan)]
+    for rule in ("valley", "steepest", "slide", "lowest", "minimum"):
+        read, expected = (suggest(lrs, own, rule, smoothing=0.5, is_trimmed=True).lr for own in (losses, ended))
+        assert read == expected
+    assert suggest(lrs, losses, "steepest").lr >= lrs[28]  # of a grid every lr has a run of its own
+
+
 @pytest.mark.parametrize(("num", "num_finite"), [(6, 6), (2, 2), (100, 14), (100, 0)])
 def test_curve_of_which_nothing_would_remain_stays_whole(num, num_finite):
     lrs, losses = np.geomspace(1e-7, 10, num), np.linspace(3, 1, num)

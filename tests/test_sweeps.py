@@ -341,43 +341,6 @@ def test_best_is_the_member_with_the_lowest_last_losses():
     assert F.cross_entropy(runs.model(1)(X[:8]), Y[:8]).item() < runs.train_loss[-1, 1]
 
 
-# --- check ------------------------------------------------------------------------------------------------------------
-
-
-def test_check_finds_the_batched_pass_equal_to_stock_pytorch():
-    report = vs.check(linear_task(of_seed), seeds=2)
-    assert report.is_equal
-    assert {d.dtype for d in report.deviations} == {"float64", "float32"}
-    assert {d.name for d in report.deviations} == {"loss", "weight", "bias"}
-    assert max(d.value for d in report.deviations if d.dtype == "float64") < 1e-12
-    assert "equals stock PyTorch" in report.verdict
-
-
-def test_check_finds_a_batched_pass_that_differs(monkeypatch):
-    from vecsweep._engine import step
-
-    monkeypatch.setattr(step, "_where", lambda mask, new, old: new * (1 + 1e-6))
-    report = vs.check(linear_task())
-    assert not report.is_equal
-    assert "DIFFERS" in report.verdict
-
-
-def test_check_says_when_there_is_no_batched_pass():
-    task = linear_task(training_step=lambda model, b: model(b[0]).square().mean() * model(b[0]).sum().sign().item())
-    report = vs.check(task)
-    assert "no batched pass" in report.verdict
-    assert "equals" not in report.verdict
-    assert report.deviations == ()
-    assert not report.is_equal
-
-
-def test_check_reports_a_task_that_does_not_run_in_float64():
-    task = linear_task(training_step=lambda model, b: F.cross_entropy(model(b[0].float()), b[1]))
-    report = vs.check(task)
-    assert {d.dtype for d in report.deviations} == {"float32"}
-    assert "In float64 the task does not run" in report.verdict
-
-
 # --- bad input --------------------------------------------------------------------------------------------------------
 
 

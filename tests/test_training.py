@@ -314,7 +314,7 @@ def test_validation_data_and_mode_of_the_model_stay_the_callers():
 def test_diverged_member_has_no_metrics_and_harms_none(engine):
     task = make_task()
     alone = vs.sweep(task, lrs=[0.02], epochs=3, engine=engine, chunk_size=2)
-    runs = vs.sweep(task, lrs=[0.02, 1e30], epochs=3, engine=engine, chunk_size=2)
+    runs = vs.sweep(task, lrs=[0.02, 1e308], epochs=3, engine=engine, chunk_size=2)
     assert runs.members[1].diverged_at is not None
     assert np.isnan(runs.metrics["val_loss"][:, 1]).all()
     np.testing.assert_allclose(runs.metrics["val_loss"][:, 0], alone.metrics["val_loss"][:, 0], rtol=1e-12)
@@ -400,14 +400,14 @@ def test_function_of_progress_holds_its_last_value():
 
 def test_extension_leaves_out_what_diverged_or_stopped():
     task = make_task()
-    runs = vs.sweep(task, lrs=[0.02, 1e30], epochs=2)
+    runs = vs.sweep(task, lrs=[0.02, 1e308], epochs=2)
     more = runs.extend(epochs=2)
     assert more.members[1] == runs.members[1]
     assert np.isnan(more.train_loss[8:, 1]).all()
     assert_member_equals(more, 0, Loop(task, 0.02).run(4))
     assert_same_weights(more.model(1), runs.model(1), rtol=0)
     with pytest.raises(ValueError, match=r"nothing to train further: all 1 members diverged"):
-        runs.select(lr=1e30).extend(epochs=1)
+        runs.select(lr=1e308).extend(epochs=1)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -574,8 +574,8 @@ def test_validation_is_needed_where_it_is_asked_for():
 
 
 def test_branch_from_a_diverged_member_is_refused():
-    runs = vs.sweep(make_task(), lrs=[0.1, 1e30], epochs=1)
-    with pytest.raises(ValueError, match=r"`i` must be a member that did not diverge; member 1, at lr 1e\+30, did at"):
+    runs = vs.sweep(make_task(), lrs=[0.1, 1e308], epochs=1)
+    with pytest.raises(ValueError, match=r"`i` must be a member that did not diverge; member 1, at lr 1e\+308, did at"):
         runs.branch(1, epochs=1)
     with pytest.raises(IndexError, match="`i` must be one of the 2 members; got 2"):
         runs.branch(2, epochs=1)

@@ -42,8 +42,10 @@ class Execution:
             all members at once on a GPU, and times other sizes in long runs.
         accumulation_steps: batches in each step, whose gradients are averaged.
         max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
-        divergence_factor: a member ends at the first loss above `best + (divergence_factor - 1) * |first loss|`, and
-            at the first that is not finite; None leaves only the latter.
+        divergence_factor: a member ends at the first loss that is not finite, and once 16 losses in a row, after the
+            first 16, have been above `start + (divergence_factor - 1) * scale`, where start and scale are the mean and
+            the mean magnitude of what its seed's first batches, up to 4, lose under the untrained weights. A spike
+            that comes back ends no member. None leaves only the first.
         progress: whether to show a progress bar; None shows one on a terminal.
         seed: of the first of several seeds; the others count up from it.
     """

@@ -1,9 +1,26 @@
-"""When a member diverges. Both engines judge by this one function, so that they judge alike."""
+"""When a member diverges. Both engines judge by this one function, so that they judge alike.
+
+    start    = mean of the losses of a seed's first batches under its untrained weights
+    scale    = mean of their magnitudes
+    ceiling  = start + (divergence_factor - 1) * scale         where the scale is 0, none
+
+A member diverges at the first loss that is not finite, and at the last of 16 steps in a row whose losses are above the
+ceiling, the first 16 steps of its life not counted. A spike that comes back is no divergence, nor is noise: a lone
+first loss may happen to be tiny, as it is with batches of one sample, and then says nothing of the scale of losses. A
+member's own next losses cannot mend that, because they do not tell a tiny first loss from an explosion at step 1;
+those of the untrained weights can, and they are the same for all members of a seed.
+
+What was tried otherwise, and what the numbers were chosen by, is in `bench/bench_divergence.py`.
+"""
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+FIRST_BATCHES = 4  # that show where losses start, and their scale
+WINDOW = 16  # steps above the ceiling
+GRACE = 16  # steps before them
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,41 +28,52 @@ class Fate:
     """How members have fared so far; every field is `[member]` on the device.
 
     Attributes:
-        first: the first loss, NaN before it.
-        best: the lowest loss, infinite before the first.
+        ceiling: the loss above which a member must not stay; infinite where there is none.
+        streak: how many losses in a row were above it; below 0 as long as nothing counts yet.
         alive: False from the step on at which the member diverged.
     """
 
-    first: Tensor
-    best: Tensor
+    ceiling: Tensor
+    streak: Tensor
     alive: Tensor
 
     @classmethod
-    def start(cls, num_members: int, device: torch.device) -> "Fate":
-        """Every member before its first step."""
+    def start(cls, device: torch.device, ceiling: float = torch.inf) -> "Fate":
+        """One member before its first step."""
         return cls(
-            first=torch.full((num_members,), torch.nan, dtype=torch.float64, device=device),
-            best=torch.full((num_members,), torch.inf, dtype=torch.float64, device=device),
-            alive=torch.ones(num_members, dtype=torch.bool, device=device),
+            ceiling=torch.full((1,), ceiling, dtype=torch.float64, device=device),
+            streak=torch.full((1,), -GRACE, dtype=torch.int64, device=device),
+            alive=torch.ones(1, dtype=torch.bool, device=device),
         )
 
     def after(
         self,
         loss: Tensor,  # [member] float64
-        divergence_factor: float | None,
     ) -> "Fate":
-        """Judge the losses of one step.
-
-        A member diverges when its loss is not finite, or exceeds `best + (divergence_factor - 1) * |first|`. That is
-        `divergence_factor * best` at the start, and neither trips on noise once a member is well trained nor inverts
-        when losses are negative. With `divergence_factor=None` only a loss that is not finite ends a member.
-        """
-        first = torch.where(self.first.isnan(), loss, self.first)
-        alive = self.alive & loss.isfinite()
-        if divergence_factor is not None:
-            alive = alive & (loss <= self.best + (divergence_factor - 1) * first.abs())
-        return Fate(first, torch.where(alive, torch.minimum(self.best, loss), self.best), alive)
+        """Judge the losses of one step."""
+        counts = (self.streak < 0) | (loss > self.ceiling)
+        streak = torch.where(counts, self.streak + 1, 0)
+        return Fate(self.ceiling, streak, self.alive & loss.isfinite() & (streak < WINDOW))
 
     def select(self, index: Tensor) -> "Fate":
         """Take some members out."""
-        return replace(self, first=self.first[index], best=self.best[index], alive=self.alive[index])
+        return replace(self, ceiling=self.ceiling[index], streak=self.streak[index], alive=self.alive[index])
+
+
+def ceiling_of(
+    losses: Tensor,  # [batch] float64
+    divergence_factor: float | None,
+) -> float:
+    """Return the loss above which no member of a seed must stay, from those of its untrained weights.
+
+    It is infinite where these losses tell no scale, because they are 0 or not finite, and where the factor is None:
+    there only a loss that is not finite ends a member.
+
+    Example:
+        >>> ceiling_of(torch.tensor([2.0, 4.0]), 5.0), ceiling_of(torch.tensor([-2.0, -4.0]), 5.0)
+        (15.0, 9.0)
+    """
+    scale = float(losses.abs().mean())
+    if divergence_factor is None or not 0 < scale < torch.inf:
+        return torch.inf
+    return float(losses.mean()) + (divergence_factor - 1) * scale

@@ -89,10 +89,10 @@ class MemberState:
     def start(
         cls, parameters: dict[str, Tensor], buffers: dict[str, Tensor], precision: Precision | None
     ) -> "MemberState":
-        """A member before its first step; the tensors are shared with the caller until it is loaded."""
+        """A member before its first step, whom no ceiling ends; its tensors are the caller's until it is loaded."""
         device = next(iter(parameters.values())).device
         scale = LossScale.start(1, device) if precision == "fp16" else None
-        return cls(parameters, buffers, None, Fate.start(1, device), scale)
+        return cls(parameters, buffers, None, Fate.start(device), scale)
 
 
 @dataclass(slots=True)
@@ -133,7 +133,7 @@ class Ensemble:
             },
             member_buffers=member_buffers,
             optimizer={},
-            fate=Fate(*(torch.cat([getattr(m.fate, f) for m in members]) for f in ("first", "best", "alive"))),
+            fate=Fate(*(torch.cat([getattr(m.fate, f) for m in members]) for f in ("ceiling", "streak", "alive"))),
             scale=None
             if first.scale is None
             else LossScale(
@@ -145,7 +145,7 @@ class Ensemble:
     def tensors(self) -> Any:
         """All tensors, as a nested container for torch's pytrees."""
         scale = (self.scale.value, self.scale.streak) if self.scale else ()  # torch's pytrees take None for a leaf
-        fate = (self.fate.first, self.fate.best, self.fate.alive)
+        fate = (self.fate.ceiling, self.fate.streak, self.fate.alive)
         return self.parameters, self.buffers, self.optimizer, fate, scale
 
     def with_tensors(self, tensors: Any) -> "Ensemble":

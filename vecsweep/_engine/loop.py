@@ -16,6 +16,7 @@ from tqdm import tqdm
 from vecsweep._engine.batches import BatchStream, size_bytes
 from vecsweep._engine.choices import Choice, Way
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Unmappable, Window
+from vecsweep._engine.divergence import FIRST_BATCHES, Fate, ceiling_of
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import Evaluator
@@ -25,6 +26,7 @@ from vecsweep._engine.record import End, Observer, Record, Start
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
 from vecsweep._engine.trials import choose_way, divide
+from vecsweep._engine.untrained import untrained_losses
 from vecsweep._engine.vectorized import Vectorized
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
@@ -118,6 +120,9 @@ class Loop:
         self.diverged_at = np.full(len(plan.members), -1)
         self.stopped_at = np.full(len(plan.members), -1)
         self.states: list[MemberState | None] = [None] * len(plan.members)
+        if start is None and execution.divergence_factor is not None:
+            self.prefetched = self._window(list(seeds), 0)
+        self.fates = {seed: self._fate(seed) for seed in seeds}
 
     def train(self) -> Record:
         """Run to the end of the plan, or to Ctrl-C."""
@@ -130,7 +135,7 @@ class Loop:
         with tqdm(total=total, unit=" steps", unit_scale=True, disable=self.execution.hides_progress, delay=1) as bar:
             try:
                 while groups and num_done < self.plan.num_steps:
-                    window = self.prefetched or self._window(groups, num_done)
+                    window = self.prefetched or self._window(self._seeds(groups), num_done)
                     self.prefetched = None
                     if isinstance(self.engine, Vectorized) and self.execution.compile == "auto":
                         # A chunk that shrinks late would not earn back what compiling it anew takes.
@@ -200,8 +205,20 @@ class Loop:
         if self.start is not None:
             return [self.start.states[i] for i in members]
         seeds = [self.plan.seeds[i] for i in members]
-        of_seeds = {seed: self.engine.start(seed) for seed in set(seeds)}
+        of_seeds = {seed: replace(self.engine.start(seed), fate=self.fates[seed]) for seed in set(seeds)}
         return [of_seeds[seed] for seed in seeds]
+
+    def _fate(self, seed: int) -> Fate:
+        """What a seed's members begin with: the ceiling that the first batches show, where a run begins."""
+        if self.prefetched is None:
+            return Fate.start(self.device)
+        batches = [batch for step in self.prefetched[:FIRST_BATCHES] for batch in step[seed]][:FIRST_BATCHES]
+        losses = untrained_losses(self.learners[seed], batches, seed, self.streams)
+        return Fate.start(self.device, ceiling_of(losses, self.execution.divergence_factor))
+
+    def _seeds(self, groups: Sequence[_Group]) -> list[int]:
+        """The seeds that are still trained."""
+        return list(dict.fromkeys(chain.from_iterable(group.seeds for group in groups)))
 
     def _end(self, seed: int) -> End:
         return End(self.streams.mark("model", seed), self.batches[seed].position)
@@ -210,20 +227,19 @@ class Loop:
         """Who still trains, `[member]`."""
         return (self.diverged_at < 0) & (self.stopped_at < 0)
 
-    def _window(self, groups: Sequence[_Group], start: int) -> Window:
-        """Take the batches of the next steps."""
+    def _window(self, seeds: Iterable[int], start: int) -> Window:
+        """Take the batches of the next steps, for each of some seeds."""
         accumulated = range(self.execution.accumulation_steps)
         end = min((step for step in self.evaluation.steps if step > start), default=self.plan.num_steps)
         steps = range(min(self.window_steps, end - start))
         # One seed after another: each swap of random streams takes longer than a small batch.
-        seeds = dict.fromkeys(chain.from_iterable(group.seeds for group in groups))
         taken = {seed: [tuple(self.batches[seed].take() for _ in accumulated) for _ in steps] for seed in seeds}
         return [{seed: own[t] for seed, own in taken.items()} for t in steps]
 
     def _prefetch(self, groups: Sequence[_Group], start: int) -> None:
         """Take the next batches while a GPU is still at work; afterwards the host waits for it."""
         if self.device.type == "cuda" and start < self.plan.num_steps:
-            self.prefetched = self._window(groups, start)
+            self.prefetched = self._window(self._seeds(groups), start)
 
     def _advance(self, groups: list[_Group], window: Window, start: int) -> list[_Group]:
         """Carry every chunk through a window; return the chunks that go on."""

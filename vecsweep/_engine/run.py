@@ -3,7 +3,8 @@
 Not here: the training loop itself (`loop.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -15,6 +16,7 @@ from vecsweep._engine.choices import Timing
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
 from vecsweep._engine.modes import modes_set_aside
+from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.record import Observer, Part, Record, Start, join
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.trials import time_each
@@ -115,6 +117,20 @@ def template_of(task: Task, seed: int, execution: Execution) -> Optimizer:
     streams = Streams(_device_of(task, execution))
     with streams.borrowed(), modes_set_aside():
         return Learner.build(task, seed, streams, execution).optimizer
+
+
+@contextmanager
+def plain_loop(task: Task, execution: Execution, dtype: torch.dtype | None) -> Iterator[PlainLoop]:
+    """The loop that people write, for as long as the random streams are borrowed.
+
+    Args:
+        task: what is trained; nothing of it is changed.
+        execution: device, precision, accumulation and clipping.
+        dtype: of parameters, buffers and batches; None leaves them as they are.
+    """
+    streams = Streams(_device_of(task, execution), _own_generators(task))
+    with streams.borrowed(), modes_set_aside():
+        yield PlainLoop(task, execution, streams, dtype)
 
 
 def _device_of(task: Task, execution: Execution) -> torch.device | None:

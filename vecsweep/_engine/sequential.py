@@ -27,7 +27,7 @@ class Sequential:
 
     Args:
         learners: one for each seed; the patterns of its members.
-        execution: precision, clipping, divergence.
+        execution: precision, clipping.
         streams: the random streams of the run.
     """
 
@@ -131,16 +131,16 @@ class _Member:
     def step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> tuple[Tensor, Tensor]:
         """Take one step; return its loss and whether the member is alive after it, each `[1]`."""
         if not self._fate.alive:
-            return torch.full_like(self._fate.best, torch.nan), self._fate.alive
+            return torch.full_like(self._fate.ceiling, torch.nan), self._fate.alive
         optimizer, parameters = self._learner.optimizer, list(self._learner.parameters.values())
         optimizer.zero_grad()
-        loss = torch.zeros_like(self._fate.best)
+        loss = torch.zeros_like(self._fate.ceiling)
         for batch in batches:
             batch_loss = self._learner.objective(copy_batch(batch))
             loss += batch_loss.detach().double() / len(batches)
             batch_loss = batch_loss / len(batches)
             (batch_loss if self._scale is None else batch_loss * self._scale.value[0]).backward()
-        self._fate = self._fate.after(loss, self._execution.divergence_factor)
+        self._fate = self._fate.after(loss)
         if self._fate.alive and self._unscale_(parameters):
             if self._execution.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self._execution.max_grad_norm)

@@ -49,7 +49,6 @@ class Step:
         objective: one member's loss.
         update: the optimizer's formula; None to return the gradients.
         max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
-        divergence_factor: as in `Fate.after`.
     """
 
     def __init__(
@@ -58,12 +57,10 @@ class Step:
         update: StackedUpdate | None,
         *,
         max_grad_norm: float | None,
-        divergence_factor: float | None,
     ) -> None:
         self._objective = objective
         self._update = update
         self._max_grad_norm = max_grad_norm
-        self._divergence_factor = divergence_factor
 
     def __call__(
         self,
@@ -78,7 +75,7 @@ class Step:
         loss, grads, buffers = self._gradients(ensemble, batches, draws, drawn, seed_index)
         with torch.no_grad():
             was_alive, scale = ensemble.fate.alive, ensemble.scale
-            fate = ensemble.fate.after(loss, self._divergence_factor)
+            fate = ensemble.fate.after(loss)
             is_stepped = fate.alive
             if scale is not None:
                 grads, is_finite = _unscale(grads, scale)

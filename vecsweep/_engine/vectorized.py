@@ -47,7 +47,7 @@ class Vectorized:
 
     Args:
         learners: one for each seed; the patterns of its members.
-        execution: precision, clipping, divergence.
+        execution: precision, clipping.
         streams: the random streams of the run.
         first: the first batch of the first seed.
         varied: the names of the hyperparameters that members have for themselves.
@@ -152,7 +152,6 @@ class Vectorized:
             self.pattern.objective,
             self.update,
             max_grad_norm=self.execution.max_grad_norm,
-            divergence_factor=self.execution.divergence_factor,
         )
         num_traced = sum(program.is_traced for program in self._programs.values())
         program = Program(

@@ -1,4 +1,4 @@
-"""`vecsweep check`: compare the batched pass with stock PyTorch on a task."""
+"""`vecsweep check`: compare the batched pass with a plain loop on stock PyTorch on a task."""
 
 import argparse
 
@@ -17,7 +17,7 @@ from vecsweep.cli.reports import describe_check
 from vecsweep.cli.saying import print_json, sayer
 from vecsweep.tasks import load_task
 
-WHAT = "compare the batched pass with stock PyTorch on a task"
+WHAT = "compare the batched pass with a plain loop on a task"
 EXAMPLE = "vecsweep check path/to/file.py:make_task --lrs 1e-3,1e-2"
 
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="LR,LR",
         help="of the members (default: 0.1, 0.5 and 1 times the optimizer's)",
     )
-    compared.add_argument("--num-steps", type=int, metavar="N", help="updates of each member (default: 5)")
+    compared.add_argument("--num-steps", type=int, metavar="N", help="updates of each member (default: 40)")
     add_seeds(compared)
     add_execution(parser, has_engine=False)
     add_json(parser)

@@ -96,7 +96,12 @@ def describe_sweep(runs: Sweep, ranking: Ranking) -> dict[str, Any]:
 
 def describe_check(report: CheckReport) -> dict[str, Any]:
     """Return what a check found, for JSON."""
-    return {"is_equal": report.is_equal, "verdict": report.verdict, **asdict(report)}
+    return {
+        "is_equal": report.is_equal,
+        "verdict": report.verdict,
+        **asdict(report),
+        "without_effect": [asdict(deviation) for deviation in report.without_effect],
+    }
 
 
 def format_speeds(speeds: Sequence[Speed], best: Speed) -> str:

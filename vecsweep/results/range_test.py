@@ -46,6 +46,8 @@ class RangeTest(Sweep):
     def scores(self) -> FloatArray:
         """The loss that each learning rate leads to, `[lr]`, averaged over seeds; NaN where a seed diverged.
 
+        A spike that came back is no divergence; see `divergence_factor` in `Execution`.
+
         Of a grid it is the mean of each member's last tenth of losses, which are comparable because the batches are
         common. Of a ramp it is the loss at the step that tried that learning rate.
         """

@@ -7,6 +7,8 @@ from numpy.typing import ArrayLike
 
 from vecsweep._types import FloatArray
 
+_EXPLODED = 4.0  # times the first loss, above the lowest
+
 
 def smooth(losses: ArrayLike, smoothing: float) -> FloatArray:
     """Average losses exponentially over steps, debiased, so that the first average is the first loss.
@@ -46,6 +48,28 @@ def smooth(losses: ArrayLike, smoothing: float) -> FloatArray:
         average = np.where(is_finite[step], smoothing * average + (1 - smoothing) * loss, average)
         np.divide(average, 1 - smoothing ** counts[step], out=smoothed[step], where=is_finite[step])
     return smoothed.reshape(values.shape)
+
+
+def until_explosion(losses: FloatArray) -> FloatArray:
+    """Return a copy of the losses of a ramp with NaN after the first that has exploded.
+
+    That is the first above the lowest before it by four times the magnitude of the first. The lr only rises from there
+    on, so that what follows says nothing of smaller ones.
+
+    Args:
+        losses: `[lr]`, in the order of rising learning rates.
+
+    Example:
+        >>> until_explosion(np.array([2.0, 1.0, 9.5, 3.0])).tolist()
+        [2.0, 1.0, 9.5, nan]
+
+    Reference:
+        `Learner.lr_find` of fastai 2 stops there, at four times the lowest loss.
+    """
+    lowest_before = np.fmin.accumulate(losses)[:-1]
+    has_exploded = losses[1:] > lowest_before + _EXPLODED * np.abs(losses[0])
+    end = 2 + int(np.argmax(has_exploded)) if has_exploded.any() else len(losses)
+    return np.where(np.arange(len(losses)) < end, losses, np.nan)
 
 
 def trim(lrs: ArrayLike, losses: ArrayLike) -> tuple[FloatArray, FloatArray]:

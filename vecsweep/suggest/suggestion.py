@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike
 
-from vecsweep.suggest.curves import smooth, trim, validated
+from vecsweep.suggest.curves import smooth, trim, until_explosion, validated
 from vecsweep.suggest.doubts import curve_doubts, lr_doubts
 from vecsweep.suggest.rules import RULES, SHOWN_DIVERGED, Rule
 
@@ -60,8 +60,8 @@ def suggest(
         losses: `[lr]`, one per lr; NaN or infinite where training diverged.
         rule: A name in `RULES`, or a function `(lrs, losses) -> lr`.
         smoothing: Weight of the past in [0, 1), along the lr axis, as in `smooth`.
-        is_trimmed: Whether the rule reads the curve without its ends, as `trim` leaves it; for ramps. Doubts are about
-            the whole of it, and so are the rules on the largest stable lr.
+        is_trimmed: Whether the rule reads the curve without its ends, as `until_explosion` and `trim` leave it; for
+            ramps. Doubts are about the whole of it, and so are the rules on the largest stable lr.
 
     Returns:
         The learning rate, the rule, the loss there, and what is doubtful.
@@ -91,7 +91,7 @@ def suggest(
     if function in SHOWN_DIVERGED:
         read = tested, curve
     elif is_trimmed:
-        rest, losses_left = trim(tested, curve)
+        rest, losses_left = trim(tested, smooth(until_explosion(raw), smoothing))
         read = rest[np.isfinite(losses_left)], losses_left[np.isfinite(losses_left)]
     else:
         read = tested[is_finite], curve[is_finite]

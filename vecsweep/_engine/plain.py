@@ -1,0 +1,164 @@
+"""The loop that people write, one member after another: what both engines are held against, and nothing of theirs.
+
+It has in common with them how a copy of the caller's model is made, and from which random streams is drawn. It reads
+the caller's own batches, one at a time, as they come, and hands them to the caller's own loss.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from vecsweep._engine.batches import own_loader
+from vecsweep._engine.copying import copy_model, forget_
+from vecsweep._engine.rng import Streams
+from vecsweep._types import Batch, FloatArray
+from vecsweep.execution import Execution
+from vecsweep.task import Task
+
+_CAST_TO = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a plain loop leaves.
+
+    Attributes:
+        losses: `[step]`, before each update.
+        model: as it was after the last.
+    """
+
+    losses: FloatArray
+    model: nn.Module
+
+
+class PlainLoop:
+    """An ordinary training loop over copies of the caller's model.
+
+    Args:
+        task: what is trained; nothing of it is changed.
+        execution: device, precision, accumulation and clipping.
+        streams: the random streams, borrowed.
+        dtype: of parameters, buffers and batches; None leaves them as they are.
+    """
+
+    def __init__(self, task: Task, execution: Execution, streams: Streams, dtype: torch.dtype | None) -> None:
+        self._task = replace(task, batches=own_loader(task.batches))
+        self._execution = execution
+        self._streams = streams
+        self._dtype = dtype
+
+    def train(self, lr: float, seed: int, num_steps: int) -> Trained:
+        """Train one member at a constant learning rate, from the beginning of its seed's random streams."""
+        task, model, optimizer = self._build(seed)
+        _set_lr(optimizer, lr)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        scaler = torch.amp.GradScaler(_device_of(model).type, enabled=self._execution.precision == "fp16")
+        batches = self._batches(seed, _device_of(model))
+        num_batches = self._execution.accumulation_steps
+        self._streams.restart("model", seed)
+        losses = []
+        for _ in range(num_steps):
+            optimizer.zero_grad()
+            total = 0.0
+            for _ in range(num_batches):
+                batch = next(batches)
+                self._streams.use("model", seed)
+                with self._autocast(model):
+                    loss = task.loss(model, batch)
+                total += float(loss.detach()) / num_batches
+                scaler.scale(loss.reshape(()) / num_batches).backward()
+            if self._execution.max_grad_norm is not None:
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(trained, self._execution.max_grad_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            losses.append(total)
+        return Trained(np.array(losses), model)
+
+    def compute(self, model: nn.Module, seed: int, num_batches: int, *, is_training: bool) -> list[Tensor]:
+        """Compute what a trained model makes of the first batches: its outputs, or where there are none its losses.
+
+        Args:
+            model: the module; put in eval mode unless `is_training`.
+            seed: of the batches, and of what the model draws.
+            num_batches: how many.
+            is_training: whether the model computes as in training.
+        """
+        task = self._own_loss(_device_of(model))
+        batches = self._batches(seed, _device_of(model))
+        if not is_training:
+            model.eval()
+        computed: list[Tensor] = []
+        for _ in range(num_batches):
+            batch = next(batches)
+            self._streams.restart("evaluation", seed)
+            with self._autocast(model):
+                made = model(batch[0]) if task.training_step is None else task.loss(model, batch)
+            leaves = [leaf.detach() for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
+            computed += [leaf for leaf in leaves if leaf.is_floating_point()]
+        return computed
+
+    def _build(self, seed: int) -> tuple[Task, nn.Module, Optimizer]:
+        """The task with a loss, a model and an optimizer of its own."""
+        task = self._task
+        template = task.optimizer if isinstance(task.optimizer, Optimizer) else None
+        self._streams.restart("weights", seed)
+        model, optimizer = copy_model(task.model if isinstance(task.model, nn.Module) else task.model(), template)
+        model.to(device=self._execution.device, dtype=self._dtype)
+        if not model.training:
+            model.train()
+        if optimizer is None:
+            assert callable(task.optimizer)
+            optimizer = task.optimizer(model.parameters())
+        else:
+            forget_(optimizer)
+        return self._own_loss(_device_of(model)), model, optimizer
+
+    def _own_loss(self, device: torch.device) -> Task:
+        """The task with a copy of its loss, if that is a module: it may hold class weights."""
+        if not isinstance(self._task.loss_fn, nn.Module):
+            return self._task
+        loss_fn, _ = copy_model(self._task.loss_fn)
+        return replace(self._task, loss_fn=loss_fn.to(device=device, dtype=self._dtype))
+
+    def _batches(self, seed: int, device: torch.device) -> Iterator[Batch]:
+        """The caller's batches as they come, over and over."""
+        self._streams.restart("batches", seed)
+        while True:
+            self._streams.use("batches", seed)
+            source = self._task.iterate(seed)
+            while True:
+                self._streams.use("batches", seed)
+                try:
+                    batch = next(source)
+                except StopIteration:
+                    break
+                yield pytree.tree_map(lambda leaf: self._placed(leaf, device), batch)
+
+    def _placed(self, leaf: Any, device: torch.device) -> Any:
+        if isinstance(leaf, Tensor):  # a copy, because a loss may write into it
+            dtype = self._dtype if leaf.is_floating_point() else None
+            return leaf.to(device=device, dtype=dtype, copy=True)
+        return leaf.to(device) if hasattr(leaf, "to") else leaf
+
+    def _autocast(self, model: nn.Module) -> AbstractContextManager[Any]:
+        precision = self._execution.precision
+        return torch.autocast(_device_of(model).type, _CAST_TO[precision]) if precision else nullcontext()
+
+
+def _set_lr(optimizer: Optimizer, lr: float) -> None:
+    """Set the lr of the first parameter group, and the others at their ratio to it."""
+    own = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    for group, before in zip(optimizer.param_groups, own, strict=True):
+        group["lr"] = lr * before / own[0] if own[0] > 0 else lr
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
