@@ -277,7 +277,7 @@ class VectorizedChunk:
     def _run(self, window: Window, hyper: Hyper) -> Curve:
         device = self._ensemble.fate.alive.device
         # In one transfer, and contiguous, because compiled code takes strides for granted.
-        rows = torch.as_tensor(np.stack(list(hyper.values())), device=device)  # [name, step, member]
+        rows = torch.as_tensor(np.array(list(hyper.values()), order="C"), device=device)  # [name, step, member]
         state = pytree.tree_leaves(self._ensemble.tensors)
         losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
         alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
