@@ -60,9 +60,11 @@ LAYERS = {
         "plot observers observers.tensorboard",
     ],
     "engine": [
-        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.objective
+        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.places
         _engine.rng""",
-        "_engine.batches _engine.ensemble",
+        "_engine.batches _engine.reach",
+        "_engine.watch",
+        "_engine.ensemble _engine.objective",
         "_engine.contract _engine.learner",
         "_engine.optimizer _engine.probe _engine.record",
         "_engine.graph _engine.measure _engine.step",

@@ -81,7 +81,11 @@ class BatchStream:
 
     def take(self) -> Batch:
         """Take the next batch; start over when they run out."""
-        return self._peeked.pop() if self._peeked else self._load()
+        return self._peeked.pop(0) if self._peeked else self._load()
+
+    def put_back(self, batches: Sequence[Batch]) -> None:
+        """Take back what was taken last, to be taken again."""
+        self._peeked[:0] = batches
 
     def _load(self) -> Batch:
         self._streams.use("batches", self._seed)

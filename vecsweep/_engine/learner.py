@@ -5,6 +5,7 @@ for each seed as the pattern of its members.
 """
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,7 @@ from vecsweep._engine.copying import copy_model, forget_
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.watch import Changes, Watch
 from vecsweep._hyper import BETAS, plain_options
 from vecsweep._types import Metric, Precision
 from vecsweep.execution import Execution
@@ -134,11 +136,41 @@ class Learner:
         """Make an independent learner in the same state."""
         model, optimizer = copy_model(self.model, self.optimizer)
         assert optimizer is not None
-        return Learner(replace(self.task, loss_fn=copy.deepcopy(self.task.loss_fn)), model, optimizer, self.precision)
+        task = self.task
+        if isinstance(task.loss_fn, nn.Module):
+            task = replace(task, loss_fn=copy.deepcopy(task.loss_fn))
+        return Learner(task, model, optimizer, self.precision)
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """What is not trained and yet may change, by name: buffers, and parameters that the step itself sets."""
+        tensors = dict[str, Tensor](self.model.named_parameters()) | dict(self.model.named_buffers())
+        return {name: tensor.detach() for name, tensor in tensors.items() if name not in self.parameters}
+
+    @functools.cached_property
+    def inside(self) -> Watch:
+        """What Python keeps in the model and the loss, as it is when this is first asked for."""
+        return Watch.inside(self.task, self.model)
+
+    def keep_(self, kept: Changes, pattern: "Learner") -> None:
+        """Take over what another learner's passes had kept in Python.
+
+        Args:
+            kept: as `kept` of a `MemberState`.
+            pattern: the learner of the seed.
+        """
+        self.inside.put(pattern.inside.translate(kept, self.inside))
+
+    def kept(self, pattern: "Learner") -> Changes:
+        """Copy what passes have kept in Python since `inside` was first asked for."""
+        return self.inside.translate(self.inside.changes(), pattern.inside)
 
     def model_of(self, state: MemberState) -> nn.Module:
         """Make a module of its own that has a member's parameters and buffers."""
-        model, _ = copy_model(self.model)
+        copied = self.copy()
+        if state.kept:
+            copied.keep_(state.kept, self)
+        model = copied.model
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, value in (state.parameters | state.buffers).items():
             tensors[name].data = value.clone()  # of another shape, if the model lets a buffer grow

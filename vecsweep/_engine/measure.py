@@ -4,7 +4,6 @@ Values are averaged over batches by the number of samples in each, so that a sma
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -16,7 +15,6 @@ from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.objective import Objective
-from vecsweep._engine.probe import attributes_restored
 from vecsweep._engine.rng import Streams
 from vecsweep._types import Batch, FloatArray
 from vecsweep.kernels.rules import MemberRules
@@ -39,7 +37,7 @@ def measure_at_once(
             return objective.measure(parameters | shared | own, batch)
 
     mapped = vmap(member, in_dims=(0, 0, member_dims(batch) if is_stacked else None), out_dims=1)
-    with _undisturbed(objective):
+    with objective.undisturbed(), objective.evaluating():
         return mapped(ensemble.parameters, own, batch)
 
 
@@ -56,18 +54,8 @@ def measure_one(
     """
     objective = learner.objective
     tensors = dict(parameters) | {name: buffer.clone() for name, buffer in buffers.items()}
-    with _undisturbed(objective):
+    with objective.undisturbed(), objective.evaluating():
         return objective.measure(tensors, batch)
-
-
-@contextmanager
-def _undisturbed(objective: Objective) -> Iterator[None]:
-    """Evaluate, and put back what modules keep in their attributes: the model, and metrics that are modules."""
-    with ExitStack() as stack:
-        stack.enter_context(objective.evaluating())
-        for module in (objective.model, *objective.metric_modules):
-            stack.enter_context(attributes_restored(module))
-        yield
 
 
 class Evaluator:

@@ -1,6 +1,6 @@
 """What a run begins with and what it leaves: plain records, passed between the training loop and its callers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -9,6 +9,7 @@ from vecsweep._engine.batches import Position
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.rng import State
+from vecsweep._engine.watch import Changes
 from vecsweep._types import FloatArray, Hyper, IntArray
 
 
@@ -29,10 +30,12 @@ class End:
     Attributes:
         model: of what its models draw.
         batches: of its batches.
+        outside: what reading them has changed outside the model.
     """
 
     model: State
     batches: Position
+    outside: Changes = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from vecsweep._engine.loop import Loop
 from vecsweep._engine.record import Observer, Record, Start
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.trials import time_each
+from vecsweep._engine.watch import Watch
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task
@@ -45,7 +46,7 @@ def train(
         observer: who is told of losses and metrics as they come.
     """
     streams = Streams(_device_of(task, execution), _own_generators(task))
-    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
+    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad(), _watch(task).undisturbed():
         try:
             loop = Loop(
                 task,
@@ -74,7 +75,7 @@ def time_ways(task: Task, plan: Plan, execution: Execution, *, is_compiling: boo
     """
     execution = replace(execution, engine="vectorized", chunk_size=1, compile=False)
     streams = Streams(_device_of(task, execution), _own_generators(task))
-    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad():
+    with streams.borrowed(), torch.inference_mode(mode=False), torch.enable_grad(), _watch(task).undisturbed():
         loop = Loop(task, plan, execution, streams, None, keeps_states=False)
         return time_each(loop.engine, plan, loop.batches, streams, is_compiling=is_compiling)
 
@@ -104,6 +105,11 @@ def _device_of(task: Task, execution: Execution) -> torch.device | None:
     if isinstance(task.model, nn.Module):
         return next((p.device for p in task.model.parameters()), None)
     return None
+
+
+def _watch(task: Task) -> Watch:
+    """What the task's functions may change outside the model, which the caller gets back."""
+    return Watch.outside(task, task.model if isinstance(task.model, nn.Module) else nn.Module())
 
 
 def _own_generators(task: Task) -> list[torch.Generator]:

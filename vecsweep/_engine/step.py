@@ -18,7 +18,6 @@ from vecsweep._engine.batches import copy_batch, member_dims
 from vecsweep._engine.ensemble import Ensemble, LossScale
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import StackedUpdate
-from vecsweep._engine.probe import attributes_restored
 from vecsweep._types import Batch
 from vecsweep.kernels.rules import Draw, MemberRules
 from vecsweep.kernels.updates import over_members, per_member
@@ -162,7 +161,7 @@ class Step:
             in_dims=(0, 0, batch_dims, 0 if self._is_mixed and drawn else None),
             out_dims=out_dims,
         )
-        with attributes_restored(self._objective.model):  # nothing that vmap wraps may stay behind in a module
+        with self._objective.undisturbed():  # nothing that vmap wraps may stay behind in a module
             return mapped(dict(parameters), own, batch, list(drawn))
 
 
