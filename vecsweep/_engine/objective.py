@@ -68,7 +68,9 @@ class Objective(nn.Module):
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Name each tensor once for each place it has in the model; tied ones have several."""
-        return {self.PREFIX + place: tensor for name, tensor in tensors.items() for place in self._places.get(name, [name])}
+        return {
+            self.PREFIX + place: tensor for name, tensor in tensors.items() for place in self._places.get(name, [name])
+        }
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:

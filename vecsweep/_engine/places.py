@@ -266,7 +266,7 @@ class Numbers(Place):
             # A tensor of another shape has been given other memory.
             with torch.no_grad():
                 same = self.holder.shape == value.shape
-                _ = self.holder.copy_(value) if same else self.holder.set_(value.clone())  # type: ignore[call-overload]
+                _ = self.holder.copy_(value) if same else self.holder.set_(value.clone())
         else:
             self.holder[...] = value
 

@@ -1,8 +1,8 @@
 """Reach: the places that a pass can write to, found by following everything from some named roots.
 
 Followed are attributes, containers, closures, default arguments, the globals that functions name, plain objects and
-their classes, and functions of the caller's that are called. What belongs to Python's and PyTorch's own libraries is left
-alone, and so is what is very large.
+their classes, and functions of the caller's that are called. What belongs to Python's and PyTorch's own libraries is
+left alone, and so is what is very large.
 """
 
 import functools
@@ -151,9 +151,9 @@ class Reach:
         names = frozenset(_names_in(function.__code__))
         named = Globals(function.__globals__, names)
         yield Label("the global", ""), named
-        for name, value in named.items().items():
+        for key, value in named.items().items():
             if isinstance(value, types.ModuleType) and self._is_callers_module(value):
-                yield Label("the global", f"{name}."), Globals(vars(value), names)
+                yield Label("the global", f"{key}."), Globals(vars(value), names)
 
     def _open_object(self, label: Label, value: Any) -> Iterator[tuple[Label, Place]]:
         if hasattr(value, "__dict__"):
