@@ -63,8 +63,10 @@ LAYERS = {
     ],
     "engine": [
         """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.modes
-        _engine.packing _engine.rng _engine.templates""",
-        "_engine.ensemble _engine.objective _engine.sources _engine.weights",
+        _engine.packing _engine.places _engine.rng _engine.templates""",
+        "_engine.reach _engine.sources _engine.weights",
+        "_engine.watch",
+        "_engine.ensemble _engine.objective",
         "_engine.batches",
         "_engine.contract _engine.stock",
         "_engine.learner",

@@ -267,7 +267,7 @@ def test_ctrl_c_inside_a_step_keeps_whole_steps_and_no_weights():
     with pytest.raises(vs.Interrupted) as caught:
         vs.sweep(task, lrs=[0.1, 0.2], num_steps=100, engine="sequential")
     partial = caught.value.result
-    assert len(partial.train_loss) == 32
+    assert len(partial.train_loss) == 80  # each member counts its own calls
     calls[0] = 1000  # and no Ctrl-C this time
     whole = vs.sweep(task, lrs=[0.1, 0.2], num_steps=32, engine="sequential")
     np.testing.assert_array_equal(partial.train_loss, whole.train_loss)

@@ -93,6 +93,10 @@ class BatchStream:
         self._load()
         return self._ahead.popleft()
 
+    def put_back(self, batches: Sequence[Batch]) -> None:
+        """Take back what was taken last, to be taken again."""
+        self._ahead.extendleft(reversed(batches))
+
     def peek(self) -> Batch:
         """Look at the next batch without taking it."""
         self._load()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vecsweep._engine.divergence import Fate
+from vecsweep._engine.watch import Changes
 from vecsweep._types import Precision
 
 
@@ -73,10 +74,11 @@ class MemberState:
 
     Attributes:
         parameters: what is trained, by name.
-        buffers: what the model changes as it runs, by name.
+        buffers: what a pass changes, by name: buffers, and parameters that are not trained.
         optimizer: what its optimizer remembers; None before the first step.
         fate: the member's, as an ensemble of one.
         scale: the member's loss scale, as an ensemble of one; None without fp16.
+        kept: what its passes have kept in Python, in the model and outside it.
     """
 
     parameters: dict[str, Tensor]
@@ -84,6 +86,7 @@ class MemberState:
     optimizer: OptimizerState | None
     fate: Fate
     scale: LossScale | None
+    kept: Changes = field(default_factory=dict)
 
     @classmethod
     def start(

@@ -5,6 +5,7 @@ for each seed as the pattern of its members.
 """
 
 import copy
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,7 @@ from vecsweep._engine.objective import Objective
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.stock import has_modes, load_state
 from vecsweep._engine.templates import check_template
+from vecsweep._engine.watch import Changes, Watch
 from vecsweep._hyper import BETAS, plain_options
 from vecsweep._types import Metric, Precision
 from vecsweep.execution import Execution
@@ -139,11 +141,41 @@ class Learner:
         """Make an independent learner in the same state."""
         model, optimizer = copy_model(self.model, self.optimizer)
         assert optimizer is not None
-        return Learner(replace(self.task, loss_fn=copy.deepcopy(self.task.loss_fn)), model, optimizer, self.precision)
+        task = self.task
+        if isinstance(task.loss_fn, nn.Module):
+            task = replace(task, loss_fn=copy.deepcopy(task.loss_fn))
+        return Learner(task, model, optimizer, self.precision)
+
+    @property
+    def constants(self) -> dict[str, Tensor]:
+        """What is not trained and yet may change, by name: buffers, and parameters that the step itself sets."""
+        tensors = dict[str, Tensor](self.model.named_parameters()) | dict(self.model.named_buffers())
+        return {name: tensor.detach() for name, tensor in tensors.items() if name not in self.parameters}
+
+    @functools.cached_property
+    def inside(self) -> Watch:
+        """What Python keeps in the model and the loss, as it is when this is first asked for."""
+        return Watch.inside(self.task, self.model)
+
+    def keep_(self, kept: Changes, pattern: "Learner") -> None:
+        """Take over what another learner's passes had kept in Python.
+
+        Args:
+            kept: as `kept` of a `MemberState`.
+            pattern: the learner of the seed.
+        """
+        self.inside.put(pattern.inside.translate(kept, self.inside))
+
+    def kept(self, pattern: "Learner") -> Changes:
+        """Copy what passes have kept in Python since `inside` was first asked for."""
+        return self.inside.translate(self.inside.changes(), pattern.inside)
 
     def model_of(self, state: MemberState) -> nn.Module:
         """Make a module of its own that has a member's buffers, and its parameters as they are to be evaluated."""
-        model, optimizer = copy_model(self.model, self.optimizer)
+        copied = self.copy()
+        if state.kept:
+            copied.keep_(state.kept, self)
+        model, optimizer = copied.model, copied.optimizer
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, value in (state.parameters | state.buffers).items():
             tensors[name].data = value.clone()  # of another shape, if the model lets a buffer grow

@@ -4,7 +4,8 @@ A chunk of members is carried through a window of buffered batches before the ne
 parameters stay in the cache. Between windows the host looks at the losses, once, and takes out what diverged.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, compress
 
@@ -28,6 +29,7 @@ from vecsweep._engine.sequential import Sequential
 from vecsweep._engine.trials import choose_way, divide
 from vecsweep._engine.untrained import untrained_losses
 from vecsweep._engine.vectorized import Vectorized
+from vecsweep._engine.watch import Changes, Watch
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 from vecsweep.execution import Execution
@@ -86,11 +88,18 @@ class Loop:
         self.device = next(self.learners[plan.seeds[0]].model.parameters()).device
         places = {seed: start.ends[seed].batches if start else None for seed in seeds}
         self.batches = {seed: BatchStream(task, seed, streams, self.device, dtype, places[seed]) for seed in seeds}
-        first = self.batches[plan.seeds[0]].peek()
+        # What reading batches has changed outside the model (an epoch, say, that the loss reads), by seed: as the steps
+        # of the window find it, and as the reader left it.
+        pattern = self.learners[plan.seeds[0]]
+        self.outside = Watch.outside(pattern.task, pattern.model, has_numbers=False)
+        self.read: dict[int, Changes] = {seed: start.ends[seed].outside if start else {} for seed in seeds}
+        self.moved = dict(self.read)
+        self.mover: str | None = None  # in words
+        with self._reading(plan.seeds[0]):
+            first = self.batches[plan.seeds[0]].peek()
         task.check_batch(unpack(first))
-        self.window_steps = max(
-            1, min(_WINDOW_STEPS, _WINDOW_BYTES // max(1, size_bytes(first) * execution.accumulation_steps))
-        )
+        step_bytes = max(1, size_bytes(first) * execution.accumulation_steps)
+        self.window_steps = 1 if self.mover else max(1, min(_WINDOW_STEPS, _WINDOW_BYTES // step_bytes))
         self.engine: Vectorized | Sequential
         self.obstacle: str | None = None
         self.is_short_of_memory = False
@@ -140,6 +149,9 @@ class Loop:
                     if isinstance(self.engine, Vectorized) and self.execution.compile == "auto":
                         # A chunk that shrinks late would not earn back what compiling it anew takes.
                         self.engine.is_worth_compiling = num_done < self.plan.num_steps / 2
+                    if self.mover and isinstance(self.engine, Vectorized):
+                        self._fall_back(self.mover)
+                        groups = list(map(self._reload, groups))
                     groups = self._advance(groups, window, num_done)
                     num_done += len(window)
                     bar.update(len(window) * num_members)
@@ -180,7 +192,10 @@ class Loop:
         if self.execution.engine == "sequential":
             # Only to see, before any work, that the loss is fit to be trained.
             probe(self.learners[self.plan.seeds[0]], first, self.plan.seeds[0], self.streams)
-            self.engine = Sequential(self.learners, self.execution, self.streams)
+            self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
+            return
+        if self.mover:
+            self._fall_back(self.mover)
             return
         try:
             self.engine = Vectorized(self.learners, self.execution, self.streams, first, tuple(self.plan.hyper))
@@ -190,7 +205,7 @@ class Loop:
             self.choice = choose_way(self.engine, self.plan, self.batches, self.streams, self.execution)
             self.engine.is_compiling = self.choice.way.is_compiled
             if self.choice.way.engine == "sequential":
-                self.engine = Sequential(self.learners, self.execution, self.streams)
+                self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
 
     def _fall_back(self, reason: str) -> None:
         """Go on with the sequential engine, and say why, once."""
@@ -199,7 +214,7 @@ class Loop:
             'the same; `engine="sequential"` asks for it without this warning.'
         )
         self.obstacle = reason
-        self.engine = Sequential(self.learners, self.execution, self.streams)
+        self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
 
     def _starts(self, members: Sequence[int]) -> list[MemberState]:
         if self.start is not None:
@@ -221,7 +236,7 @@ class Loop:
         return list(dict.fromkeys(chain.from_iterable(group.seeds for group in groups)))
 
     def _end(self, seed: int) -> End:
-        return End(self.streams.mark("model", seed), self.batches[seed].position)
+        return End(self.streams.mark("model", seed), self.batches[seed].position, self.read[seed])
 
     def _is_alive(self) -> NDArray[np.bool_]:
         """Who still trains, `[member]`."""
@@ -231,10 +246,35 @@ class Loop:
         """Take the batches of the next steps, for each of some seeds."""
         accumulated = range(self.execution.accumulation_steps)
         end = min((step for step in self.evaluation.steps if step > start), default=self.plan.num_steps)
-        steps = range(min(self.window_steps, end - start))
+        num_steps = min(self.window_steps, end - start)
         # One seed after another: each swap of random streams takes longer than a small batch.
-        taken = {seed: [tuple(self.batches[seed].take() for _ in accumulated) for _ in steps] for seed in seeds}
-        return [{seed: own[t] for seed, own in taken.items()} for t in steps]
+        taken: dict[int, list[tuple[Batch, ...]]] = {seed: [] for seed in seeds}
+        for seed, own in taken.items():
+            while len(own) < num_steps:
+                before = self.read[seed]
+                with self._reading(seed):
+                    own.append(tuple(self.batches[seed].take() for _ in accumulated))
+                if len(own) == 1:
+                    self.moved[seed] = self.read[seed]
+                elif self.read[seed] != before:  # the steps before this one are trained as things were
+                    num_steps = len(own) - 1
+        for seed, own in taken.items():
+            self.batches[seed].put_back([batch for step_batches in own[num_steps:] for batch in step_batches])
+        return [{seed: own[t] for seed, own in taken.items()} for t in range(num_steps)]
+
+    @contextmanager
+    def _reading(self, seed: int) -> Iterator[None]:
+        """Read batches of a seed as if it were the only one; note what that changes outside the model."""
+        self.outside.put(self.read[seed])
+        try:
+            yield
+        finally:
+            self.read[seed] = self.outside.plain_changes()
+            self.outside.set_back(self.read[seed])
+        if self.read[seed] and self.mover is None:
+            name = self.outside.names(self.read[seed])[0]
+            self.mover = f"reading batches changes {name}, on which the loss may depend"
+            self.window_steps = 1
 
     def _prefetch(self, groups: Sequence[_Group], start: int) -> None:
         """Take the next batches while a GPU is still at work; afterwards the host waits for it."""

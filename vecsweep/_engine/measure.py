@@ -4,7 +4,7 @@ Values are averaged over batches by the weight of each (`weights.py`), so that a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,6 @@ from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.packing import unpack
-from vecsweep._engine.probe import attributes_restored
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sources import check_validation_ends, is_fresh, own_loader
 from vecsweep._engine.weights import weight_of
@@ -44,7 +43,7 @@ def measure_at_once(
     if seed_index is not None:
         batch = hand_out(batch, seed_index)
     mapped = vmap(member, in_dims=(0, 0, None if seed_index is None else member_dims(batch)), out_dims=1)
-    with _undisturbed(objective):
+    with objective.undisturbed(), objective.evaluating():
         return mapped(ensemble.parameters, own, copy_batch(batch))
 
 
@@ -61,18 +60,8 @@ def measure_one(
     """
     objective = learner.objective
     tensors = dict(parameters) | {name: buffer.clone() for name, buffer in buffers.items()}
-    with _undisturbed(objective):
+    with objective.undisturbed(), objective.evaluating():
         return objective.measure(tensors, copy_batch(batch))
-
-
-@contextmanager
-def _undisturbed(objective: Objective) -> Iterator[None]:
-    """Evaluate, and put back what modules keep in their attributes: the model, and metrics that are modules."""
-    with ExitStack() as stack:
-        stack.enter_context(objective.evaluating())
-        for module in (objective.model, *objective.metric_modules):
-            stack.enter_context(attributes_restored(module))
-        yield
 
 
 class _Weighed(NamedTuple):

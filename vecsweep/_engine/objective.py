@@ -1,6 +1,7 @@
 """Objective: one member's loss and metrics as a module, into which other parameters can be put."""
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vecsweep._engine.packing import unpack
+from vecsweep._engine.watch import Watch
 from vecsweep._types import Batch, Precision
 from vecsweep.task import Task
 
@@ -31,7 +33,8 @@ class Objective(nn.Module):
         self.model = model
         self._task = task
         self._precision = precision
-        self.metric_modules = [metric for metric in task.metrics.values() if isinstance(metric, nn.Module)]
+        self._watch: Watch | None = None  # made when it is needed
+        self._places = _places(model)
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:
         """Compute the loss of one batch: a scalar; or the loss and the metrics: `[metric]`, float64."""
@@ -50,9 +53,9 @@ class Objective(nn.Module):
             tensors: parameters and buffers by their names in the model.
             batch: one batch.
         """
-        prefixed = {self.PREFIX + name: tensor for name, tensor in tensors.items()}
-        loss = functional_call(self, prefixed, (batch,))
-        tensors.update({name: prefixed[self.PREFIX + name] for name in tensors})
+        placed = self._placed(tensors)
+        loss = functional_call(self, placed, (batch,), tie_weights=False)
+        tensors.update({name: placed[self.PREFIX + name] for name in tensors})
         return loss
 
     def measure(self, tensors: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -62,8 +65,21 @@ class Objective(nn.Module):
             tensors: parameters and buffers by their names in the model.
             batch: one batch.
         """
-        prefixed = {self.PREFIX + name: tensor for name, tensor in tensors.items()}
-        return functional_call(self, prefixed, (batch,), {"is_measured": True})
+        return functional_call(self, self._placed(tensors), (batch,), {"is_measured": True}, tie_weights=False)
+
+    def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name each tensor once for each place it has in the model; tied ones have several."""
+        return {
+            self.PREFIX + place: tensor for name, tensor in tensors.items() for place in self._places.get(name, [name])
+        }
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """Put back in the end what the model, the loss and the metrics keep in Python."""
+        if self._watch is None:
+            self._watch = Watch.of_pass(self._task, self.model, has_numbers=False)
+        with self._watch.undisturbed():
+            yield
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -109,3 +125,20 @@ class Objective(nn.Module):
                 f"The loss must be a scalar; got shape {tuple(loss.shape)}. Reduce it, for example by `.mean()`."
             )
         return loss.reshape(())
+
+
+def _places(model: nn.Module) -> dict[str, list[str]]:
+    """The places of each parameter and buffer, by its name, which is the first of them.
+
+    A module that is registered under two names is one place: PyTorch's own way with tied weights would exchange its
+    tensors twice, and put the first exchange back last.
+    """
+    names: dict[int, str] = {}
+    places: dict[str, list[str]] = defaultdict(list)
+    for path, module in model.named_modules():  # each module once
+        for own in (module._parameters, module._buffers):
+            for key, tensor in own.items():
+                if tensor is not None:
+                    place = f"{path}.{key}" if path else key
+                    places[names.setdefault(id(tensor), place)].append(place)
+    return dict(places)

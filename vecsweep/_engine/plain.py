@@ -7,7 +7,7 @@ the caller's own batches, one at a time, as they come, and hands them to the cal
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from vecsweep._engine.batches import own_loader
 from vecsweep._engine.copying import copy_model, forget_
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.sources import own_loader
+from vecsweep._engine.watch import Watch
 from vecsweep._types import Batch, FloatArray
 from vecsweep.execution import Execution
 from vecsweep.task import Task
@@ -55,8 +56,20 @@ class PlainLoop:
         self._dtype = dtype
 
     def train(self, lr: float, seed: int, num_steps: int) -> Trained:
-        """Train one member at a constant learning rate, from the beginning of its seed's random streams."""
+        """Train one member at a constant learning rate, from the beginning of its seed's random streams.
+
+        What its loss keeps outside the model is set back afterwards, for the next member to begin with.
+        """
         task, model, optimizer = self._build(seed)
+        with Watch.outside(task, model).undisturbed():
+            losses = self._train(task, model, optimizer, lr, seed, num_steps)
+        _set_mode(optimizer, "eval")
+        return Trained(losses, model)
+
+    def _train(
+        self, task: Task, model: nn.Module, optimizer: Optimizer, lr: float, seed: int, num_steps: int
+    ) -> FloatArray:
+        _set_mode(optimizer, "train")
         _set_lr(optimizer, lr)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         scaler = torch.amp.GradScaler(_device_of(model).type, enabled=self._execution.precision == "fp16")
@@ -80,7 +93,7 @@ class PlainLoop:
             scaler.step(optimizer)
             scaler.update()
             losses.append(total)
-        return Trained(np.array(losses), model)
+        return np.array(losses)
 
     def compute(self, model: nn.Module, seed: int, num_batches: int, *, is_training: bool) -> list[Tensor]:
         """Compute what a trained model makes of the first batches: its outputs, or where there are none its losses.
@@ -96,13 +109,14 @@ class PlainLoop:
         if not is_training:
             model.eval()
         computed: list[Tensor] = []
-        for _ in range(num_batches):
-            batch = next(batches)
-            self._streams.restart("evaluation", seed)
-            with self._autocast(model):
-                made = model(batch[0]) if task.training_step is None else task.loss(model, batch)
-            leaves = [leaf.detach() for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
-            computed += [leaf for leaf in leaves if leaf.is_floating_point()]
+        with Watch.outside(task, model).undisturbed():
+            for _ in range(num_batches):
+                batch = next(batches)
+                self._streams.restart("evaluation", seed)
+                with self._autocast(model):
+                    made = model(batch[0]) if task.training_step is None else task.loss(model, batch)
+                leaves = [leaf.detach() for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
+                computed += [leaf for leaf in leaves if leaf.is_floating_point()]
         return computed
 
     def _build(self, seed: int) -> tuple[Task, nn.Module, Optimizer]:
@@ -158,6 +172,12 @@ def _set_lr(optimizer: Optimizer, lr: float) -> None:
     own = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
     for group, before in zip(optimizer.param_groups, own, strict=True):
         group["lr"] = lr * before / own[0] if own[0] > 0 else lr
+
+
+def _set_mode(optimizer: Optimizer, mode: Literal["train", "eval"]) -> None:
+    """Say which of its weights an optimizer that averages them is to put into the model; others have no modes."""
+    if hasattr(optimizer, mode):
+        getattr(optimizer, mode)()
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -1,7 +1,7 @@
 """What a run begins with and what it leaves: plain records, passed between the training loop and its callers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ from vecsweep._engine.batches import Position
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.rng import State
+from vecsweep._engine.watch import Changes
 from vecsweep._types import FloatArray, Hyper, IntArray
 from vecsweep.plan import Plan
 
@@ -31,10 +32,12 @@ class End:
     Attributes:
         model: of what its models draw.
         batches: of its batches.
+        outside: what reading them has changed outside the model.
     """
 
     model: State
     batches: Position
+    outside: Changes = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vecsweep._engine import sources
 from vecsweep._engine.choices import Timing
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
@@ -19,7 +18,10 @@ from vecsweep._engine.modes import modes_set_aside
 from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.record import Observer, Part, Record, Start, join
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.sources import count_batches as count
+from vecsweep._engine.sources import num_seeds_at_once
 from vecsweep._engine.trials import time_each
+from vecsweep._engine.watch import Watch
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task
@@ -50,9 +52,7 @@ def train(
     """
     streams = Streams(_device_of(task, execution), _own_generators(task))
     has_train_metrics = evaluation is not None and evaluation.has_train_metrics
-    with streams.borrowed():
-        num_at_once = sources.num_seeds_at_once(task, plan.seeds, has_train_metrics=has_train_metrics)
-    turns = _turns(plan.seeds, num_at_once)
+    turns: list[list[int]] = []
 
     def train_turn(members: Sequence[int]) -> Record:
         """Train some members; what is left of it afterwards holds no loader's workers."""
@@ -73,7 +73,8 @@ def train(
         return loop.train()
 
     records: list[Record] = []
-    with streams.borrowed(), modes_set_aside():
+    with streams.borrowed(), modes_set_aside(), _watch(task).undisturbed():
+        turns += _turns(plan.seeds, num_seeds_at_once(task, plan.seeds, has_train_metrics=has_train_metrics))
         for members in turns:
             records.append(train_turn(members))
             if not records[-1].is_complete:
@@ -100,7 +101,7 @@ def time_ways(task: Task, plan: Plan, execution: Execution, *, is_compiling: boo
     """
     execution = replace(execution, engine="vectorized", chunk_size=1, compile=False)
     streams = Streams(_device_of(task, execution), _own_generators(task))
-    with streams.borrowed(), modes_set_aside():
+    with streams.borrowed(), modes_set_aside(), _watch(task).undisturbed():
         loop = Loop(task, plan, execution, streams, None, keeps_states=False)
         return time_each(loop.engine, plan, loop.batches, streams, is_compiling=is_compiling)
 
@@ -109,7 +110,7 @@ def count_batches(task: Task, seed: int, execution: Execution, most: int | None)
     """How many batches an epoch has; see `sources.count_batches`."""
     streams = Streams(_device_of(task, execution), _own_generators(task))
     with modes_set_aside():
-        return sources.count_batches(task, seed, execution, streams, most)
+        return count(task, seed, execution, streams, most)
 
 
 def template_of(task: Task, seed: int, execution: Execution) -> Optimizer:
@@ -140,6 +141,11 @@ def _device_of(task: Task, execution: Execution) -> torch.device | None:
     if isinstance(task.model, nn.Module):
         return next((p.device for p in task.model.parameters()), None)
     return None
+
+
+def _watch(task: Task) -> Watch:
+    """What the task's functions may change outside the model, which the caller gets back."""
+    return Watch.outside(task, task.model if isinstance(task.model, nn.Module) else nn.Module())
 
 
 def _own_generators(task: Task) -> list[torch.Generator]:

@@ -4,8 +4,8 @@ Unlike the vectorized engine it looks at each loss as it comes, because a stock 
 to leave a diverged member alone.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -14,10 +14,12 @@ from torch.optim import Optimizer
 from vecsweep._engine.batches import copy_batch
 from vecsweep._engine.contract import Curve, Window
 from vecsweep._engine.ensemble import MemberState
-from vecsweep._engine.learner import Learner
+from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.measure import measure_one
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.stock import evaluating, load_state, save_state, step_
+from vecsweep._engine.watch import Changes, Watch, without
+from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
@@ -29,12 +31,49 @@ class Sequential:
         learners: one for each seed; the patterns of its members.
         execution: precision, clipping.
         streams: the random streams of the run.
+        moved: by seed, what reading batches has changed outside the model; kept up to date by who reads them.
     """
 
-    def __init__(self, learners: Mapping[int, Learner], execution: Execution, streams: Streams) -> None:
+    def __init__(
+        self,
+        learners: Mapping[int, Learner],
+        execution: Execution,
+        streams: Streams,
+        moved: Mapping[int, Changes] | None = None,
+    ) -> None:
         self.learners = learners
         self.execution = execution
         self.streams = streams
+        pattern = next(iter(learners.values()))
+        self.outside = Watch.outside(pattern.task, pattern.model)
+        self._moved = {} if moved is None else moved
+        self._is_sharing = False
+
+    @contextmanager
+    def turn(self, own: Changes, seed: int) -> Iterator[None]:
+        """Let a member find outside the model what its own passes have left there, as if it trained alone.
+
+        Args:
+            own: what they have left; updated.
+            seed: the member's.
+        """
+        moved = self._moved.get(seed, {})
+        self.outside.put(moved)
+        self.outside.put(own)
+        try:
+            yield
+        finally:
+            changes = self.outside.changes()
+            own.clear()
+            own.update(without(changes, moved))
+            self.outside.set_back(changes)
+        if not self._is_sharing and (shared := self.outside.shared(own)):
+            self._is_sharing = True
+            warn_of_fallback(
+                f"The members share {shared[0]}, which each pass changes and which cannot be set back, neither for "
+                "the next member nor after the sweep. Keep a number or a tensor there instead, or sweep over one "
+                "member at a time."
+            )
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
@@ -66,10 +105,11 @@ class SequentialChunk:
         for i, member in enumerate(self._members):
             streams.rewind("model", member.seed, starts[member.seed])
             streams.use("model", member.seed)
-            steps = [
-                member.step(batches[member.seed], {name: float(values[t, i]) for name, values in hyper.items()})
-                for t, batches in enumerate(window)
-            ]
+            with self._engine.turn(member.outside, member.seed):
+                steps = [
+                    member.step(batches[member.seed], {name: float(values[t, i]) for name, values in hyper.items()})
+                    for t, batches in enumerate(window)
+                ]
             curves.append(Curve(*(torch.cat(column) for column in zip(*steps, strict=True))))
             if curves[-1].alive[-1]:  # a member that diverged has not drawn all
                 ends[member.seed] = streams.mark("model", member.seed)
@@ -86,7 +126,8 @@ class SequentialChunk:
         rows = []
         for member in self._members:
             self._engine.streams.restart("evaluation", member.seed)
-            rows.append(member.measure(batches[member.seed]))
+            with self._engine.turn(dict(member.outside), member.seed):
+                rows.append(member.measure(batches[member.seed]))
         return torch.stack(rows, dim=1)
 
     def member(self, i: int) -> MemberState:
@@ -110,15 +151,17 @@ class _Member:
     def __init__(self, engine: Sequential, member: MemberState, seed: int) -> None:
         self.seed = seed
         self._execution = engine.execution
-        self._learner = engine.learners[seed].copy()
+        self._pattern = engine.learners[seed]
+        self._learner = self._pattern.copy()
+        self._learner.keep_(member.kept, self._pattern)
+        self._outside = engine.outside
+        self.outside = engine.outside.translate(engine.outside.of_own(member.kept), engine.outside)
         with torch.no_grad():
             for name, value in member.parameters.items():
                 self._learner.parameters[name].copy_(value)
-            buffers = dict(self._learner.model.named_buffers())
+            tensors = dict(self._learner.model.named_parameters()) | dict(self._learner.model.named_buffers())
             for name, value in member.buffers.items():
-                # A buffer of several seeds' ensembles may also be a frozen parameter that each seed has for itself.
-                if name in buffers:
-                    buffers[name].data = value.clone()
+                tensors[name].data = value.clone()
         load_state(self._learner.optimizer, self._learner.parameters, member.optimizer)
         self._fate = member.fate
         self._scale = member.scale
@@ -150,18 +193,27 @@ class _Member:
 
     def measure(self, batch: Batch) -> Tensor:
         """Compute the loss and the metrics of a batch: `[metric]`."""
-        buffers = dict(self._learner.model.named_buffers())
-        return measure_one(self._learner, self._learner.parameters, buffers, batch)
+        return measure_one(self._learner, self._learner.parameters, self._changing(), batch)
 
     def state(self) -> MemberState:
         """Copy the member's state."""
         return MemberState(
             parameters={name: p.detach().clone() for name, p in self._learner.parameters.items()},
-            buffers={name: b.clone() for name, b in self._learner.model.named_buffers()},
+            buffers={name: tensor.clone() for name, tensor in self._changing().items()},
             optimizer=save_state(self._learner.optimizer, self._learner.parameters),
             fate=self._fate,
             scale=self._scale,
+            kept=self._learner.kept(self._pattern) | self._outside.translate(self.outside, self._outside),
         )
+
+    def _changing(self) -> dict[str, Tensor]:
+        """The buffers, and those parameters that are not trained and yet are no longer what they were."""
+        buffers, before = dict(self._learner.model.named_buffers()), self._pattern.constants
+        return {
+            name: tensor
+            for name, tensor in self._learner.constants.items()
+            if name in buffers or not is_same(tensor, before[name])
+        }
 
     def _unscale_(self, parameters: Sequence[Tensor]) -> bool:
         """Take the loss scale out of the gradients; say whether they are finite, so that the step is taken."""

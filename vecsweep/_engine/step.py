@@ -18,7 +18,6 @@ from vecsweep._engine.batches import copy_batch, hand_out, member_dims
 from vecsweep._engine.ensemble import Ensemble, LossScale
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import StackedUpdate
-from vecsweep._engine.probe import attributes_restored
 from vecsweep._types import Batch
 from vecsweep.kernels.rules import Draw, MemberRules
 from vecsweep.kernels.updates import over_members, per_member
@@ -161,7 +160,7 @@ class Step:
         out_dims: Any = (0, {name: 0 if name in member_buffers else None for name in buffers})
         batch_dims, drawn_dims = (None, None) if seed_index is None else member_dims((batch, drawn))
         mapped = vmap(member, in_dims=(0, 0, batch_dims, drawn_dims), out_dims=out_dims)
-        with attributes_restored(self._objective.model):  # nothing that vmap wraps may stay behind in a module
+        with self._objective.undisturbed():  # nothing that vmap wraps may stay behind in a module
             return mapped(dict(parameters), own, batch, drawn)
 
 

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vecsweep._engine.batches import copy_batch
 from vecsweep._engine.learner import Learner
-from vecsweep._engine.probe import attributes_restored
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.watch import Watch
 from vecsweep._types import Batch
 
 
@@ -28,7 +28,7 @@ def untrained_losses(learner: Learner, batches: Sequence[Batch], seed: int, stre
     """
     learner = learner.copy()  # what a pass does to buffers in place stays there
     start = streams.mark("model", seed)
-    with attributes_restored(learner.model):
+    with Watch.of_pass(learner.task, learner.model, has_numbers=True).undisturbed():
         losses = [learner.objective(copy_batch(batch)).detach().double() for batch in batches]
     streams.rewind("model", seed, start)
     return torch.stack(losses)

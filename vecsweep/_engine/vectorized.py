@@ -103,9 +103,8 @@ class Vectorized:
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
         learner = self.learners[seed]
-        constants = dict(learner.model.named_parameters()) | dict(learner.model.named_buffers())
         names = self._changed | self._differing
-        buffers = {name: tensor.detach() for name, tensor in constants.items() if name in names}
+        buffers = {name: tensor for name, tensor in learner.constants.items() if name in names}
         parameters = {name: p.detach() for name, p in learner.parameters.items()}
         return MemberState.start(parameters, buffers, self.execution.precision)
 
@@ -324,14 +323,7 @@ def _remember(kinds: dict[Any, Any], key: Any, value: Any) -> None:
 
 def _differing(learners: Sequence[Learner]) -> frozenset[str]:
     """The names of what is not trained and yet not the same for all seeds."""
-    constants = [
-        {
-            name: tensor
-            for name, tensor in (*learner.model.named_parameters(), *learner.model.named_buffers())
-            if name not in learner.parameters
-        }
-        for learner in learners
-    ]
+    constants = [learner.constants for learner in learners]
     return frozenset(
         name
         for name, tensor in constants[0].items()

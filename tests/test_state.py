@@ -1,0 +1,297 @@
+"""What a pass keeps for the next, in a model and outside it: every member trains as if it were alone."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import vecsweep as vs
+
+LRS = (0.01, 0.03)
+NUM_STEPS = 12
+GENERATOR = torch.Generator().manual_seed(5)
+BATCHES = [
+    (
+        torch.randn(8, 4, dtype=torch.float64, generator=GENERATOR),
+        torch.randn(8, 2, dtype=torch.float64, generator=GENERATOR),
+    )
+    for _ in range(3)
+]
+COUNT = 0
+
+
+def loss_of(model, batch, factor=1.0):
+    return F.mse_loss(model(batch[0]), batch[1]) * factor
+
+
+def counts_in_a_closure():
+    n = 0
+
+    def step(model, batch):
+        nonlocal n
+        n += 1
+        return loss_of(model, batch, 1 + n / 10)
+
+    return step
+
+
+def counts_in_a_global():
+    global COUNT
+    COUNT = 0
+
+    def step(model, batch):
+        global COUNT
+        COUNT += 1
+        return loss_of(model, batch, 1 + COUNT / 10)
+
+    return step
+
+
+def counts_in_a_default():
+    def step(model, batch, state={"n": 0}):  # noqa: B006 - this is what is tested
+        state["n"] += 1
+        return loss_of(model, batch, 1 + state["n"] / 10)
+
+    return step
+
+
+class Trainer:
+    """An object whose method is the training step."""
+
+    def __init__(self):
+        self.epoch = 0
+        self.warm_up = {"steps": [0]}
+
+    def step(self, model, batch):
+        self.warm_up["steps"][0] += 1
+        return loss_of(model, batch, 1 + self.epoch + self.warm_up["steps"][0] / 10)
+
+    def step_by_epoch(self, model, batch):
+        return loss_of(model, batch, 1 + self.epoch)
+
+    def batches(self):
+        yield from BATCHES
+        self.epoch += 1
+
+
+def counts_in_an_object():
+    return Trainer().step
+
+
+def remembers_in_a_closure():
+    remembered = []
+
+    def step(model, batch):
+        outputs = model(batch[0])
+        loss = F.mse_loss(outputs, batch[1])
+        if remembered:
+            loss = loss + (outputs.mean(0) - remembered[0]).pow(2).sum()
+        remembered[:] = [outputs.mean(0).detach()]
+        return loss
+
+    return step
+
+
+def averages_in_a_closure():
+    center = torch.zeros(2, dtype=torch.float64)
+
+    def step(model, batch):
+        outputs = model(batch[0])
+        loss = F.mse_loss(outputs - center, batch[1])
+        center.mul_(0.9).add_(0.1 * outputs.detach().mean(0))
+        return loss
+
+    return step
+
+
+class Counts(nn.Module):
+    """A model that counts in a plain object."""
+
+    class Stats:
+        n = 0
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2).double()
+        self.stats = self.Stats()
+
+    def forward(self, x):
+        self.stats.n += 1
+        return self.linear(x) * (1 + self.stats.n / 10)
+
+
+class Remembers(nn.Module):
+    """A model that uses what the pass before has computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2).double()
+        self.last = None
+
+    def forward(self, x):
+        outputs = self.linear(x)
+        y = outputs if self.last is None else outputs + (outputs.mean(0) - self.last)
+        self.last = outputs.mean(0).detach()
+        return y
+
+
+class Target(nn.Module):
+    """A model with a frozen average of itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.online = nn.Linear(4, 2).double()
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+
+def linear():
+    return nn.Linear(4, 2).double()
+
+
+def train_plainly(model, make_step, lr):
+    """The oracle: an ordinary loop over a copy of the model."""
+    model, step = copy.deepcopy(model), make_step()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for t in range(NUM_STEPS):
+        optimizer.zero_grad()
+        loss = step(model, BATCHES[t % len(BATCHES)])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, model
+
+
+def sweep(model, step, engine, batches=BATCHES, **how):
+    """Train in two parts, so that what is kept must be handed on; return the warnings, too."""
+    task = vs.Task(model, batches, training_step=step, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS // 2, engine=engine, **how).extend(num_steps=NUM_STEPS // 2)
+    return runs, [str(warning.message) for warning in caught]
+
+
+CASES = {
+    "closure": (linear, counts_in_a_closure, "the closure variable `n` of `counts_in_a_closure.step`"),
+    "global": (linear, counts_in_a_global, "the global `COUNT`"),
+    "default": (linear, counts_in_a_default, r"the default `state\['n'\]` of `counts_in_a_default.step`"),
+    "object": (linear, counts_in_an_object, r"the attribute `self.warm_up\['steps'\]` of `Trainer.step`"),
+    "list": (linear, remembers_in_a_closure, "the closure variable `remembered` of"),
+    "tensor": (linear, averages_in_a_closure, "the closure variable `center` of"),
+    "stats": (Counts, lambda: loss_of, "the Python attribute `stats.n`"),
+    "last": (Remembers, lambda: loss_of, "the Python attribute `last`"),
+}
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+@pytest.mark.parametrize(("make_model", "make_step", "name"), CASES.values(), ids=CASES.keys())
+def test_state_that_a_pass_keeps_belongs_to_the_member_and_is_named(make_model, make_step, name, engine):
+    torch.manual_seed(0)
+    model = make_model()
+    runs, messages = sweep(model, make_step(), engine)
+    for i, lr in enumerate(LRS):
+        losses, trained = train_plainly(model, make_step, lr)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+        for key, value in trained.state_dict().items():
+            torch.testing.assert_close(runs.model(i).state_dict()[key], value, rtol=1e-9, atol=1e-12)
+    if engine == "vectorized":
+        with pytest.warns(match=name):
+            warnings.warn(messages[0], stacklevel=1)
+    else:
+        assert not messages
+
+
+def test_model_of_a_member_has_what_its_passes_kept():
+    runs, _ = sweep(Counts(), loss_of, "sequential")
+    assert runs.model(1).stats.n == NUM_STEPS
+
+
+def test_callers_state_is_as_it_was_also_after_an_exception():
+    trainer = Trainer()
+    sweep(linear(), trainer.step, "sequential")
+    assert trainer.warm_up == {"steps": [0]}
+
+    def fail(model, batch):
+        trainer.warm_up["steps"][0] += 1
+        trainer.broken = True
+        if trainer.warm_up["steps"][0] == 4:
+            raise RuntimeError("on purpose")
+        return loss_of(model, batch)
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        sweep(linear(), fail, "sequential")
+    assert vars(trainer) == {"epoch": 0, "warm_up": {"steps": [0]}}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_what_reading_batches_changes_is_seen_by_the_steps_as_in_a_plain_loop(engine, seeds):
+    trainer, model = Trainer(), linear()
+    runs, messages = sweep(model, trainer.step_by_epoch, engine, trainer.batches, seeds=seeds)
+    assert trainer.epoch == 0
+    for i, member in enumerate(runs.members):
+
+        def make_step():
+            t = iter(range(NUM_STEPS))
+            return lambda model, batch: loss_of(model, batch, 1 + next(t) // len(BATCHES))
+
+        losses, _ = train_plainly(model, make_step, member.lr)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+    assert engine == "sequential" or "`self.epoch` of `Trainer.step_by_epoch`" in messages[0]
+
+
+def test_an_iterator_that_members_share_is_named():
+    factors = iter([1.0, 2.0, 3.0] * 100)
+    with pytest.warns(vs.FallbackWarning, match="members share the closure variable `factors`"):
+        vs.sweep(
+            vs.Task(
+                linear(),
+                BATCHES,
+                training_step=lambda model, batch: loss_of(model, batch, next(factors)),
+                optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+            ),
+            lrs=LRS,
+            num_steps=3,
+            engine="sequential",
+        )
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_a_target_net_is_the_members_own_and_is_handed_on(engine):
+    def step(model, batch):
+        with torch.no_grad():
+            for target, online in zip(model.target.parameters(), model.online.parameters(), strict=True):
+                target.lerp_(online, 0.1)
+        return F.mse_loss(model.online(batch[0]), model.target(batch[0])) + F.mse_loss(model.online(batch[0]), batch[1])
+
+    torch.manual_seed(0)
+    model = Target()
+    runs, messages = sweep(model, step, engine)
+    assert not messages
+    for i, lr in enumerate(LRS):
+        losses, trained = train_plainly(model, lambda: step, lr)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+        for key, value in trained.state_dict().items():
+            torch.testing.assert_close(runs.model(i).state_dict()[key], value, rtol=1e-9, atol=1e-12)
+        assert not any(p.requires_grad for p in runs.model(i).target.parameters())
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_a_module_under_two_names_stays_one(engine):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    model[1].again = model[0]
+    runs, messages = sweep(model, loss_of, engine)
+    assert not messages
+    for i, lr in enumerate(LRS):
+        losses, trained = train_plainly(model, lambda: loss_of, lr)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+        own = runs.model(i)
+        assert own[1].again is own[0]
+        assert own.state_dict().keys() == trained.state_dict().keys()
+        for key, value in trained.state_dict().items():
+            torch.testing.assert_close(own.state_dict()[key], value, rtol=1e-9, atol=1e-12)

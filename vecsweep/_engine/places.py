@@ -1,0 +1,395 @@
+"""Places: where Python keeps what one pass may leave for the next, each read and set item by item.
+
+A place is an object that can be written to: a container, the attributes of an object, the cells of a closure, the
+globals that a function names, a tensor. Not here: how places are found, and what is made of them (`watch.py`).
+"""
+
+import io
+import random
+import types
+from collections import deque
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+Items = dict[Hashable, Any]
+
+GONE = object()  # the value of an item that is not there
+_WHOLE = ""  # the key of the one item of a place that is taken as a whole
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_REGISTERED = tuple(key for key, value in vars(nn.Module()).items() if isinstance(value, dict))
+_NO_ATTRIBUTES = frozenset(_REGISTERED) | {"_non_persistent_buffers_set"}
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is compared as such: a number, a string, a tuple of those."""
+    return isinstance(value, _PLAIN) or (type(value) is tuple and all(map(is_plain, value)))
+
+
+def is_same(a: Any, b: Any) -> bool:
+    """Whether an item is the same as it was: the same object, or an equal plain value."""
+    if a is b:
+        return True
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, tuple):
+        return len(a) == len(b) and all(map(is_same, a, b))
+    return is_plain(a) and bool(a == b or (a != a and b != b))
+
+
+class Place:
+    """Something that can be written to, as named items.
+
+    Args:
+        holder: the object.
+    """
+
+    is_captured = True  # whether `put` can set back what `items` gave
+    is_counting = False  # whether any change matters, even where an object takes the place of its like
+
+    def __init__(self, holder: Any) -> None:
+        self.holder = holder
+
+    def items(self) -> Items:
+        """What is there, not copied deeper than the place itself."""
+        raise NotImplementedError
+
+    def put(self, key: Any, value: Any) -> None:
+        """Set an item, or take it out where the value is GONE."""
+        raise NotImplementedError
+
+    def changed(self, before: Items) -> Items:
+        """The items that are other than before, as they are now."""
+        now = self.items()
+        changed = {key: value for key, value in now.items() if not is_same(before.get(key, GONE), value)}
+        return changed | dict.fromkeys(before.keys() - now.keys(), GONE)
+
+    def suffix(self, key: Any) -> str:
+        """What stands behind the holder's name for an item."""
+        return f"[{key!r}]"
+
+    def children(self) -> Iterable[tuple[str, Any]]:
+        """What the items refer to, each with its suffix."""
+        return ((self.suffix(key), value) for key, value in self.items().items())
+
+
+class Mapped(Place):
+    """The items of a dict."""
+
+    def items(self) -> Items:
+        return dict(dict.items(self.holder))  # a class of its own may load what is looked up
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is GONE:
+            del self.holder[key]
+        else:
+            self.holder[key] = value
+
+
+class Attributes(Place):
+    """The attributes of an object, but for what a module has registered."""
+
+    def items(self) -> Items:
+        if isinstance(self.holder, nn.Module):
+            return {key: value for key, value in vars(self.holder).items() if key not in _NO_ATTRIBUTES}
+        return dict(vars(self.holder))
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is GONE:
+            del vars(self.holder)[key]
+        else:
+            vars(self.holder)[key] = value
+
+    def suffix(self, key: Any) -> str:
+        return f".{key}"
+
+
+class Registered(Place):
+    """What a module has registered: hooks and submodules, and, where asked for, parameters and buffers."""
+
+    def __init__(self, holder: nn.Module, *, has_tensors: bool) -> None:
+        super().__init__(holder)
+        self._kinds = [kind for kind in _REGISTERED if has_tensors or kind not in ("_parameters", "_buffers")]
+
+    def items(self) -> Items:
+        own = vars(self.holder)
+        return {(kind, key): value for kind in self._kinds for key, value in (own.get(kind) or {}).items()}
+
+    def put(self, key: Any, value: Any) -> None:
+        kind, name = key
+        if value is GONE:
+            del vars(self.holder)[kind][name]
+        else:
+            vars(self.holder)[kind][name] = value
+
+    def suffix(self, key: Any) -> str:
+        kind, name = key
+        return f".{name}" if kind in ("_parameters", "_buffers", "_modules") else f".{kind}"
+
+
+class Slots(Place):
+    """The attributes of an object whose class has slots for them."""
+
+    def items(self) -> Items:
+        return {
+            name: getattr(self.holder, name)
+            for kind in type(self.holder).__mro__
+            for name in _names(vars(kind).get("__slots__", ()))
+            if name not in ("__dict__", "__weakref__") and hasattr(self.holder, name)
+        }
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is GONE:
+            object.__delattr__(self.holder, key)
+        else:
+            object.__setattr__(self.holder, key, value)
+
+    def suffix(self, key: Any) -> str:
+        return f".{key}"
+
+
+class ClassAttributes(Place):
+    """The plain attributes of a class; its methods are no state."""
+
+    def items(self) -> Items:
+        return {
+            key: value
+            for key, value in vars(self.holder).items()
+            if not key.startswith("__") and not hasattr(value, "__get__") and not key.startswith("_abc_")
+        }
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is GONE:
+            delattr(self.holder, key)
+        else:
+            setattr(self.holder, key, value)
+
+    def suffix(self, key: Any) -> str:
+        return f".{key}"
+
+
+class Globals(Place):
+    """The globals that are named, of those in a namespace."""
+
+    def __init__(self, holder: dict[str, Any], names: Iterable[str]) -> None:
+        super().__init__(holder)
+        self._names = tuple(names)
+
+    def items(self) -> Items:
+        return {name: self.holder[name] for name in self._names if name in self.holder}
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is GONE:
+            del self.holder[key]
+        else:
+            self.holder[key] = value
+
+    def suffix(self, key: Any) -> str:
+        return str(key)
+
+
+class Cell(Place):
+    """A variable of an enclosing function."""
+
+    def items(self) -> Items:
+        try:
+            return {_WHOLE: self.holder.cell_contents}
+        except ValueError:  # not assigned yet
+            return {}
+
+    def put(self, key: Any, value: Any) -> None:
+        if value is GONE:
+            del self.holder.cell_contents
+        else:
+            self.holder.cell_contents = value
+
+    def suffix(self, key: Any) -> str:
+        return ""
+
+
+class Defaults(Place):
+    """The default arguments of a function, which may be exchanged."""
+
+    def items(self) -> Items:
+        return {key: getattr(self.holder, key) for key in ("__defaults__", "__kwdefaults__")}
+
+    def put(self, key: Any, value: Any) -> None:
+        setattr(self.holder, key, value)
+
+    def suffix(self, key: Any) -> str:
+        return str(key)
+
+    def children(self) -> Iterator[tuple[str, Any]]:
+        code, defaults = self.holder.__code__, self.holder.__defaults__ or ()
+        positional = code.co_varnames[: code.co_argcount]
+        yield from zip(positional[len(positional) - len(defaults) :], defaults, strict=True)
+        yield from (self.holder.__kwdefaults__ or {}).items()
+
+
+class Sequence(Place):
+    """A list, a deque, a set or a bytearray, taken as a whole."""
+
+    def items(self) -> Items:
+        return {_WHOLE: tuple(self.holder)}
+
+    def put(self, key: Any, value: Any) -> None:
+        self.holder.clear()
+        (self.holder.update if isinstance(self.holder, set) else self.holder.extend)(value)
+
+    def changed(self, before: Items) -> Items:
+        if isinstance(self.holder, set):
+            return {} if self.holder == set(before[_WHOLE]) else self.items()
+        return super().changed(before)
+
+    def suffix(self, key: Any) -> str:
+        return ""
+
+    def children(self) -> Iterator[tuple[str, Any]]:
+        return ((f"[{i}]", value) for i, value in enumerate(self.holder))
+
+
+class Numbers(Place):
+    """The numbers of an array or a tensor."""
+
+    is_counting = True
+
+    def items(self) -> Items:
+        holder = self.holder
+        return {_WHOLE: holder.detach().clone() if isinstance(holder, Tensor) else holder.copy()}
+
+    def put(self, key: Any, value: Any) -> None:
+        if isinstance(self.holder, Tensor):
+            # A tensor of another shape has been given other memory.
+            with torch.no_grad():
+                same = self.holder.shape == value.shape
+                _ = self.holder.copy_(value) if same else self.holder.set_(value.clone())
+        else:
+            self.holder[...] = value
+
+    def changed(self, before: Items) -> Items:
+        return {} if _has_same_numbers(self.holder, before[_WHOLE]) else self.items()
+
+    def suffix(self, key: Any) -> str:
+        return ""
+
+    def children(self) -> Iterable[tuple[str, Any]]:
+        return ()
+
+
+class Generator(Place):
+    """A generator of random numbers that is not one of the global ones."""
+
+    is_counting = True
+
+    def items(self) -> Items:
+        return {_WHOLE: _random_state(self.holder)}
+
+    def put(self, key: Any, value: Any) -> None:
+        if isinstance(self.holder, torch.Generator):
+            self.holder.set_state(value)
+        elif isinstance(self.holder, random.Random):
+            self.holder.setstate(value)
+        elif isinstance(self.holder, np.random.RandomState):
+            self.holder.set_state(value)
+        else:
+            self.holder.bit_generator.state = value
+
+    def changed(self, before: Items) -> Items:
+        now = self.items()
+        return {} if repr(_listed(now[_WHOLE])) == repr(_listed(before[_WHOLE])) else now
+
+    def suffix(self, key: Any) -> str:
+        return ""
+
+    def children(self) -> Iterable[tuple[str, Any]]:
+        return ()
+
+
+class Progress(Place):
+    """How far something has come that cannot be set back: an iterator, a file."""
+
+    is_captured = False
+    is_counting = True
+
+    def items(self) -> Items:
+        return {_WHOLE: _progress(self.holder)}
+
+    def put(self, key: Any, value: Any) -> None:
+        """Leave it where it is."""
+
+    def suffix(self, key: Any) -> str:
+        return ""
+
+    def children(self) -> Iterable[tuple[str, Any]]:
+        return ()
+
+
+def is_progress(value: object) -> bool:
+    """Whether a value comes forward in a way that cannot be set back."""
+    if isinstance(value, io.IOBase | types.GeneratorType | _BaseDataLoaderIter):
+        return True
+    return hasattr(type(value), "__next__") and type(value).__module__ in ("builtins", "itertools")
+
+
+def _progress(holder: Any) -> Any:
+    """Something plain that differs after each step forward, as far as one can be read off from outside."""
+    if isinstance(holder, io.IOBase):
+        return holder.tell() if not holder.closed and holder.seekable() else None
+    if isinstance(holder, types.GeneratorType):
+        frame = holder.gi_frame
+        return None if frame is None else (frame.f_lasti, *map(_plain_or_id, frame.f_locals.values()))
+    if isinstance(holder, _BaseDataLoaderIter):
+        return holder._num_yielded
+    return getattr(holder, "__length_hint__", lambda: repr(holder))()
+
+
+def _plain_or_id(value: Any) -> Any:
+    return value if is_plain(value) else id(value)
+
+
+def _random_state(holder: Any) -> Any:
+    if isinstance(holder, torch.Generator | np.random.RandomState):
+        return holder.get_state()
+    return holder.getstate() if isinstance(holder, random.Random) else holder.bit_generator.state
+
+
+def _listed(state: Any) -> Any:
+    """A random state with its arrays as lists, because arrays are abbreviated in text."""
+    if isinstance(state, Mapping):
+        return {key: _listed(value) for key, value in state.items()}
+    if isinstance(state, tuple):
+        return tuple(map(_listed, state))
+    return state.tolist() if isinstance(state, Tensor | np.ndarray) else state
+
+
+def _has_same_numbers(a: Any, b: Any) -> bool:
+    if a.shape != b.shape:
+        return False
+    if isinstance(a, Tensor):
+        return bool(((a == b) | ((a != a) & (b != b))).all())
+    return a.dtype == object or bool(np.array_equal(a, b) or ((a == b) | ((a != a) & (b != b))).all())
+
+
+def _names(slots: str | Iterable[str]) -> Iterable[str]:
+    return (slots,) if isinstance(slots, str) else slots
+
+
+def place_of(value: object) -> Place | None:
+    """The place that a container, a tensor, a random generator or an iterator is; None for anything else."""
+    if isinstance(value, Tensor):
+        return Numbers(value) if value.layout == torch.strided and not value.is_meta else None
+    if is_progress(value):
+        return Progress(value)
+    return next((place(value) for kinds, place in _KINDS if isinstance(value, kinds)), None)
+
+
+_KINDS: tuple[tuple[tuple[type, ...], type[Place]], ...] = (
+    ((dict,), Mapped),
+    ((list, deque, set, bytearray), Sequence),
+    ((np.ndarray,), Numbers),
+    ((torch.Generator, random.Random, np.random.Generator, np.random.RandomState), Generator),
+)
