@@ -60,9 +60,7 @@ def bench_peer(peer: str, batches: Pairs, num_steps: int, compare: Compare) -> N
 
 
 @pytest.mark.parametrize("cache", ["cold", "warm"])
-def bench_first_call(
-    cache: str, batches: Pairs, num_steps: int, record: Record, tmp_path: Path, tiny: bool
-) -> None:
+def bench_first_call(cache: str, batches: Pairs, num_steps: int, record: Record, tmp_path: Path, tiny: bool) -> None:
     """Time the first call in a new process, imports included, torch's own apart; on a new machine, or a used one."""
     if importlib.util.find_spec("torch_lr_finder") is None:
         pytest.skip("torch-lr-finder is not installed; see bench/README.md")

@@ -1,4 +1,4 @@
-"""Whole steps, and whole range tests: the batched pass against a plain loop over members on stock PyTorch.
+"""Whole steps, and whole range tests: the batched pass against a plain loop over members.
 
 The steps timed are those of a long sweep; what it costs to start is a fact of its own, `start_s`: seconds beyond what
 the same steps take once they are steady. The losses of both arms are compared, so that speed is never shown without
@@ -27,7 +27,7 @@ ON_GPU = torch.cuda.is_available()
 ROUNDS = 5
 SPAN_S = 0.6  # what an arm takes in a round, at least
 CHECKED_STEPS = 5
-SHARE = 4  # of the members of a range test, one in so many is timed on stock PyTorch, and its time multiplied
+SHARE = 4  # of the members of a range test, one in so many is timed in the plain loop, and its time multiplied
 FULL = {"digits-mlp": (1, 2, 4, 8, 16, 32, 64, 128)}  # numbers of members of a plot; of other workloads:
 OTHERS = (1, 4, 16)
 LEVELS: dict[str, dict[str, Any]] = {

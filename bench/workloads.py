@@ -125,11 +125,11 @@ def _task(model: nn.Module, inputs: Callable[[], Tensor], targets: Callable[[], 
 
 
 def _momentum(params: object) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.01, momentum=0.9, foreach=True)
+    return torch.optim.SGD(params, lr=0.01, momentum=0.9)
 
 
 def _adamw(params: object) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=1e-3, foreach=True)
+    return torch.optim.AdamW(params, lr=1e-3)
 
 
 def digits_mlp() -> vs.Task:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _SHORT_RUN = 1000  # steps of all members together: fewer are not worth a question
-_SHORT_RUN_S = 5.0  # on stock PyTorch; a run that is shorter is batched, traced and not timed further
+_SHORT_RUN_S = 5.0  # one member after another; a run that is shorter is batched, traced and not timed further
 _SHARE = 0.04  # of a run, that timing chunk sizes may take
 _GAIN = 0.03  # by which another way must be faster to be taken
 _COMPILE_S = 4.0  # least time to compile, with Inductor's cache on disk; bench/README.md has some
