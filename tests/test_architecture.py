@@ -27,7 +27,7 @@ LAYERS = {
         kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop kernels.updates.sgd""",
         "kernels.rules kernels.updates",
     ],
-    "ground": ["_errors _hyper _types"],
+    "ground": ["_errors _folders _hyper _types _version"],
     "inputs": [
         "execution task suggest.doubts tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
@@ -62,7 +62,7 @@ LAYERS = {
     "engine": [
         """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.objective
         _engine.rng""",
-        "_engine.batches _engine.ensemble",
+        "_engine.batches _engine.ensemble _engine.remembered",
         "_engine.contract _engine.learner",
         "_engine.optimizer _engine.probe _engine.record",
         "_engine.graph _engine.measure _engine.step",
@@ -122,7 +122,7 @@ ALL_THAT_IS_IMPORTED = {
     "results.ranking": {"_types", "execution"},
     "results": {"_errors", "_types", "execution", "results", "suggest", "plot", "observers.tensorboard"},
     "plot": {"_errors", "_types", "execution", "suggest", "results", "plan", "plot", "schedules"},
-    "tasks": {"task", "tasks"},
+    "tasks": {"_folders", "task", "tasks"},
     "observers": {"_types", "plan", "results"},
 }
 
@@ -142,6 +142,8 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},
     "safetensors": {"results.sweep"},
+    "platformdirs": {"_folders"},
+    "filelock": {"_engine.remembered"},
     "tensorboard": {"observers.tensorboard"},
     "tqdm": {"_engine.trials", "_engine.loop", "finder.lr_finder"},
 }
