@@ -47,7 +47,7 @@ LAYERS = {
         "plan",
     ],
     "results": [
-        "results._files results.ranking",
+        "results._checks results._files results.ranking",
         "results.sweep",
         "results.range_test",
         "results",
