@@ -304,8 +304,6 @@ def test_plot_of_a_sweep_has_no_rule(run):
     assert "`--rule` reads a range test; runs.npz holds a Sweep" in done.err
 
 
-# --- comparing ------------------------------------------------------------------------------------------------------
-
 COMPARED = ("sweep", "digits", "--lrs", "0.03,0.3", "--schedules", "constant,one-cycle(div=10, pct_start=0.3)")
 
 

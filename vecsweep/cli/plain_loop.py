@@ -78,7 +78,7 @@ def _steps(task: Task, lr: float, device: torch.device | str | None, precision: 
             optimizer.zero_grad()
             with torch.autocast(place.type, dtype, enabled=precision is not None):
                 loss = task.loss(model, _move(batch, place))
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch's own
+            scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
             yield loss.detach()
@@ -87,9 +87,10 @@ def _steps(task: Task, lr: float, device: torch.device | str | None, precision: 
 def _copy(task: Task, device: torch.device | str | None) -> tuple[nn.Module, Optimizer]:
     """A model and an optimizer over its parameters, neither of them the task's."""
     if isinstance(task.optimizer, Optimizer):
-        model, optimizer = copy.deepcopy((task.model, task.optimizer))  # together, so that one holds the other's
-        assert isinstance(model, nn.Module)
-        return model.to(device), optimizer
+        assert isinstance(task.model, nn.Module)
+        model, template = copy.deepcopy((task.model, task.optimizer))  # together, so that one holds the other's
+        return model.to(device), template
+    assert task.optimizer is not None  # a Task has one
     model = (copy.deepcopy(task.model) if isinstance(task.model, nn.Module) else task.model()).to(device)
     return model, task.optimizer(model.parameters())
 
