@@ -14,8 +14,10 @@ demo: $(STAMP)
 data: $(STAMP)
 	$(BIN)/python -m vecsweep data $(ARGS)
 
+# The tests, then every arm of every bench once.
 test: lint types
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest bench --benchmark-disable
 
 # For example make bench ARGS="-k digits --threads 1"; bench/README.md has the options.
 bench: $(BENCH_STAMP)

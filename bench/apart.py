@@ -19,8 +19,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPILED_STEPS = 8  # enough for a step to be traced, checked, compiled and checked
 
 
-def run(name: str, *arguments: object, **environment: str) -> dict[str, float]:
-    """Do one of the things below in a new process, with as many threads as this one; return what it measured."""
+def run(name: str, *arguments: object, here: bool = False, **environment: str) -> dict[str, float]:
+    """Do one of the things below in a new process, with as many threads as this one; return what it measured.
+
+    With `here` it is done in this process, which is quicker where only its working is looked at.
+    """
+    if here:
+        return globals()[name](*map(str, arguments))
     done = subprocess.run(
         [sys.executable, __file__, name, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -39,29 +44,34 @@ def importing() -> dict[str, float]:
     return {"import_s": time.perf_counter() - started}
 
 
-def start(workload: str, is_compiled: str) -> dict[str, float]:
-    """Take the first steps of sweeps: the first eager one, the traced one, and where that is asked for a compiled one.
+def start(workload: str, is_tiny: str) -> dict[str, float]:
+    """Take the first steps of sweeps: the first eager one, and the traced one.
 
     A step is traced when it comes for the second time; the seconds to trace it are those of this step too.
     """
-    sweep_s = _sweeps(workload)
-    first_step_s, again_s = sweep_s(1), min(sweep_s(1) for _ in range(3))
-    traced_s, retraced_s = sweep_s(2), min(sweep_s(2) for _ in range(3))
-    measured = {"first_step_s": first_step_s, "trace_s": traced_s - again_s, "retrace_s": retraced_s - again_s}
-    if is_compiled == "True":
-        uncompiled_s = sweep_s(COMPILED_STEPS)
-        measured["compile_s"] = sweep_s(COMPILED_STEPS, compile=True) - uncompiled_s
-    return measured
+    sweep_s = _sweeps(workload, is_tiny)
+    num_times = 1 if is_tiny == "True" else 3
+    first_step_s, again_s = sweep_s(1), min(sweep_s(1) for _ in range(num_times))
+    traced_s, retraced_s = sweep_s(2), min(sweep_s(2) for _ in range(num_times))
+    return {"first_step_s": first_step_s, "trace_s": traced_s - again_s, "retrace_s": retraced_s - again_s}
 
 
-def _sweeps(name: str) -> Callable[..., float]:
+def compiling(workload: str, is_tiny: str) -> dict[str, float]:
+    """See what a sweep takes longer when its step is compiled."""
+    sweep_s = _sweeps(workload, is_tiny)
+    sweep_s(COMPILED_STEPS)  # what the first sweep of a process takes is not the compiler's
+    uncompiled_s = sweep_s(COMPILED_STEPS)
+    return {"compile_s": sweep_s(COMPILED_STEPS, compile=True) - uncompiled_s}
+
+
+def _sweeps(name: str, is_tiny: str) -> Callable[..., float]:
     """A function that sweeps a workload for some steps, and returns how long it took."""
     import numpy as np
     from workloads import WORKLOADS
 
     import vecsweep as vs
 
-    workload = WORKLOADS[name]
+    workload = WORKLOADS[name].tiny() if is_tiny == "True" else WORKLOADS[name]
     torch.manual_seed(0)
     task, lrs = workload.make(), np.geomspace(1e-4, 1e-2, workload.num_members)
     torch.ones(1, device=DEVICE)  # what a GPU takes to start is not ours

@@ -1,4 +1,4 @@
-"""What whole steps are timed with: a long sweep that can be paused, and a plain loop over members on stock PyTorch."""
+"""What whole steps are timed with: a long sweep that can be paused, and plain loops over members."""
 
 import copy
 import itertools
@@ -16,7 +16,7 @@ from torch import Tensor
 import vecsweep as vs
 
 _PLANNED_STEPS = 20_000  # so many that whatever a sweep does once, at its start, is worth its while
-_PATIENCE_S = 30  # until the steps are taken to be steady, however they vary
+BRIEF: dict[str, Any] = {"num_steps": 200, "patience_s": 0.0}  # for `PausedSweep`: too short to time anything
 _STEADY = 1.15  # windows that differ by no larger factor are steady
 _NUM_SEEN = 16
 
@@ -30,12 +30,14 @@ class PausedSweep:
         task: what is trained.
         lrs: of the members.
         window_steps: between two looks at the losses; only there can the sweep be paused.
+        patience_s: until the steps are taken to be steady, however they vary.
         **how: further arguments of `vecsweep.sweep`.
     """
 
-    def __init__(self, task: vs.Task, lrs: np.ndarray, window_steps: int, **how: Any) -> None:
+    def __init__(self, task: vs.Task, lrs: np.ndarray, window_steps: int, patience_s: float = 30.0, **how: Any) -> None:
         self.seen: list[Any] = []  # the first batches
         self.window_steps = window_steps
+        self._patience_s = patience_s
         self._source: Iterable[Any] = task.batches
         self._num_allowed = 0
         self._caller = getcurrent()
@@ -43,7 +45,7 @@ class PausedSweep:
         def train() -> vs.Sweep:
             options = {"num_steps": _PLANNED_STEPS, "divergence_factor": None, "progress": False, **how}
             try:
-                with mock.patch("vecsweep._engine.run._WINDOW_STEPS", window_steps):
+                with mock.patch("vecsweep._engine.loop._WINDOW_STEPS", window_steps):
                     return vs.sweep(replace(task, batches=self._gate), lrs=lrs, **options)
             except vs.Interrupted as stopped:
                 return stopped.result
@@ -59,7 +61,7 @@ class PausedSweep:
     def settle(self) -> tuple[float, float]:
         """Train until the steps are steady; return seconds a step, and seconds that starting cost beyond the steps."""
         seconds: list[float] = []
-        while len(seconds) < 3 or (sum(seconds) < _PATIENCE_S and max(seconds[-2:]) > _STEADY * min(seconds[-2:])):
+        while len(seconds) < 3 or (sum(seconds) < self._patience_s and max(seconds[-2:]) > _STEADY * min(seconds[-2:])):
             started = time.perf_counter()
             self.advance()
             seconds.append(time.perf_counter() - started)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from arms import PausedSweep, StockLoop
+from arms import BRIEF, PausedSweep, StockLoop
 from conftest import Compare, Record
 from fresh import first_call
 from measure import summary
@@ -29,6 +29,12 @@ MODULES = {"torch-lr-finder": "torch_lr_finder", "ignite": "ignite", "lightning"
 
 
 @pytest.fixture(scope="module")
+def num_steps(tiny: bool) -> int:
+    """Of a range test."""
+    return 5 if tiny else NUM_STEPS
+
+
+@pytest.fixture(scope="module")
 def batches() -> Pairs:
     """One pass over the digits, in batches of 64."""
     torch.manual_seed(0)
@@ -36,33 +42,33 @@ def batches() -> Pairs:
 
 
 @pytest.mark.parametrize("peer", list(MODULES))
-def bench_peer(peer: str, batches: Pairs, compare: Compare) -> None:
+def bench_peer(peer: str, batches: Pairs, num_steps: int, compare: Compare) -> None:
     """Time range tests in a process that has made some before."""
     if importlib.util.find_spec(MODULES[peer]) is None:
         pytest.skip(f"{peer} is not installed; see bench/README.md")
     ours, theirs = FINDERS["vecsweep"](batches), FINDERS[peer](batches)
     few = LRS[::SHARE]
-    expected = ours(LRS, NUM_STEPS)[:, ::SHARE]
+    expected = ours(LRS, num_steps)[:, ::SHARE]
     compare(
-        {"vecsweep": lambda: ours(LRS, NUM_STEPS), "peer": lambda: theirs(few, NUM_STEPS)},
+        {"vecsweep": lambda: ours(LRS, num_steps), "peer": lambda: theirs(few, num_steps)},
         rounds=ROUNDS,
         scales={"peer": NUM_LRS / len(few)},
-        deviation=float(np.abs(theirs(few, NUM_STEPS) / expected - 1).max()),
+        deviation=float(np.abs(theirs(few, num_steps) / expected - 1).max()),
         peer_runs_timed=len(few),
         scaled_to=NUM_LRS,
     )
 
 
 @pytest.mark.parametrize("cache", ["cold", "warm"])
-def bench_first_call(cache: str, batches: Pairs, record: Record, tmp_path: Path) -> None:
+def bench_first_call(cache: str, batches: Pairs, num_steps: int, record: Record, tmp_path: Path, tiny: bool) -> None:
     """Time the first call in a new process, imports included, torch's own apart; on a new machine, or a used one."""
     if importlib.util.find_spec("torch_lr_finder") is None:
         pytest.skip("torch-lr-finder is not installed; see bench/README.md")
     torch.save(batches, tmp_path / "batches.pt")
     np.save(tmp_path / "lrs.npy", LRS)
-    np.save(tmp_path / "num_steps.npy", NUM_STEPS)
+    np.save(tmp_path / "num_steps.npy", num_steps)
     seconds: dict[str, list[float]] = {"vecsweep": [], "torch-lr-finder": []}
-    for i in range(-(cache == "warm"), FRESH_ROUNDS):
+    for i in range(-(cache == "warm" and not tiny), 1 if tiny else FRESH_ROUNDS):
         folder = tmp_path / ("warm" if cache == "warm" else f"cold{i}")
         caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder), "VECSWEEP_CACHE": str(folder)}
         ours_s = first_call("vecsweep", tmp_path, **caches)
@@ -73,7 +79,7 @@ def bench_first_call(cache: str, batches: Pairs, record: Record, tmp_path: Path)
     record(**summary(seconds), deviation=float(np.abs(theirs / ours - 1).max()), target=TARGET)
 
 
-def bench_jax(batches: Pairs, compare: Compare) -> None:
+def bench_jax(batches: Pairs, compare: Compare, tiny: bool) -> None:
     """Time steps alone, against JAX's vmap over members of the same step, compiled."""
     if importlib.util.find_spec("jax") is None:
         pytest.skip("jax is not installed; see bench/README.md")
@@ -86,7 +92,7 @@ def bench_jax(batches: Pairs, compare: Compare) -> None:
     theirs = jax_steps(batches, LRS)
     expected = StockLoop(task, LRS).train(NUM_LRS, 5)
     deviation = float(np.abs(theirs(5) / expected - 1).max())
-    sweep = PausedSweep(task, LRS, 16)
+    sweep = PausedSweep(task, LRS, 16, **(BRIEF if tiny else {}))
     sweep.settle()
     compare(
         {"step": lambda: sweep.advance(4), "jax": lambda: theirs(64)},

@@ -25,32 +25,34 @@ def _medians(measured: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in measured) for name in measured[0]}
 
 
-def bench_import(record: Record) -> None:
+def bench_import(record: Record, tiny: bool) -> None:
     """Import the library, after torch."""
-    found = _medians([apart.run("importing") for _ in range(PROCESSES)])
+    found = _medians([apart.run("importing") for _ in range(1 if tiny else PROCESSES)])
     record(**found, target=IMPORT_TARGET_S, met=found["import_s"] < IMPORT_TARGET_S)
 
 
 @pytest.mark.parametrize("workload", ["digits-mlp", "cnn", "char-gpt"])
-def bench_first_steps(workload: str, record: Record) -> None:
+def bench_first_steps(workload: str, record: Record, tiny: bool) -> None:
     """Take the first step of a sweep, and trace it."""
-    record(**_medians([apart.run("start", workload, False) for _ in range(PROCESSES)]))
+    found = [apart.run("start", workload, tiny, here=tiny) for _ in range(1 if tiny else PROCESSES)]
+    record(**_medians(found))
 
 
 @pytest.mark.parametrize("workload", ["digits-mlp", "cnn", "char-gpt"])
-def bench_compiling(workload: str, record: Record, tmp_path: Path) -> None:
+def bench_compiling(workload: str, record: Record, tmp_path: Path, tiny: bool) -> None:
     """Compile the traced step, without and with what an earlier process left on disk."""
     cold, warm = [], []
-    for i in range(COMPILING_PROCESSES):
+    for i in range(1 if tiny else COMPILING_PROCESSES):
         folder = str(tmp_path / str(i))
-        cold.append(apart.run("start", workload, True, TORCHINDUCTOR_CACHE_DIR=folder)["compile_s"])
-        warm.append(apart.run("start", workload, True, TORCHINDUCTOR_CACHE_DIR=folder)["compile_s"])
+        for times in (cold, warm):
+            found = apart.run("compiling", workload, tiny, here=tiny, TORCHINDUCTOR_CACHE_DIR=folder)
+            times.append(found["compile_s"])
     record(compile_s=statistics.median(cold), compile_from_disk_s=statistics.median(warm))
 
 
-def bench_demo(record: Record, tmp_path: Path) -> None:
+def bench_demo(record: Record, tmp_path: Path, tiny: bool) -> None:
     """Run `vecsweep demo --quick`; see when the suggestion is there, and when all is done."""
-    record(**_medians([_demo(tmp_path) for _ in range(PROCESSES)]))
+    record(**_medians([_demo(tmp_path) for _ in range(1 if tiny else PROCESSES)]))
 
 
 def _demo(folder: Path) -> dict[str, float]:

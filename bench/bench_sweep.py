@@ -1,4 +1,4 @@
-"""Whole steps, and whole range tests: the batched pass against a plain loop over members on stock PyTorch.
+"""Whole steps, and whole range tests: the batched pass against a plain loop over members.
 
 The steps timed are those of a long sweep; what it costs to start is a fact of its own, `start_s`: seconds beyond what
 the same steps take once they are steady. The losses of both arms are compared, so that speed is never shown without
@@ -15,8 +15,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from arms import GraphedStockLoop, PausedSweep, StockLoop
-from conftest import Compare, Interleave, Record
+from arms import BRIEF, GraphedStockLoop, PausedSweep, StockLoop
+from conftest import Compare, Interleave, Record, is_tiny
 from measure import summary
 from roofline import roofline_s
 from workloads import WORKLOADS, Workload
@@ -27,7 +27,7 @@ ON_GPU = torch.cuda.is_available()
 ROUNDS = 5
 SPAN_S = 0.6  # what an arm takes in a round, at least
 CHECKED_STEPS = 5
-SHARE = 4  # of the members of a range test, one in so many is timed on stock PyTorch, and its time multiplied
+SHARE = 4  # of the members of a range test, one in so many is timed in the plain loop, and its time multiplied
 FULL = {"digits-mlp": (1, 2, 4, 8, 16, 32, 64, 128)}  # numbers of members of a plot; of other workloads:
 OTHERS = (1, 4, 16)
 LEVELS: dict[str, dict[str, Any]] = {
@@ -51,9 +51,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Choose the cases by the options."""
     if "case" in metafunc.fixturenames:
         levels = LEVELS if metafunc.config.option.levels else ["auto"]
+        workloads = {name: workload_of(name, tiny=is_tiny(metafunc.config)) for name in WORKLOADS}
         cases = [
             Case(name, num_members, level)
-            for name, workload in WORKLOADS.items()
+            for name, workload in workloads.items()
             for num_members in sorted(
                 {num_members_of(workload), *(FULL.get(name, OTHERS) if metafunc.config.option.full else ())}
             )
@@ -62,19 +63,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("case", cases, ids=["-".join(map(str, case)) for case in cases])
 
 
-def bench_steps(case: Case, interleave: Interleave, record: Record) -> None:
+def bench_steps(case: Case, interleave: Interleave, record: Record, tiny: bool) -> None:
     """Time steady steps."""
-    workload = WORKLOADS[case.workload]
+    workload = workload_of(case.workload, tiny=tiny)
     torch.manual_seed(0)
     task = make(workload)
     lrs = np.geomspace(1e-4, 1e-2, case.num_members)
     # There is no option for a step that is not even traced, because that is a fallback.
     with mock.patch("vecsweep._engine.vectorized._MAX_GRAPHS", 0 if case.level == "eager" else 16):
-        sweep = PausedSweep(task, lrs, workload.window_steps, **LEVELS[case.level])
+        sweep = PausedSweep(task, lrs, workload.window_steps, **(BRIEF if tiny else {}), **LEVELS[case.level])
         step_s, start_s = sweep.settle()
         stock, num_trained = _stock(task, lrs, workload.window_steps)
         graphed = GraphedStockLoop(task, lrs[:1]) if ON_GPU and isinstance(task.batches, list) else None
-        num_windows = int(np.ceil(SPAN_S / (step_s * workload.window_steps)))
+        num_windows = 1 if tiny else int(np.ceil(SPAN_S / (step_s * workload.window_steps)))
         faults: list[float] = []
 
         def advance() -> None:
@@ -116,11 +117,12 @@ def bench_steps(case: Case, interleave: Interleave, record: Record) -> None:
     )
 
 
-def bench_range_test(compare: Compare) -> None:
+def bench_range_test(compare: Compare, tiny: bool) -> None:
     """Time a whole range test, start included, as it is called again in a process that has called it before."""
     torch.manual_seed(0)
     task = make(WORKLOADS["digits-mlp"])
-    how: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 0.1, "num_lrs": 64, "num_steps": 100, "progress": False}
+    how: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 0.1, "num_lrs": 64, "progress": False}
+    how["num_steps"] = 5 if tiny else 100
     lrs = np.geomspace(how["start_lr"], how["end_lr"], how["num_lrs"])[::SHARE]
     found: list[vs.RangeTest] = []
     expected: list[np.ndarray] = []
@@ -138,20 +140,26 @@ def bench_range_test(compare: Compare) -> None:
     np.testing.assert_allclose(found[0].train_loss[:, ::SHARE], expected[0], rtol=1e-3)
 
 
-def bench_diverged(compare: Compare) -> None:
+def bench_diverged(compare: Compare, tiny: bool) -> None:
     """Time a sweep of which three members in four diverge at once, and one of which none does: they cost little."""
     task = make(WORKLOADS["digits-mlp"])
     tame = np.geomspace(1e-4, 1e-2, 64)
-    wild = np.where(np.arange(64) % 4 == 0, tame, 1e300)
+    wild = np.where(np.arange(64) % 4 == 0, tame, 1e300 * tame)
+    num_steps = 20 if tiny else 400
     compare(
         {
-            "three_quarters_diverged": lambda: vs.sweep(task, lrs=wild, num_steps=400, progress=False),
-            "none_diverged": lambda: vs.sweep(task, lrs=tame, num_steps=400, progress=False),
+            "three_quarters_diverged": lambda: vs.sweep(task, lrs=wild, num_steps=num_steps, progress=False),
+            "none_diverged": lambda: vs.sweep(task, lrs=tame, num_steps=num_steps, progress=False),
         },
         rounds=ROUNDS,
         num_members=64,
-        num_steps=400,
+        num_steps=num_steps,
     )
+
+
+def workload_of(name: str, *, tiny: bool) -> Workload:
+    """A workload by its name, or as little of it as can be trained."""
+    return WORKLOADS[name].tiny() if tiny else WORKLOADS[name]
 
 
 def num_members_of(workload: Workload) -> int:

@@ -79,12 +79,12 @@ class Start:
     lrs: Tensor
 
     @classmethod
-    def make(cls) -> "Start":
+    def make(cls, num_members: int, shapes: Sequence[tuple[int, ...]]) -> "Start":
         """Draw parameters and gradients of the usual sizes."""
         torch.manual_seed(0)
-        params = [0.03 * torch.randn(NUM_MEMBERS, *shape, device=DEVICE) for shape in SHAPES]
-        grads = [0.01 * torch.randn(NUM_MEMBERS, *shape, device=DEVICE) for shape in SHAPES]
-        return cls(params, grads, torch.logspace(-4, -2, NUM_MEMBERS, dtype=torch.float64, device=DEVICE))
+        params = [0.03 * torch.randn(num_members, *shape, device=DEVICE) for shape in shapes]
+        grads = [0.01 * torch.randn(num_members, *shape, device=DEVICE) for shape in shapes]
+        return cls(params, grads, torch.logspace(-4, -2, num_members, dtype=torch.float64, device=DEVICE))
 
 
 class Stacked:
@@ -132,7 +132,7 @@ def make_step_(
         traced = make_fx(step)(*tensors)
     graph = write_in_place(traced, len(leaves))
     if is_compiled:
-        return compile_graph(split_off_scalars(graph, NUM_MEMBERS))
+        return compile_graph(split_off_scalars(graph, len(params[0])))
     fuse_writes_(graph)
     return graph.forward
 
@@ -147,7 +147,7 @@ class Stock:
     """torch.optim's: an optimizer for each member, one after another."""
 
     def __init__(self, case: Case, start: Start, *, is_compiled: bool = False, **how: bool) -> None:
-        self.members = [[nn.Parameter(p[i].clone()) for p in start.params] for i in range(NUM_MEMBERS)]
+        self.members = [[nn.Parameter(p[i].clone()) for p in start.params] for i in range(len(start.lrs))]
         for i, params in enumerate(self.members):
             for p, grad in zip(params, start.grads, strict=True):
                 p.grad = grad[i]
@@ -171,9 +171,10 @@ def _deviation(ours: Stacked, stock: Stock) -> float:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of its own parts
 @pytest.mark.parametrize("name", CASES)
-def bench_update(name: str, interleave: Interleave, record: Record) -> None:
+def bench_update(name: str, interleave: Interleave, record: Record, tiny: bool) -> None:
     """Take one step of a formula, in every way; each way has parameters and state of its own."""
-    case, start = CASES[name], Start.make()
+    case = CASES[name]
+    start = Start.make(2, SHAPES[-2:]) if tiny else Start.make(NUM_MEMBERS, SHAPES)
     torch.compiler.reset()
     ours, stock = Stacked(case, start, is_compiled=True), Stock(case, start, foreach=True)
     arms = {"ours": ours.step, "traced": Stacked(case, start, is_compiled=False).step, "foreach": stock.step}
@@ -185,7 +186,7 @@ def bench_update(name: str, interleave: Interleave, record: Record) -> None:
     destination = torch.ones_like(source)
     arms["copy"] = lambda: destination.copy_(source)
     # A stock optimizer is compiled anew for each member.
-    with torch._dynamo.config.patch(recompile_limit=2 * NUM_MEMBERS):
+    with torch._dynamo.config.patch(recompile_limit=2 * len(start.lrs)):
         for _ in range(CHECKED_STEPS):
             for arm in arms.values():
                 arm()

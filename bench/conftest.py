@@ -1,14 +1,17 @@
 """The harness: arms timed in turn on pytest-benchmark, rows kept for each subject, a table and a file of them.
 
 A benchmark takes the fixture `compare`, `interleave` or `record`; its subject is the name of its file without `bench_`.
+With `--benchmark-disable` every arm is run once, to see that it works: the fixture `tiny` is True then, for a benchmark
+to take the least that all its arms can run, and nothing is written.
 """
 
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from unittest import mock
 
 import pytest
 import torch
@@ -81,8 +84,34 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SESSION] = _Session(circumstances(keeps_memory=keeps_memory))
 
 
+def is_tiny(config: pytest.Config) -> bool:
+    """Whether every arm is only run once, to see that it works."""
+    return bool(config.option.benchmark_disable)
+
+
+@pytest.fixture(scope="session")
+def tiny(request: pytest.FixtureRequest) -> bool:
+    """As `is_tiny`, for benchmarks."""
+    return is_tiny(request.config)
+
+
+@pytest.fixture(autouse=True)
+def compiler(tiny: bool) -> Iterator[None]:
+    """Compile where arms are timed; where they are only run, what is compiled runs as it is, which takes no time."""
+    if not tiny:
+        yield
+        return
+    import torch._inductor  # noqa: F401 - a patch must find it
+
+    with (
+        mock.patch("torch._inductor.compile", lambda graph, _: graph.forward),
+        mock.patch("torch.compile", lambda function: function),
+    ):
+        yield
+
+
 @pytest.fixture
-def interleave(benchmark: Any) -> Interleave:
+def interleave(benchmark: Any, tiny: bool) -> Interleave:
     """Time every arm once a round, in turn, so that what else the machine does falls on all of them.
 
     pytest-benchmark times the first arm, ours, and the others in its set-up. A round before the first warms all of them
@@ -94,6 +123,7 @@ def interleave(benchmark: Any) -> Interleave:
     def run(
         arms: Arms, *, rounds: int, calls: int = 1, scales: Mapping[str, float] | None = None
     ) -> dict[str, list[float]]:
+        calls, rounds = (1, 1) if tiny else (calls, rounds)
         factors = {name: (scales or {}).get(name, 1.0) / calls for name in arms}
         seconds: dict[str, list[float]] = {name: [] for name in arms}
 
@@ -146,6 +176,8 @@ def record(request: pytest.FixtureRequest) -> Record:
         row = {"name": request.node.name.removeprefix("bench_"), **facts}
         met = judge(row)
         row |= {"load": os.getloadavg()[0]} | ({} if met is None else {"met": met})
+        if is_tiny(request.config):
+            return row
         session.rows.setdefault(subject, []).append(row)
         write(subject, session.around, [row])
         with capture.global_and_fixture_disabled():

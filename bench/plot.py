@@ -46,7 +46,7 @@ def draw(ax: Axes, measured: dict[str, Any]) -> None:
     ax.yaxis.set_major_formatter("{x:g} x")
     ax.set(
         xlabel="members trained at once",
-        ylabel="speed-up over stock PyTorch, one member after another",
+        ylabel="speed-up over a plain loop, one member after another",
         title=f"A step of all members: {_where(measured)}",
     )
     ax.grid(visible=True, alpha=0.25)

@@ -1,8 +1,11 @@
-"""Models as people bring them: architectures of transformers in small configurations with random weights, and a few
-written out. `MODELS` has a function for each, which returns a task; data are random, because only their shapes matter.
+"""Models as people bring them, by name: each a function that returns a task.
+
+Most are architectures of transformers in small configurations with random weights, a few are written out. Data are
+random, because only their shapes matter.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -260,7 +263,7 @@ def unet() -> vs.Task:
 
 
 def _classify(sizes: tuple[int, ...], batch_size: int, optimizer: Any) -> vs.Task:
-    layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+    layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
     batches = [(torch.randn(batch_size, sizes[0]), torch.randint(sizes[-1], (batch_size,))) for _ in range(NUM_BATCHES)]
     return vs.Task(nn.Sequential(*layers[:-1]), batches, F.cross_entropy, optimizer=optimizer)
 

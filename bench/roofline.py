@@ -17,7 +17,7 @@ _MATRIX, _COPIED = (8192, 2**28) if DEVICE == "cuda" else (2048, 2**26)  # rows;
 def roofline_s(task: vs.Task, num_members: int) -> float:
     """Seconds of a step of all members, if nothing but products and the update took time, one hidden by the other.
 
-    Products are those of a step on stock PyTorch that torch counts, which on a CPU leaves out its fused LSTM; bytes are
+    Products are those of an ordinary step that torch counts, which on a CPU leaves out its fused LSTM; bytes are
     those that the update reads and writes: parameter, gradient, and each state of the shape of the parameter.
     """
     model = copy.deepcopy(task.model)

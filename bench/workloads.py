@@ -4,8 +4,9 @@ The data are random, because only their shapes matter to the time of a step; wha
 `make demo` and the tests.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import vecsweep as vs
-from vecsweep._engine.run import _WINDOW_STEPS as WINDOW_STEPS
+from vecsweep._engine.loop import _WINDOW_STEPS as WINDOW_STEPS
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,26 @@ class Workload:
     target: float | str
     window_steps: int = WINDOW_STEPS
     gpu: tuple[int, float | None] = (32, None)
+
+    def tiny(self) -> "Workload":
+        """The same with next to nothing to compute: two copies, and two samples of the first batches."""
+
+        def make() -> vs.Task:
+            task = self.make()
+            return replace(task, batches=_First(task.batches))
+
+        return Workload(make, 2, self.target, window_steps=2, gpu=(2, None))
+
+
+@dataclass(frozen=True)
+class _First:
+    """The first batches of a source, cut short."""
+
+    source: Iterable[tuple[Tensor, ...]]
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for batch in itertools.islice(self.source, 2):
+            yield tuple(leaf[:2] for leaf in batch)
 
 
 class CharGPT(nn.Module):
@@ -104,11 +125,11 @@ def _task(model: nn.Module, inputs: Callable[[], Tensor], targets: Callable[[], 
 
 
 def _momentum(params: object) -> torch.optim.Optimizer:
-    return torch.optim.SGD(params, lr=0.01, momentum=0.9, foreach=True)
+    return torch.optim.SGD(params, lr=0.01, momentum=0.9)
 
 
 def _adamw(params: object) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=1e-3, foreach=True)
+    return torch.optim.AdamW(params, lr=1e-3)
 
 
 def digits_mlp() -> vs.Task:

@@ -27,7 +27,7 @@ LAYERS = {
         kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop kernels.updates.sgd""",
         "kernels.rules kernels.updates",
     ],
-    "ground": ["_errors _hyper _types"],
+    "ground": ["_errors _folders _hyper _types _version"],
     "inputs": [
         "execution task suggest.doubts tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
@@ -47,7 +47,7 @@ LAYERS = {
         "plan",
     ],
     "results": [
-        "results._files results.ranking",
+        "results._checks results._files results.ranking",
         "results.member",
         "results.curves",
         "results.sweep",
@@ -64,7 +64,7 @@ LAYERS = {
     "engine": [
         """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.modes
         _engine.packing _engine.places _engine.rng _engine.templates""",
-        "_engine.reach _engine.sources _engine.weights",
+        "_engine.reach _engine.remembered _engine.sources _engine.weights",
         "_engine.watch",
         "_engine.ensemble _engine.objective",
         "_engine.batches",
@@ -88,7 +88,8 @@ LAYERS = {
         "finder.lr_finder integrations.lightning",
         "finder",
         "vecsweep",
-        "cli.arguments cli.timing",
+        "cli.arguments cli.plain_loop",
+        "cli.timing",
         "cli.reports",
         "cli.saying",
         "cli.bench cli.check cli.data cli.range_test cli.steer cli.sweep",
@@ -136,7 +137,7 @@ ALL_THAT_IS_IMPORTED = {
         "results.ranking",
         "plot",
     },
-    "tasks": {"task", "tasks"},
+    "tasks": {"_folders", "task", "tasks"},
     "observers": {"_types", "plan", "results.curves", "results.member"},
 }
 
@@ -156,6 +157,8 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},
     "safetensors": {"results.sweep"},
+    "platformdirs": {"_folders"},
+    "filelock": {"_engine.remembered"},
     "tensorboard": {"observers.tensorboard"},
     "tqdm": {"_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
 }

@@ -8,7 +8,7 @@ from torch import nn
 
 import vecsweep as vs
 from vecsweep._engine import choices, trials
-from vecsweep._engine.choices import Choice, Timing, Way, choose, recall, remember, search
+from vecsweep._engine.choices import Choice, Timing, Way, choose, search
 
 SEQUENTIAL = Way("sequential", 16, is_compiled=False)
 AUTO = ("engine", "chunk_size", "compile")
@@ -98,40 +98,6 @@ def test_what_was_asked_for_is_not_varied(asked):
     assert {"engine": chosen.engine == "vectorized", "chunk_size": chosen.chunk_size == 16}.get(
         asked, not chosen.is_compiled
     )
-
-
-def test_choice_is_remembered(monkeypatch, tmp_path):
-    monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path / "new"))
-    assert recall("a") is None
-    remember("a", Choice(batched(4, is_compiled=True), "measured"))
-    remember("b", Choice(SEQUENTIAL, ""))
-    assert recall("a") == Choice(batched(4, is_compiled=True), "measured")
-    assert recall("b") == Choice(SEQUENTIAL, "")
-
-
-def test_only_the_newest_choices_are_kept(monkeypatch, tmp_path):
-    monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path))
-    monkeypatch.setattr(choices, "_MAX_REMEMBERED", 2)
-    for key in "abac":
-        remember(key, Choice(SEQUENTIAL, ""))
-    assert [key for key in "abc" if recall(key)] == ["a", "c"]
-
-
-@pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', '{"a": {"way": {"engine": "x"}}}', "\x00"])
-def test_unreadable_memory_is_as_none(monkeypatch, tmp_path, content):
-    monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path))
-    (tmp_path / "choices.json").write_text(content)
-    assert recall("a") is None
-
-
-def test_memory_that_cannot_be_written_is_no_failure(monkeypatch, tmp_path):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path / "file"))
-    remember("a", Choice(SEQUENTIAL, ""))
-    assert recall("a") is None
-
-
-# --- on a real task ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

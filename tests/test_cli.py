@@ -121,12 +121,12 @@ def assert_is_one_line_of_error(status, err):
     assert "Traceback" not in err
 
 
-def test_demo_finds_a_learning_rate_times_stock_pytorch_and_writes_both_files(folder):
+def test_demo_finds_a_learning_rate_times_a_plain_loop_and_writes_both_files(folder):
     done = run_alone("demo", "--quick")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "* lowest" in done.stdout
-    assert "on stock PyTorch" in done.stdout
+    assert "by the plain loop" in done.stdout
     assert "PyTorch's CPU threads: 1." in done.stdout
     assert "of the 360 held-out digits right" in done.stdout
     assert f"Wrote {Path('demo') / 'digits.png'}." in done.stdout
@@ -138,7 +138,6 @@ def test_demo_as_json_says_what_it_measured(run, folder):
     done = run("demo", "--quick", "--json", "--output-dir", folder / "deep" / "down")
     document = strict_json(done.out)
     assert done.status == 0
-    assert document["comparison"]["suggested_lr"] == document["suggestion"]["lr"]
     assert document["comparison"]["median_deviation"] < 1e-3
     assert document["trained"]["test_accuracy"] > 0.8
     assert (folder / "deep" / "down" / "digits.png").exists()
@@ -304,8 +303,6 @@ def test_plot_of_a_sweep_has_no_rule(run):
     assert_is_one_line_of_error(done.status, done.err)
     assert "`--rule` reads a range test; runs.npz holds a Sweep" in done.err
 
-
-# --- comparing ------------------------------------------------------------------------------------------------------
 
 COMPARED = ("sweep", "digits", "--lrs", "0.03,0.3", "--schedules", "constant,one-cycle(div=10, pct_start=0.3)")
 

@@ -109,9 +109,6 @@ def files_under(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-# --- the folder -------------------------------------------------------------------------------------------------------
-
-
 def test_folder_is_the_one_that_is_named_else_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("VECSWEEP_DATA", str(tmp_path))
     assert data_folder("mnist") == tmp_path / "mnist"
@@ -121,9 +118,6 @@ def test_folder_is_the_one_that_is_named_else_in_the_users_cache(monkeypatch, tm
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert data_folder("mnist") == tmp_path / ".cache" / "vecsweep" / "data" / "mnist"
-
-
-# --- fetching ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -279,9 +273,6 @@ def test_a_cache_folder_that_cannot_be_made_is_told(clients, tmp_path):
         fetch("mnist")
 
 
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "load"),
     [
@@ -346,9 +337,6 @@ def test_the_polynomial_is_of_degree_2_with_the_given_weights_and_little_noise()
     assert (terms @ fit.solution - targets).square().mean() < 0.01
     assert abs(data.train_targets.mean()) < 1e-5
     assert abs(data.train_targets.std() - 1) < 1e-5
-
-
-# --- the real sets ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -49,9 +49,6 @@ def make(module, model=None, optimizer=None, criterion=F.cross_entropy, **option
     return module.LRFinder(model, optimizer, criterion, **options)
 
 
-# --- the same program under both names --------------------------------------------------------------------------------
-
-
 class Tagger(nn.Module):
     """The tagger of PyTorch's tutorial, on batches of a sentence, with the words themselves beside the numbers."""
 
@@ -267,9 +264,9 @@ def test_plot_and_suggestion_are_those_of_torch_lr_finder(name, options):
     skips = {name: value for name, value in options.items() if name != "log_lr"}
     if len(expected.history["lr"]) < options.get("skip_start", 10) + options.get("skip_end", 5) + 2:
         for finder, ax in zip((expected, found), pictures, strict=True):
-            with pytest.raises(RuntimeError, match=r"(?i)needs? at least"):
+            with pytest.raises(RuntimeError, match="Need at least"):
                 finder.plot(ax=ax, **options)
-        with pytest.raises(RuntimeError, match="needs at least"):
+        with pytest.raises(RuntimeError, match="Need at least"):
             found.suggestion(**skips)
         return
     (theirs, their_lr), (own, own_lr) = (
@@ -383,9 +380,6 @@ def test_subclass_that_overrides_a_step_is_heard():
 
     expected, found = (play(program, module)[0] for module in (peer, ours))
     np.testing.assert_allclose(found.history["loss"], expected.history["loss"], rtol=1e-6)
-
-
-# --- everything is put back -------------------------------------------------------------------------------------------
 
 
 def train_a_little(model, optimizer, num_steps=2):
@@ -678,9 +672,6 @@ def test_scheduler_can_be_made_after_a_test():
     torch.optim.lr_scheduler.StepLR(finder.optimizer, step_size=1)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
 def test_files_have_no_name_and_go_with_the_finder(tmp_path):
     def count_open():
         return len(list(Path("/proc/self/fd").iterdir())) if sys.platform == "linux" else 0
@@ -732,11 +723,8 @@ def test_cacher_keeps_copies_and_gives_copies(in_memory):
     weights.zero_()
     cacher.retrieve("own")["weights"].zero_()
     assert torch.equal(cacher.retrieve("own")["weights"], torch.ones(3))
-    with pytest.raises(KeyError, match="Nothing is kept as 'other'"):
+    with pytest.raises(KeyError, match="Target other was not cached"):
         cacher.retrieve("other")
-
-
-# --- losses that are not finite, or negative --------------------------------------------------------------------------
 
 
 def loss_sequence(values):
@@ -757,7 +745,7 @@ def test_loss_that_is_not_finite_ends_the_test(value, step):
     assert all(p.isfinite().all() for p in finder.model.parameters())
     if step == 0:
         assert finder.best_loss is None
-        with pytest.raises(RuntimeError, match="the range test has 1, because the loss was"):
+        with pytest.raises(RuntimeError, match="Got 1, because the loss was"):
             finder.suggestion()
     if step == 25:
         assert finder.suggestion(skip_end=0) in finder.history["lr"][:-2]
@@ -786,9 +774,6 @@ def test_negative_losses_do_not_end_the_test_at_once():
         lengths[module] = len(finder.history["loss"])
     assert lengths == {peer: 1, ours: 31}
     assert finder.best_loss == pytest.approx(-3.9)
-
-
-# --- validation -------------------------------------------------------------------------------------------------------
 
 
 def mean_loss_of_untrained(model, pairs):
@@ -850,9 +835,6 @@ def test_labels_in_several_tensors_count_their_samples():
     assert finder.history["loss"][0] == pytest.approx(expected, rel=1e-5)
 
 
-# --- suggestions and pictures -----------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def tested():
     torch.manual_seed(0)
@@ -907,9 +889,6 @@ def test_nothing_is_printed(tested, capsys):
 def test_import_of_the_finder_does_not_import_matplotlib():
     code = "import sys, vecsweep.finder; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "error", "-c", code], check=False).returncode == 0
-
-
-# --- several seeds ----------------------------------------------------------------------------------------------------
 
 
 def task_of(model, optimizer, loader, val=None):
@@ -1048,9 +1027,6 @@ def test_failed_seeds_change_nothing():
     assert [module.training for module in model] == [True, True, False, True]
 
 
-# --- bad input --------------------------------------------------------------------------------------------------------
-
-
 def scheduled():
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -1064,16 +1040,16 @@ def lbfgs():
 
 
 BAD_FINDERS = {
-    "scheduler": (scheduled, RuntimeError, "must not have a scheduler"),
-    "apex": (lambda: {"amp_backend": "apex"}, ValueError, 'got "apex"'),
-    "unknown backend": (lambda: {"amp_backend": "tensorrt"}, ValueError, "got 'tensorrt'"),
-    "no scaler": (lambda: {"amp_backend": "torch"}, ValueError, "`grad_scaler` must be given"),
+    "scheduler": (scheduled, RuntimeError, "already has a scheduler attached"),
+    "apex": (lambda: {"amp_backend": "apex"}, ValueError, "Unknown amp backend: apex"),
+    "unknown backend": (lambda: {"amp_backend": "tensorrt"}, ValueError, "Unknown amp backend: tensorrt"),
+    "no scaler": (lambda: {"amp_backend": "torch"}, ValueError, "`grad_scaler` is required"),
     "missing folder": (
         lambda: {"memory_cache": False, "cache_dir": "/nowhere/at/all"},
         ValueError,
-        "`cache_dir` must be a folder that is there; got '/nowhere/at/all'",
+        "not a valid directory. There is no folder '/nowhere/at/all'",
     ),
-    "missing folder in memory": (lambda: {"cache_dir": "/nowhere"}, ValueError, "`cache_dir` must be a folder"),
+    "missing folder in memory": (lambda: {"cache_dir": "/nowhere"}, ValueError, "not a valid directory"),
 }
 OWN_BAD_FINDERS = {  # where torch-lr-finder fails later, or by accident
     "device": (lambda: {"device": "nowhere"}, RuntimeError, "nowhere"),
@@ -1112,31 +1088,35 @@ def test_bad_argument_of_the_finder_is_refused_by_torch_lr_finder_likewise(name)
 
 
 BAD_TESTS = {
-    "step_mode": ({"step_mode": "cosine"}, ValueError, "`step_mode` must be"),
-    "smooth_f of one": ({"smooth_f": 1}, ValueError, r"`smooth_f` must be in \[0, 1\)"),
-    "negative smooth_f": ({"smooth_f": -0.1}, ValueError, "`smooth_f` must be"),
-    "one step": ({"num_iter": 1}, ValueError, "`num_iter` must be at least 2"),
-    "list": ({"train_loader": [(1, 2)]}, ValueError, "`train_loader` must be a DataLoader or a TrainDataLoaderIter"),
-    "list to validate": ({"val_loader": [(1, 2)]}, ValueError, "`val_loader` must be a DataLoader or a Val"),
-    "too many start lrs": ({"start_lr": [0.1, 0.2]}, ValueError, "one lr for each parameter group; got 2 for 1"),
+    "step_mode": ({"step_mode": "cosine"}, ValueError, "expected one of"),
+    "smooth_f of one": ({"smooth_f": 1}, ValueError, "smooth_f is outside"),
+    "negative smooth_f": ({"smooth_f": -0.1}, ValueError, "smooth_f is outside"),
+    "one step": ({"num_iter": 1}, ValueError, "`num_iter` must be larger than 1"),
+    "list": ({"train_loader": [(1, 2)]}, ValueError, "`train_loader` has unsupported type"),
+    "list to validate": ({"val_loader": [(1, 2)]}, ValueError, "`val_loader` has unsupported type"),
+    "too many start lrs": (
+        {"start_lr": [0.1, 0.2]},
+        ValueError,
+        "number of parameter groups in the given optimizer; `start_lr` has 2 for 1",
+    ),
     "dict batches": (
         {"train_loader": lambda: DataLoader([{"x": torch.ones(1)}])},
         ValueError,
-        "A batch must be a list or tuple that begins with inputs and labels; got dict",
+        "Your batch type is not supported: <class 'dict'>",
     ),
     "single batches": (
         {"train_loader": lambda: DataLoader(TensorDataset(IMAGES.float()))},
         ValueError,
         "got a list of 1",
     ),
-    "no mode": ({"step_mode": ""}, ValueError, "`step_mode` must be"),
+    "no mode": ({"step_mode": ""}, ValueError, "expected one of"),
 }
 OWN_BAD_TESTS = {  # where torch-lr-finder fails by accident, or not at all
-    "mode that is no name": ({"step_mode": None}, ValueError, "`step_mode` must be"),
+    "mode that is no name": ({"step_mode": None}, ValueError, "expected one of"),
     "no whole steps": ({"num_iter": 2.5}, ValueError, "`num_iter` must be a whole number"),
     "accumulation": ({"accumulation_steps": 0}, ValueError, "`accumulation_steps` must be a whole number"),
     "diverge_th": ({"diverge_th": 0.5}, ValueError, "`diverge_th` must be at least 1"),
-    "NaN smooth_f": ({"smooth_f": float("nan")}, ValueError, "`smooth_f` must be"),
+    "NaN smooth_f": ({"smooth_f": float("nan")}, ValueError, "smooth_f is outside"),
     "negative start": ({"start_lr": -0.1}, ValueError, "must be positive and finite; got -0.1"),
     "negative end": ({"end_lr": -1}, ValueError, "`end_lr` must be positive and finite; got -1"),
     "infinite end": ({"end_lr": float("inf"), "step_mode": "linear"}, ValueError, "`end_lr` must be at least 0"),
@@ -1242,10 +1222,10 @@ def test_training_iterator_that_is_not_to_start_over_ends_the_test():
 
 
 BAD_PLOTS = {
-    "skip_start": ({"skip_start": -1}, ValueError, "`skip_start` must not be negative"),
-    "skip_end": ({"skip_end": -1}, ValueError, "`skip_end` must not be negative"),
-    "show_lr": ({"show_lr": 1}, ValueError, "`show_lr` must be a float; got 1"),
-    "too few": ({"skip_start": 30}, RuntimeError, "A suggestion needs at least 37 points"),
+    "skip_start": ({"skip_start": -1}, ValueError, "skip_start cannot be negative"),
+    "skip_end": ({"skip_end": -1}, ValueError, "skip_end cannot be negative"),
+    "show_lr": ({"show_lr": 1}, ValueError, "show_lr must be float; got 1"),
+    "too few": ({"skip_start": 30}, RuntimeError, "Need at least 37 iterations"),
 }
 
 
@@ -1269,7 +1249,7 @@ def test_plot_before_a_test_is_refused():
 
 def test_refused_test_keeps_the_history_of_the_one_before(tested):
     before = copy.deepcopy(tested.history)
-    with pytest.raises(ValueError, match="`step_mode` must be"):
+    with pytest.raises(ValueError, match="expected one of"):
         tested.range_test(make_loader(), step_mode="cosine")
     assert tested.history == before
 

@@ -105,9 +105,6 @@ def change_header(path, remove=(), **changes):
     np.savez_compressed(path, header=json.dumps({k: v for k, v in header.items() if k not in remove}), **arrays)
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", RESULTS)
 @pytest.mark.parametrize("how", ["own class", "any kind"])
 def test_saved_result_comes_back_field_for_field(name, how, tmp_path):
@@ -408,9 +405,6 @@ def test_file_that_lacks_an_array_is_refused(name, tmp_path):
         vs.load(path)
 
 
-# --- records ----------------------------------------------------------------------------------------------------------
-
-
 def test_records_are_a_row_for_each_member_metric_and_step():
     runs = make_sweep([[2.0, 3.0], [1.0, 2.5]], lrs=[0.1, 0.2], seeds=[4, 9])
     expected = [
@@ -460,9 +454,6 @@ def test_records_hold_only_what_json_holds():
     assert json.loads(json.dumps(make_sweep([[2.0], [1.0]]).records()))[1]["value"] == 1.0
 
 
-# --- scores -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("num_steps", "num_last"), [(1, 1), (9, 1), (10, 1), (19, 1), (20, 2), (105, 10)])
 def test_score_of_a_grid_is_the_mean_of_the_last_tenth_of_losses(num_steps, num_last):
     losses = np.arange(num_steps, 0.0, -1)[:, None] ** 2 * [1.0, 3.0]
@@ -507,8 +498,6 @@ def test_repeated_lr_counts_once():
     np.testing.assert_array_equal(found.scores, [1.5, 5.5])
     assert found.suggest().lr == 0.1
 
-
-# --- suggestions ------------------------------------------------------------------------------------------------------
 
 NOISY = np.array([2.3, 2.2, 2.3, 2.1, 1.8, 1.9, 1.2, 0.8, 0.95, 0.7, 1.4, 3.0])
 LRS = np.geomspace(1e-5, 1.0, 12)
@@ -558,9 +547,6 @@ def test_suggestion_is_refused_where_every_lr_diverged():
     found = make_grid([[2.0, 1.0]], diverged_at=[0, 0])
     with pytest.raises(ValueError, match="every learning rate diverged"):
         found.suggest()
-
-
-# --- members ----------------------------------------------------------------------------------------------------------
 
 
 def test_best_member_has_the_lowest_last_losses_and_did_not_diverge():

@@ -17,6 +17,7 @@ Example:
 
 from vecsweep import schedules
 from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
+from vecsweep._version import __version__ as __version__
 from vecsweep.check import CheckReport, check
 from vecsweep.execution import Execution
 from vecsweep.finder import LRFinder
@@ -44,4 +45,3 @@ __all__ = [
     "schedules",
     "sweep",
 ]
-__version__ = "0.1.0"

@@ -33,7 +33,7 @@ class Execution:
         device: where members train; None leaves the model where it is.
         precision: of autocast, "bf16" or "fp16", the latter with a loss scale for each member; None for the model's
             own.
-        engine: "vectorized" trains all members in one pass, "sequential" one after another on stock PyTorch; "auto" is
+        engine: "vectorized" trains all members in one pass, "sequential" one after another on torch.optim; "auto" is
             the first wherever PyTorch can batch the model, unless the run is long enough to time both and the second
             is faster. Both give the same result.
         compile: whether the batched step is compiled, which takes seconds at first; "auto" tries that where the run is

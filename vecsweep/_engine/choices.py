@@ -1,28 +1,23 @@
 """Which way members are stepped - engine, chunk size, level - found by timing a few steps of those that may be best.
 
-Here is the search, and what it remembers; how a way is timed is in `trials.py`. That takes a few per cent of the run:
-a way is only timed where the run is long enough to pay for it. The same task is given the same way again, also by
-another process, because its result is then the same to the last bit.
+Here is the search; how a way is timed is in `trials.py`, what was chosen is kept by `remembered.py`. Timing takes a few
+per cent of the run: a way is only timed where the run is long enough to pay for it.
 """
 
-import json
-import os
-import tempfile
 from collections.abc import Callable, Collection
-from contextlib import suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 _SHORT_RUN = 1000  # steps of all members together: fewer are not worth a question
-_SHORT_RUN_S = 5.0  # on stock PyTorch; a run that is shorter is batched, traced and not timed further
+_SHORT_RUN_S = 5.0  # one member after another; a run that is shorter is batched, traced and not timed further
 _SHARE = 0.04  # of a run, that timing chunk sizes may take
 _GAIN = 0.03  # by which another way must be faster to be taken
 _COMPILE_S = 4.0  # least time to compile, with Inductor's cache on disk; bench/README.md has some
 _COMPILE_PER_TRACE = 25
 _COMPILE_SHARE = 0.12  # of a run, that compiling may take
 _COMPILE_GAIN = 0.6  # what compiling may leave of a step, at best
-_MAX_REMEMBERED = 300
+
+Engine = Literal["vectorized", "sequential"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +30,7 @@ class Way:
         is_compiled: whether the traced step is compiled.
     """
 
-    engine: str
+    engine: Engine
     chunk_size: int
     is_compiled: bool
 
@@ -64,10 +59,19 @@ class Timing(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The way that was chosen, and why, in words."""
+    """The way that was chosen.
+
+    Attributes:
+        way: which.
+        why: in words.
+        step_s: seconds that a step of all members took when it was timed; None where none was.
+        key: under which the choice is remembered; None where it is not.
+    """
 
     way: Way
     why: str
+    step_s: float | None = None
+    key: str | None = None
 
 
 def search(
@@ -145,40 +149,4 @@ def choose(timings: list[Timing], default: Way) -> Choice:
         if timing.step_s < (1 - _GAIN) * best.step_s:
             best = timing
     listed = ", ".join(f"{1e3 * timing.step_s:.3g} ms a step {timing.way}" for timing in timings)
-    return Choice(best.way, f"measured {listed}")
-
-
-def recall(key: str) -> Choice | None:
-    """The choice that was made for this key, if there is one."""
-    with suppress(KeyError, TypeError):
-        known = _load()[key]
-        return Choice(Way(**known["way"]), known["why"])
-    return None
-
-
-def remember(key: str, choice: Choice) -> None:
-    """Keep a choice; a folder that cannot be written to is no reason to fail."""
-    known = _load()
-    known.pop(key, None)
-    known[key] = {"way": asdict(choice.way), "why": choice.why}
-    newest = dict(list(known.items())[-_MAX_REMEMBERED:])
-    path = _path()
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
-            json.dump(newest, file, indent=1)
-        Path(file.name).replace(path)
-
-
-def _load() -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        known = json.loads(_path().read_text())
-        if isinstance(known, dict):
-            return known
-    return {}
-
-
-def _path() -> Path:
-    """VECSWEEP_CACHE names the folder; else it is in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VECSWEEP_CACHE") or Path(base) / "vecsweep") / "choices.json"
+    return Choice(best.way, f"measured {listed}", best.step_s)

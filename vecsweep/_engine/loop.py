@@ -4,6 +4,7 @@ A chunk of members is carried through a window of buffered batches before the ne
 parameters stay in the cache. Between windows the host looks at the losses, once, and takes out what diverged.
 """
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from vecsweep._engine.measure import Evaluator
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.probe import probe
 from vecsweep._engine.record import End, Observer, Record, Start
+from vecsweep._engine.remembered import Pace, forget
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
 from vecsweep._engine.trials import choose_way, divide
@@ -118,6 +120,8 @@ class Loop:
                 has_train_metrics=evaluation.has_train_metrics,
             )
         self._choose_engine(first)
+        # On a GPU the next batches are loaded in the meantime, which may take longer than the steps.
+        self.pace = Pace(is_exact=self.device.type == "cpu")
         if start is not None:
             for seed in seeds:
                 streams.rewind("model", seed, start.ends[seed].model)
@@ -152,7 +156,10 @@ class Loop:
                     if self.mover and isinstance(self.engine, Vectorized):
                         self._fall_back(self.mover)
                         groups = list(map(self._reload, groups))
+                    started, is_whole = time.perf_counter(), bool(self._is_alive().all())
                     groups = self._advance(groups, window, num_done)
+                    if is_whole:
+                        self.pace.note(time.perf_counter() - started, len(window))
                     num_done += len(window)
                     bar.update(len(window) * num_members)
                     if num_done in self.evaluation.steps:
@@ -165,6 +172,7 @@ class Loop:
         if is_complete:
             for group in groups:
                 self._keep_states(group, range(len(group.members)))
+            self._reconsider()
         why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
         why = f"{why}; {self.choice.why}" if self.choice.why else why
         name = f"sequential, {_counted(num_members, 'member')}"
@@ -206,6 +214,12 @@ class Loop:
             self.engine.is_compiling = self.choice.way.is_compiled
             if self.choice.way.engine == "sequential":
                 self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
+
+    def _reconsider(self) -> None:
+        """Forget the choice that was followed, for later runs, if this one contradicts it."""
+        choice, was_followed = self.choice, self.obstacle is None and not self.is_short_of_memory
+        if was_followed and choice.key and choice.step_s and self.pace.contradicts(choice.step_s):
+            forget(choice.key)
 
     def _fall_back(self, reason: str) -> None:
         """Go on with the sequential engine, and say why, once."""

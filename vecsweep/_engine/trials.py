@@ -14,11 +14,14 @@ import torch
 from tqdm import tqdm
 
 from vecsweep._engine.batches import BatchStream, key_of
-from vecsweep._engine.choices import Choice, Timing, Way, choose, recall, remember, search
+from vecsweep._engine.choices import Choice, Timing, Way, choose, search
 from vecsweep._engine.contract import Chunk, Engine, OutOfMemory, Unmappable
+from vecsweep._engine.memory import allocator_setting
+from vecsweep._engine.remembered import recall, remember
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sequential import Sequential
 from vecsweep._engine.vectorized import Vectorized
+from vecsweep._version import __version__
 from vecsweep.execution import Execution
 from vecsweep.plan import Plan
 
@@ -41,14 +44,26 @@ def choose_way(
         return Choice(default, "")
     key = _key(engine, plan, batches[plan.seeds[0]], execution)
     choice = recall(key)
-    if choice is None:
+    if choice is None or not _is_open(choice.way, default, varied, len(plan.members)):
         with Trials(engine, plan, batches, streams) as trials:
             num_members, num_steps = len(plan.members), plan.num_steps
             timings = search(trials.time, default, varied=varied, num_members=num_members, num_steps=num_steps)
         choice = choose(timings, default)
-        if timings:
-            remember(key, choice)
-    return choice
+        if not timings:
+            return choice
+        remember(key, choice)
+    return choice._replace(key=key)
+
+
+def _is_open(way: Way, default: Way, varied: set[str], num_members: int) -> bool:
+    """Whether a way may be taken: what is not varied is as it was asked for."""
+    if way.engine == "sequential":
+        return "engine" in varied
+    return (
+        way.chunk_size <= num_members
+        and ("chunk_size" in varied or way.chunk_size == default.chunk_size)
+        and ("compile" in varied or way.is_compiled == default.is_compiled)
+    )
 
 
 def time_each(
@@ -186,7 +201,9 @@ def _key(engine: Vectorized, plan: Plan, batches: BatchStream, execution: Execut
     learner = engine.pattern
     device = next(iter(learner.parameters.values())).device
     names = (
+        __version__,
         torch.__version__,
+        allocator_setting(),
         torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         os.cpu_count(),
         torch.get_num_threads(),

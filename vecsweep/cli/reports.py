@@ -120,8 +120,8 @@ def format_speeds(speeds: Sequence[Speed], best: Speed) -> str:
 
 
 def _way(speed: Speed) -> str:
-    if speed.engine == "sequential":
-        return "one after another"
+    if speed.engine != "vectorized":
+        return {"sequential": "one after another"}.get(speed.engine, speed.engine)
     return f"batched by {speed.chunk_size}{', compiled' if speed.is_compiled else ''}"
 
 

@@ -1,6 +1,7 @@
 """`vecsweep sweep`: compare learning rates, schedules and seeds."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE,VALUE",
-        help="another hyperparameter of the optimizer, such as weight_decay=0,1e-2; may be given again",
+        help="another hyperparameter of the optimizer, such as weight_decay=0,1e-2; may be given again, for "
+        "more of them or more values",
     )
     length = compared.add_mutually_exclusive_group(required=True)
     length.add_argument("--epochs", type=int, metavar="N", help="passes over the training data")
@@ -101,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     task, folder = load_task(arguments.task), make_folder(arguments.output_dir)
     options = given(arguments, *_OPTIONS, "train_metrics", "tensorboard", *EXECUTION_OPTIONS)
     with saved_if_interrupted(folder / "sweep.npz"):
-        runs = vs.sweep(task, vary=dict(arguments.vary), **options)
+        runs = vs.sweep(task, vary=_merged(arguments.vary), **options)
     say, ranking = sayer(arguments), runs.ranking(arguments.metric, arguments.mode)
     say(format_ranking(ranking))
     say(f"\n{runs.duration_s:.2f} s for {len(runs.train_loss)} steps ({runs.engine}).")
@@ -109,6 +111,14 @@ def run(arguments: argparse.Namespace) -> int:
     tell_files(files, say)
     print_json({"task": arguments.task, **describe_sweep(runs, ranking), **files}, arguments)
     return 0 if any(standing.num_missing == 0 for standing in ranking.standings) else 1
+
+
+def _merged(varied: Sequence[tuple[str, list[float]]]) -> dict[str, list[float]]:
+    """Put the values of a hyperparameter that was named several times together."""
+    merged: dict[str, list[float]] = {}
+    for name, values in varied:
+        merged.setdefault(name, []).extend(values)
+    return merged
 
 
 def _write(runs: Sweep, folder: Path, arguments: argparse.Namespace, metric: str, mode: Any) -> dict[str, str | None]:

@@ -1,19 +1,24 @@
-"""How fast a machine steps a task, one member after another and batched: what `vecsweep bench` measures.
+"""How fast a machine steps a task, by a plain loop and by each engine: what `vecsweep bench` measures.
 
 Not here: the comparison with other tools, which is in the repository's folder bench.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Unpack
 
 import numpy as np
+import torch
 
 from vecsweep._engine.choices import Timing, choose
 from vecsweep._engine.run import time_ways
+from vecsweep.cli.plain_loop import time_step
 from vecsweep.execution import Execution, ExecutionOptions, check_count
 from vecsweep.plan import Plan
 from vecsweep.task import Task
+
+_NUM_BATCHES = 3  # loaded before steps are timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +26,12 @@ class Speed:
     """How fast one way of stepping is.
 
     Attributes:
-        engine: "vectorized" or "sequential".
+        engine: "plain loop", what people write without vecsweep; "vectorized" or "sequential".
         chunk_size: members that are stepped together.
         is_compiled: whether the step is compiled.
         start_s: seconds before the way runs at its speed: to trace, and to compile.
         step_s: seconds for one step of all members.
-        ratio: how many times longer one member after another takes on stock PyTorch; above 1 is faster.
+        ratio: how many times longer the plain loop takes; above 1 is faster.
         from_steps: the length of a run from which on this way is faster than the best one that is not compiled; None
             if it never is. 0 where nothing has to be compiled first.
     """
@@ -50,7 +55,8 @@ def measure_speeds(task: Task, num_members: int, **execution: Unpack[ExecutionOp
             say; with `compile=False` nothing is compiled.
 
     Returns:
-        All ways, and the one to use in a long run.
+        All ways, the plain loop first, and the one to use in a long run. No batch is loaded while steps are timed: an
+        engine loads one for all members, a plain loop one for each.
 
     Raises:
         ValueError: an argument is out of range, or the task cannot be trained.
@@ -58,15 +64,19 @@ def measure_speeds(task: Task, num_members: int, **execution: Unpack[ExecutionOp
     check_count("num_members", num_members)
     plan = Plan.constant(np.geomspace(1e-4, 1e-3, num_members), [0], 64)
     options = Execution.of(execution)
+    with torch.random.fork_rng():
+        task = replace(task, batches=list(islice(task.iterate(0), _NUM_BATCHES)))
     timings = time_ways(task, plan, options, is_compiling=options.compile is not False)
+    plain_s = num_members * time_step(task, device=options.device, precision=options.precision)
     uncompiled = choose([timing for timing in timings if not timing.way.is_compiled], timings[0].way).way
     best = next(timing for timing in timings if timing.way == uncompiled)
-    speeds = [_speed(timing, timings[0], best) for timing in timings]
+    speeds = [_speed(timing, plain_s, best) for timing in timings]
     chosen = choose(timings, timings[0].way).way
-    return speeds, speeds[[timing.way for timing in timings].index(chosen)]
+    plain = Speed("plain loop", 1, False, 0.0, plain_s, 1.0, 0)
+    return [plain, *speeds], speeds[[timing.way for timing in timings].index(chosen)]
 
 
-def _speed(timing: Timing, sequential: Timing, best: Timing) -> Speed:
+def _speed(timing: Timing, plain_s: float, best: Timing) -> Speed:
     from_steps: int | None = 0
     if timing.way.is_compiled:
         gain_s = best.step_s - timing.step_s
@@ -78,6 +88,6 @@ def _speed(timing: Timing, sequential: Timing, best: Timing) -> Speed:
         way.is_compiled,
         timing.start_s,
         timing.step_s,
-        sequential.step_s / timing.step_s,
+        plain_s / timing.step_s,
         from_steps,
     )

@@ -40,14 +40,16 @@ def check_amp(backend: str | None, config: dict[str, Any], grad_scaler: Any) -> 
         return
     if backend == "apex":
         raise ValueError(
-            '`amp_backend` must be "torch" or None; got "apex", which is no longer developed. Pass "torch", '
+            'Unknown amp backend: apex. It is no longer developed; `amp_backend` must be "torch". Pass "torch", '
             "which casts as apex did at its level O1."
         )
     if backend != "torch":
-        raise ValueError(f'`amp_backend` must be "torch" or None; got {backend!r}. Pass "torch" for `torch.amp`.')
+        raise ValueError(
+            f'Unknown amp backend: {backend}. `amp_backend` must be "torch" or None. Pass "torch" for `torch.amp`.'
+        )
     if grad_scaler is None:
         raise ValueError(
-            "`grad_scaler` must be given for mixed precision; got None. Pass `torch.amp.GradScaler()`; for bfloat16, "
+            "`grad_scaler` is required when using `torch.amp`; got None. Pass `torch.amp.GradScaler()`; for bfloat16, "
             "which needs no scaling, `torch.amp.GradScaler(enabled=False)`."
         )
     known = list(inspect.signature(torch.amp.autocast).parameters)
@@ -60,7 +62,7 @@ def check_loader(name: str, loader: Any, kind: type) -> None:
     """Raise ValueError unless this is a DataLoader or a `kind`."""
     if not isinstance(loader, DataLoader | kind):
         raise ValueError(  # noqa: TRY004 - as torch-lr-finder does
-            f"`{name}` must be a DataLoader or a {kind.__name__}; got {type(loader).__name__}. Wrap it: "
+            f"`{name}` has unsupported type: {type(loader)}. It must be a DataLoader or a {kind.__name__}. Wrap it: "
             f"{kind.__name__}(loader)."
         )
 
@@ -68,7 +70,7 @@ def check_loader(name: str, loader: Any, kind: type) -> None:
 def check_smoothing(smooth_f: float, diverge_th: float) -> None:
     """Raise ValueError unless these are a weight and a multiple."""
     if not 0 <= smooth_f < 1:
-        raise ValueError(f"`smooth_f` must be in [0, 1); got {smooth_f}. Pass 0 for no smoothing.")
+        raise ValueError(f"smooth_f is outside the range [0, 1[; got {smooth_f}. Pass 0 for no smoothing.")
     if math.isnan(diverge_th) or diverge_th < 1:
         raise ValueError(
             f"`diverge_th` must be at least 1, for the first loss is the best so far; got {diverge_th}. Pass 5, or "

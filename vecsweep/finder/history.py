@@ -87,7 +87,7 @@ class History:
         """
         self._check_points(skip_start, skip_end, is_suggesting=suggest_lr)
         if show_lr is not None and not isinstance(show_lr, float):
-            raise ValueError(f"`show_lr` must be a float; got {show_lr!r}. Pass float({show_lr!r}).")
+            raise ValueError(f"show_lr must be float; got {show_lr!r}. Pass float({show_lr!r}).")
         lrs, losses = (_trim(self.history[name], skip_start, skip_end) for name in ("lr", "loss"))
         at = self._steepest(losses) if suggest_lr else None
         from vecsweep.finder.drawing import draw, new_axes, show
@@ -108,16 +108,17 @@ class History:
     def _check_points(self, skip_start: int, skip_end: int, *, is_suggesting: bool) -> None:
         for name, value in (("skip_start", skip_start), ("skip_end", skip_end)):
             if value < 0:
-                raise ValueError(f"`{name}` must not be negative; got {value}. Pass 0 to leave out nothing.")
+                raise ValueError(f"{name} cannot be negative; got {value}. Pass 0 to leave out nothing.")
         num_points = len(self.history["lr"])
-        if num_points == 0:
-            raise RuntimeError("There is no history yet. Call `range_test` first.")
         least = skip_start + skip_end + 2
+        if num_points == 0:
+            opening = f"Need at least {least} iterations to suggest a learning rate. Got 0. " if is_suggesting else ""
+            raise RuntimeError(f"{opening}There is no history yet. Call `range_test` first.")
         if is_suggesting and num_points < least:
             because = f", because {self.stop_reason}" if self.stop_reason else ""
             raise RuntimeError(
-                f"A suggestion needs at least {least} points, two of them besides `skip_start` and `skip_end`; the "
-                f"range test has {num_points}{because}. Lower `skip_start` and `skip_end`, or pass more `num_iter`."
+                f"Need at least {least} iterations to suggest a learning rate. Got {num_points}{because}; two are "
+                "needed besides `skip_start` and `skip_end`. Lower these, or pass more `num_iter`."
             )
 
     def _steepest(self, losses: list[float]) -> int:

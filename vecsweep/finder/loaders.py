@@ -17,8 +17,9 @@ def pair_of(batch: Batch) -> Pair:
         kind = type(batch).__name__
         got = f"a {kind} of {len(batch)}" if isinstance(batch, list | tuple) else kind
         raise ValueError(
-            f"A batch must be a list or tuple that begins with inputs and labels; got {got}. Subclass "
-            "`TrainDataLoaderIter` or `ValDataLoaderIter`, and override `inputs_labels_from_batch`."
+            f"Your batch type is not supported: {type(batch)}. A batch must be a list or tuple that begins with inputs "
+            f"and labels; got {got}. Subclass `TrainDataLoaderIter` or `ValDataLoaderIter`, and override "
+            "`inputs_labels_from_batch`."
         )
     inputs, labels, *_ = batch
     return inputs, labels

@@ -127,8 +127,6 @@ class LRFinder(History, Steps):
         self.state_cacher = StateCacher(memory_cache, cache_dir)
         self._before = self._take_snapshot()
 
-    # --- the test -----------------------------------------------------------------------------------------------------
-
     def range_test(
         self,
         train_loader: DataLoader[Any] | TrainDataLoaderIter,
@@ -240,8 +238,6 @@ class LRFinder(History, Steps):
             self._surroundings.restore()
             self._surroundings = None
 
-    # --- parts of a test ----------------------------------------------------------------------------------------------
-
     def _take_snapshot(self) -> Snapshot:
         modules = [*self.model.modules(), *(self.criterion.modules() if isinstance(self.criterion, nn.Module) else ())]
         return Snapshot(dict.fromkeys(modules), self.optimizer, self.grad_scaler, self.state_cacher)
@@ -272,8 +268,9 @@ class LRFinder(History, Steps):
         if isinstance(start_lr, list | tuple) and start_lr:
             if len(start_lr) != len(groups):
                 raise ValueError(
-                    f"`start_lr` must have one lr for each parameter group; got {len(start_lr)} for {len(groups)}. "
-                    "Pass one number for all of them, or as many as there are."
+                    "Length of `new_lrs` is not equal to the number of parameter groups in the given optimizer; "
+                    f"`start_lr` has {len(start_lr)} for {len(groups)}. Pass one number for all of them, or as many as "
+                    "there are."
                 )
             return [float(lr) for lr in start_lr]
         if start_lr:
@@ -286,11 +283,9 @@ class LRFinder(History, Steps):
         if self._surroundings is not None:
             raise RuntimeError("The latest test ran with `restore=False` and left its traces. Call `reset` first.")
         raise RuntimeError(
-            "`optimizer` must not have a scheduler, which would set other learning rates; it has an `initial_lr`. Make "
-            "the scheduler after the range test."
+            "Optimizer already has a scheduler attached to it, which would set other learning rates: it has an "
+            "`initial_lr`. Make the scheduler after the range test."
         )
-
-    # --- several seeds ------------------------------------------------------------------------------------------------
 
     def _test_seeds(self, request: SeedRequest, smooth_f: float, diverge_th: float) -> None:
         """Train copies, and note their mean."""

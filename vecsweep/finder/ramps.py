@@ -24,7 +24,7 @@ FORMULAS: dict[str, Formula] = {"exp": _exponential, "linear": _linear}
 def find_mode(step_mode: Any) -> str:
     """Return the name of a formula, in whatever case it is written."""
     if not isinstance(step_mode, str) or step_mode.lower() not in FORMULAS:
-        raise ValueError(f'`step_mode` must be "exp" or "linear"; got {step_mode!r}. Pass one of them.')
+        raise ValueError(f"expected one of (exp, linear), got {step_mode}. Pass one of them as `step_mode`.")
     return step_mode.lower()
 
 
@@ -65,7 +65,7 @@ def draw_ramps(
 
 def _check_num_iter(num_iter: int) -> None:
     if num_iter <= 1:
-        raise ValueError(f"`num_iter` must be at least 2, for both ends of the range; got {num_iter}. Pass 100, say.")
+        raise ValueError(f"`num_iter` must be larger than 1, for both ends; got {num_iter}. Pass 100, say.")
 
 
 class _RampLR(LRScheduler):

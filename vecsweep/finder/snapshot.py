@@ -45,8 +45,8 @@ class StateCacher:
         self.cache_dir = tempfile.gettempdir() if cache_dir is None else cache_dir
         if not Path(self.cache_dir).is_dir():
             raise ValueError(
-                f"`cache_dir` must be a folder that is there; got {str(cache_dir)!r}. Make it first, or leave it out "
-                "for the system's temporary folder."
+                f"Given `cache_dir` is not a valid directory. There is no folder {str(cache_dir)!r}; make it first, or "
+                "leave it out for the system's temporary folder."
             )
         self._kept: dict[str, Any] = {}
 
@@ -75,7 +75,7 @@ class StateCacher:
             KeyError: there is nothing.
         """
         if key not in self._kept:
-            raise KeyError(f"Nothing is kept as {key!r}. There is {sorted(self._kept)}.")
+            raise KeyError(f"Target {key} was not cached. There is {sorted(self._kept)}.")
         if self.in_memory:
             return copy.deepcopy(self._kept[key])
         file = self._kept[key]

@@ -6,7 +6,10 @@ Reference:
 
 from collections import namedtuple
 from collections.abc import Sequence
+from keyword import iskeyword
 from typing import Any, Unpack
+
+import numpy as np
 
 from vecsweep._types import Seeds
 from vecsweep.execution import ExecutionOptions
@@ -17,6 +20,10 @@ from vecsweep.task import Task
 
 _SMOOTHING = 0.98  # of fastai's recorder
 _DIVERGENCE_FACTOR = 4.0
+_USUAL_CURVE = (  # a loss that falls, and rises at the end
+    np.geomspace(1e-7, 10, 100),
+    2.3 - 2 * np.exp(-((np.linspace(-6, 3, 100) - 1) ** 2)) + np.linspace(0, 1, 100) ** 8,
+)
 _ALIASES: dict[str, Rule] = {"steep": steepest}
 
 
@@ -43,13 +50,13 @@ def lr_find(
         end_lr: the last.
         num_it: steps from one to the other.
         stop_div: whether a ramp ends where its loss explodes.
-        suggest_funcs: rules, by their names in `vecsweep.suggest.RULES` ("steep" being "steepest"), or functions from
-            lrs and losses to an lr, such as `vecsweep.suggest.valley`.
+        suggest_funcs: a rule, or several, by their names in `vecsweep.suggest.RULES` ("steep" being "steepest"), or
+            functions from lrs and losses to an lr, such as `vecsweep.suggest.valley`.
         seeds: how many seeds, or the seeds themselves.
         **execution: as in `vecsweep.range_test`.
 
     Returns:
-        A named tuple with a field for each rule.
+        A named tuple with a field for each rule; a function without a name of its own is `rule_0`, by its position.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -65,9 +72,10 @@ def lr_find(
     """
     single = isinstance(suggest_funcs, str) or callable(suggest_funcs)
     asked: Sequence[str | Rule] = [suggest_funcs] if single else list(suggest_funcs)  # type: ignore[list-item, arg-type]
-    rules = {_name_of(function): _rule_of(function) for function in asked}
-    for rule in rules.values():
-        suggest([1.0], [1.0], rule)  # a mistake in a rule is told before the work
+    rules = [_rule_of(function) for function in asked]
+    suggested = namedtuple("SuggestedLRs", _fields(asked))  # type: ignore[misc]  # its fields are those asked for
+    for rule in rules:
+        suggest(*_USUAL_CURVE, rule)  # a mistake in a rule is told before the work
     if stop_div:
         execution.setdefault("divergence_factor", _DIVERGENCE_FACTOR)
     else:
@@ -75,8 +83,17 @@ def lr_find(
     found: RangeTest = range_test(
         task, start_lr=start_lr, end_lr=end_lr, num_steps=num_it, seeds=seeds, method="ramp", **execution
     )
-    suggested = namedtuple("SuggestedLRs", list(rules))  # type: ignore[misc]  # its fields are those asked for
-    return suggested(*(found.suggest(rule, smoothing=_SMOOTHING).lr for rule in rules.values()))
+    return suggested(*(found.suggest(rule, smoothing=_SMOOTHING).lr for rule in rules))
+
+
+def _fields(functions: Sequence[str | Rule]) -> list[str]:
+    """Name the fields of the answer; what is no name, or one that is taken, goes by its position."""
+    fields = list[str]()
+    for i, function in enumerate(functions):
+        name = _name_of(function)
+        is_fit = name.isidentifier() and not iskeyword(name) and not name.startswith("_") and name not in fields
+        fields.append(name if is_fit else f"rule_{i}")
+    return fields
 
 
 def _name_of(function: str | Rule) -> str:

@@ -4,8 +4,10 @@ import csv
 import errno
 import io
 import json
+import math
 import os
 import uuid
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ from numpy.typing import NDArray
 from vecsweep._errors import ResultFileError
 
 _FORMAT_VERSION = 2
+_SMALL_BYTES = 2**28  # what any file may hold once it is inflated
+_MAX_RATIO = 100  # to which a larger one may be; losses are hardly compressed at all
+_MAX_ARRAYS = 1000
 _KINDS = ["Sweep", "RangeTest"]  # of results
 
 Arrays = dict[str, NDArray[Any]]
@@ -52,10 +57,11 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
     if not path.suffix and not path.exists():
         path = path.with_suffix(".npz")
     foreign = ResultFileError(f"{path} is not a result of vecsweep, or it is damaged. Pass a file that `save` wrote.")
+    if path.exists() and not path.is_file():
+        raise ResultFileError(f"{path} is no ordinary file. Pass a file that `save` wrote.")
     content = path.read_bytes()
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+        arrays = _read_arrays(content)
         header = json.loads(str(arrays.pop("header")))
     except Exception as error:  # zlib, zipfile and NumPy raise many kinds, and document few
         raise foreign from error
@@ -69,6 +75,30 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
     if header.get("kind") not in _KINDS:
         raise foreign
     return header, arrays
+
+
+def _read_arrays(content: bytes) -> Arrays:
+    """Read the arrays of a .npz file, of numbers or text; what it claims to hold is believed within bounds only."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        parts = archive.infolist()
+        most = max(_SMALL_BYTES, _MAX_RATIO * len(content))
+        if sum(part.file_size for part in parts) > most or len(parts) > _MAX_ARRAYS:
+            raise ValueError("it claims to hold more than a result of its size can")
+        # zipfile inflates no part beyond the size it claims.
+        return {part.filename.removesuffix(".npy"): _read_array(archive.read(part)) for part in parts}
+
+
+def _read_array(content: bytes) -> NDArray[Any]:
+    """Read one array, after a look at whether all of it is there."""
+    stream = io.BytesIO(content)
+    version = np.lib.format.read_magic(stream)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    shape, _, dtype = read_header(stream)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - stream.tell():
+        raise ValueError("an array is not as long as its shape")
+    stream.seek(0)
+    array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
 
 
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:

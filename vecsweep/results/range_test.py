@@ -34,13 +34,13 @@ class RangeTest(Sweep):
 
     @property
     def scores_by_seed(self) -> FloatArray:
-        """What `scores` is the mean of, `[lr, seed]`."""
+        """What `scores` is the mean of, `[lr, seed]`; NaN where a selection has no such member."""
         if self.method == "ramp":
             return self.train_loss
         of_members = self.final("train_loss")
         found = {(member.lr, member.seed): score for member, score in zip(self.members, of_members, strict=True)}
         seeds = dict.fromkeys(member.seed for member in self.members)
-        return np.array([[found[lr, seed] for seed in seeds] for lr in self.lrs.tolist()])
+        return np.array([[found.get((lr, seed), np.nan) for seed in seeds] for lr in self.lrs.tolist()])
 
     @property
     def scores(self) -> FloatArray:
@@ -51,7 +51,11 @@ class RangeTest(Sweep):
         Of a grid it is the mean of each member's last tenth of losses, which are comparable because the batches are
         common. Of a ramp it is the loss at the step that tried that learning rate.
         """
-        return self.scores_by_seed.mean(axis=1)
+        if self.method == "ramp":
+            return self.scores_by_seed.mean(axis=1)
+        own = self.final("train_loss")
+        of_lrs = [[i for i, member in enumerate(self.members) if member.lr == lr] for lr in self.lrs.tolist()]
+        return np.array([own[members].mean() for members in of_lrs])
 
     def suggest(self, rule: str | Rule | None = None, *, smoothing: float | None = None) -> Suggestion:
         """Read a learning rate off the curve of scores; of a ramp without its ends, as `vecsweep.suggest.trim` has it.

@@ -14,6 +14,7 @@ from torch import nn
 
 from vecsweep._errors import ResultFileError
 from vecsweep._types import FloatArray, Lrs, Mode, PlotKind, Schedules
+from vecsweep.results._checks import check_content
 from vecsweep.results._files import read_result, replace_file, write_csv, write_result
 from vecsweep.results.curves import Curves
 from vecsweep.results.member import MemberRecord
@@ -247,6 +248,7 @@ class Sweep(Curves):
         if header["kind"] != cls.__name__:
             raise ResultFileError(f"{path} holds a {header['kind']}, not a {cls.__name__}. Load it with that class.")
         try:
+            check_content(header, arrays)
             own = {name: header[name] for name in cls._header_names()}
             own["phases"] = tuple(own["phases"])
             return cls(

