@@ -135,18 +135,25 @@ class Evaluator:
         """Average over batches, by how many samples each holds for a member's seed."""
         totals: list[Tensor | float] = [0.0] * len(chunks)
         num_samples = dict.fromkeys(self._seeds, 0)
+        places = {seed: place for place, seed in enumerate(self._seeds)}
+        indices = [torch.tensor(list(map(places.__getitem__, own)), device=self._device) for own in seeds]
         for of_seeds in batches:
             own_batches = {seed: batch for seed, (batch, _) in of_seeds.items()}
-            for k, (chunk, own) in enumerate(zip(chunks, seeds, strict=True)):
-                weights = torch.tensor([of_seeds[seed][1] for seed in own], dtype=torch.float64, device=self._device)
+            sizes = self._by_seed({seed: size for seed, (_, size) in of_seeds.items()})
+            for k, (chunk, index) in enumerate(zip(chunks, indices, strict=True)):
+                weights = sizes[index]
                 # A seed whose batches have run out has a weight of 0 there, which NaN must not survive.
                 totals[k] = totals[k] + torch.where(weights > 0, weights * chunk.measure(own_batches), 0.0)
             for seed, (_, size) in of_seeds.items():
                 num_samples[seed] += size
         if not all(num_samples.values()):
             raise ValueError("The batches to evaluate on ran out; they yielded nothing when they were read again.")
-        counts = [torch.tensor([float(num_samples[seed]) for seed in own], device=self._device) for own in seeds]
-        return [torch.as_tensor(total) / count for total, count in zip(totals, counts, strict=True)]
+        counts = self._by_seed(num_samples)
+        return [torch.as_tensor(total) / counts[index] for total, index in zip(totals, indices, strict=True)]
+
+    def _by_seed(self, sizes: Mapping[int, int]) -> Tensor:
+        """Put a number of samples for each seed on the device: `[seed]`, in their order."""
+        return torch.tensor([sizes[seed] for seed in self._seeds], dtype=torch.float64, device=self._device)
 
     def _validation(self) -> Iterator[dict[int, tuple[Batch, int]]]:
         """The validation batches, which all seeds have in common."""
