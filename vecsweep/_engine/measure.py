@@ -142,23 +142,23 @@ class Evaluator:
     ) -> list[Tensor]:
         """Average over batches, by the weight of each for a member's seed."""
         totals: list[Tensor | float] = [0.0] * len(chunks)
-        whole = {seed: torch.zeros((), dtype=torch.float64, device=self._device) for seed in self._seeds}
+        places = {seed: place for place, seed in enumerate(self._seeds)}
+        indices = [torch.tensor(list(map(places.__getitem__, own)), device=self._device) for own in seeds]
+        whole = torch.zeros(len(self._seeds), dtype=torch.float64, device=self._device)
         for of_seeds in batches:
             own_batches = {seed: weighed.batch for seed, weighed in of_seeds.items()}
-            for k, (chunk, own) in enumerate(zip(chunks, seeds, strict=True)):
-                weights = torch.stack([of_seeds[seed].weight for seed in own])
+            weights = torch.stack([of_seeds[seed].weight for seed in self._seeds])
+            whole = whole + weights
+            for k, (chunk, index) in enumerate(zip(chunks, indices, strict=True)):
+                own = weights[index]
                 # A seed whose batches have run out has a weight of 0 there, which NaN must not survive.
-                totals[k] = totals[k] + torch.where(weights > 0, weights * chunk.measure(own_batches), 0.0)
-            whole = {seed: total + of_seeds[seed].weight for seed, total in whole.items()}
-        if not all(bool(total > 0) for total in whole.values()):
+                totals[k] = totals[k] + torch.where(own > 0, own * chunk.measure(own_batches), 0.0)
+        if not bool((whole > 0).all()):
             raise ValueError(
                 "The batches to evaluate on must hold something; they yielded nothing when they were read again, or "
                 "have no weight: look at what `batch_weight` returns, and for targets that the loss ignores."
             )
-        return [
-            torch.as_tensor(total) / torch.stack([whole[seed] for seed in own])
-            for total, own in zip(totals, seeds, strict=True)
-        ]
+        return [torch.as_tensor(total) / whole[index] for total, index in zip(totals, indices, strict=True)]
 
     def _weigh(self, batch: Batch, source: Batches, seed: int) -> _Weighed:
         """Take a batch to the members, and say how much it counts."""
