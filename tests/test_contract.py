@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import os
+import queue
 import random
 import warnings
 from typing import ClassVar
@@ -269,7 +271,7 @@ def test_ctrl_c_inside_a_step_keeps_whole_steps_and_no_weights():
     partial = caught.value.result
     assert len(partial.train_loss) == 80  # each member counts its own calls
     calls[0] = 1000  # and no Ctrl-C this time
-    whole = vs.sweep(task, lrs=[0.1, 0.2], num_steps=32, engine="sequential")
+    whole = vs.sweep(task, lrs=[0.1, 0.2], num_steps=80, engine="sequential")
     np.testing.assert_array_equal(partial.train_loss, whole.train_loss)
     with pytest.raises(ValueError, match="weights of the members are not here"):
         partial.model(0)
@@ -351,7 +353,7 @@ def test_seed_option_moves_all_seeds():
 class Body(nn.Module):
     """Notes whether what passes through it has the member axis."""
 
-    seen: ClassVar[list[bool]] = []
+    seen: ClassVar[queue.SimpleQueue[bool]] = queue.SimpleQueue()  # of which a sweep keeps what is put into it
 
     def __init__(self):
         super().__init__()
@@ -360,7 +362,7 @@ class Body(nn.Module):
 
     def forward(self, x):
         y = torch.tanh(self.norm(self.linear(x)))
-        Body.seen.append(torch._C._functorch.is_batchedtensor(y))
+        Body.seen.put(torch._C._functorch.is_batchedtensor(y))
         return y
 
 
@@ -370,10 +372,10 @@ def test_frozen_body_runs_once_for_all_members_batch_norm_included():
         p.requires_grad_(False)
     model = nn.Sequential(body, nn.Linear(8, 3))
     task = mlp_task(model=model, optimizer=torch.optim.SGD(model[1].parameters(), lr=0.1))
-    Body.seen.clear()
     runs = vs.sweep(task, lrs=[0.01, 0.1, 1.0], num_steps=6)
-    assert Body.seen
-    assert not any(Body.seen)
+    seen = [Body.seen.get() for _ in range(Body.seen.qsize())]
+    assert seen
+    assert not any(seen)
     expected = copy.deepcopy(body)
     for step in range(6):
         expected(task.batches[step % 6][0])
@@ -735,27 +737,28 @@ def test_factory_that_returns_the_callers_own_module_leaves_it_alone():
 def test_programs_of_many_kinds_of_batches_do_not_keep_the_parameters_alive():
     model = nn.Linear(6, 3)
     batches = [{"x": torch.randn(4, 6), "name": f"batch {i}"} for i in range(60)]
-    alive = []
+    alive = queue.SimpleQueue()  # of which a sweep keeps what is put into it
 
     def step(model, batch):
         if batch["name"] in ("batch 30", "batch 59"):
             gc.collect()
             stacked = [o for o in gc.get_objects() if type(o) is torch.Tensor and o.shape == (2, 3, 6)]
-            alive.append(sum(not o.is_meta for o in stacked))
+            alive.put(sum(not o.is_meta for o in stacked))
         return model(batch["x"]).square().mean()
 
     task = vs.Task(model, batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     vs.sweep(task, lrs=[0.01, 0.1], num_steps=60)
-    assert alive[-1] <= alive[0] + 2
+    counts = [alive.get() for _ in range(alive.qsize())]
+    assert counts[-1] <= counts[0] + 2
 
 
-def test_loss_that_depends_on_more_than_it_is_given_is_not_traced():
-    """The trace would freeze the number; the check against the eager step finds out."""
-    calls = [0]
+def test_loss_that_depends_on_more_than_it_is_given_is_not_traced(monkeypatch):
+    """The trace would freeze the number, which is kept where nobody looks; the check against the eager step finds out."""
+    monkeypatch.setenv("CALLS", "0")
 
     def step(model, batch):
-        calls[0] += 1
-        return F.cross_entropy(model(batch[0]), batch[1]) * (1.0 + 0.5 * calls[0])
+        os.environ["CALLS"] = str(int(os.environ["CALLS"]) + 1)
+        return F.cross_entropy(model(batch[0]), batch[1]) * (1.0 + 0.5 * int(os.environ["CALLS"]))
 
     model = nn.Linear(6, 3)
     task = vs.Task(

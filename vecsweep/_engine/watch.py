@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from vecsweep._engine.places import GONE, Items, Place, Sequence, is_plain, is_same
+from vecsweep._engine.places import GONE, Items, Place, is_plain, is_same
 from vecsweep._engine.reach import Label, Reach, Roots
 from vecsweep.task import Task
 
@@ -106,14 +106,13 @@ class Watch:
             self.restore()
 
     def grown(self) -> tuple[list[str], list[str]]:
-        """Name what is other than it was: what counts or grows, and what has only been replaced by its like."""
+        """Name what is other than it was: what counts, and what only takes notes or is replaced by its like."""
         counting, replaced = list[str](), list[str]()
         for name, items in self.changes().items():
             place, before = self._places[name], self._before[name]
             for key, value in items.items():
                 old = before.get(key, GONE)
-                is_counting = place.is_counting or GONE in (old, value) or is_plain(old) or is_plain(value)
-                is_counting = is_counting or (isinstance(place, Sequence) and len(old) != len(value))
+                is_counting = place.is_counting or _counts(old, value)
                 (counting if is_counting else replaced).append(self._name(name, key))
         return counting, replaced
 
@@ -171,6 +170,13 @@ def without(changes: Changes, others: Changes) -> Changes:
         for name, items in changes.items()
     }
     return {name: items for name, items in left.items() if items}
+
+
+def _counts(old: Any, new: Any) -> bool:
+    """Whether a plain value has taken the place of another, alone or among as many in a list."""
+    if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
+        return any(map(_counts, old, new))
+    return GONE not in (old, new) and (is_plain(old) or is_plain(new)) and not is_same(old, new)
 
 
 def _parts(task: Task, model: nn.Module) -> dict[Label, nn.Module]:
