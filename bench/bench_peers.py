@@ -71,10 +71,11 @@ def bench_first_call(cache: str, batches: Pairs, num_steps: int, record: Record,
     for i in range(-(cache == "warm" and not tiny), 1 if tiny else FRESH_ROUNDS):
         folder = tmp_path / ("warm" if cache == "warm" else f"cold{i}")
         caches = {"TORCHINDUCTOR_CACHE_DIR": str(folder), "VECSWEEP_CACHE": str(folder)}
-        ours_s = first_call("vecsweep", tmp_path, **caches)
+        is_here = tiny and cache == "warm"
+        ours_s = first_call("vecsweep", tmp_path, here=is_here, **caches)
         if i >= 0:
             seconds["vecsweep"].append(ours_s)
-            seconds["torch-lr-finder"].append(first_call("torch-lr-finder", tmp_path))
+            seconds["torch-lr-finder"].append(first_call("torch-lr-finder", tmp_path, here=is_here))
     ours, theirs = (np.load(tmp_path / f"{name}.npy") for name in seconds)
     record(**summary(seconds), deviation=float(np.abs(theirs / ours - 1).max()), target=TARGET)
 

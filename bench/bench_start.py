@@ -42,11 +42,11 @@ def bench_first_steps(workload: str, record: Record, tiny: bool) -> None:
 def bench_compiling(workload: str, record: Record, tmp_path: Path, tiny: bool) -> None:
     """Compile the traced step, without and with what an earlier process left on disk."""
     cold, warm = [], []
-    for i in range(1 if tiny else COMPILING_PROCESSES):
-        folder = str(tmp_path / str(i))
-        for times in (cold, warm):
-            found = apart.run("compiling", workload, tiny, here=tiny, TORCHINDUCTOR_CACHE_DIR=folder)
-            times.append(found["compile_s"])
+    for i in range(COMPILING_PROCESSES if not tiny else 1):
+        how = {"here": tiny, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / str(i))}
+        cold.append(apart.run("compiling", workload, tiny, **how)["compile_s"])
+        # Where nothing is compiled, there is nothing on disk.
+        warm.append(cold[-1] if tiny else apart.run("compiling", workload, tiny, **how)["compile_s"])
     record(compile_s=statistics.median(cold), compile_from_disk_s=statistics.median(warm))
 
 

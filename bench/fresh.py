@@ -15,17 +15,20 @@ import torch
 from peers import FINDERS
 
 
-def first_call(finder: str, folder: Path, **environment: str) -> float:
+def first_call(finder: str, folder: Path, *, here: bool = False, **environment: str) -> float:
     """Run a finder over the `batches.pt` and `lrs.npy` of a folder in a new process; keep its losses there.
 
     Args:
         finder: one of FINDERS.
         folder: where the data lie.
+        here: whether to do without a new process, which is quicker where only its working is looked at.
         **environment: variables of the new process.
 
     Returns:
         The seconds that it took.
     """
+    if here:
+        return _call(finder, folder)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, finder, str(folder), str(torch.get_num_threads())],
         stdout=subprocess.PIPE,
@@ -37,15 +40,19 @@ def first_call(finder: str, folder: Path, **environment: str) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def _main(finder: str, folder: Path, num_threads: int) -> None:
-    torch.set_num_threads(num_threads)
+def _call(finder: str, folder: Path) -> float:
     batches, lrs = torch.load(folder / "batches.pt"), np.load(folder / "lrs.npy")
     num_steps = int(np.load(folder / "num_steps.npy"))
     started = time.perf_counter()
     losses = FINDERS[finder](batches)(lrs, num_steps)
     seconds = time.perf_counter() - started
     np.save(folder / f"{finder}.npy", losses)
-    print(seconds)
+    return seconds
+
+
+def _main(finder: str, folder: Path, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
+    print(_call(finder, folder))
 
 
 if __name__ == "__main__":
