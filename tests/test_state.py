@@ -1,6 +1,7 @@
 """What a pass keeps for the next, in a model and outside it: every member trains as if it were alone."""
 
 import copy
+import os
 import warnings
 
 import numpy as np
@@ -22,6 +23,10 @@ BATCHES = [
     for _ in range(3)
 ]
 COUNT = 0
+
+
+def loss_of_pair(outputs, targets):
+    return F.mse_loss(outputs, targets)
 
 
 def loss_of(model, batch, factor=1.0):
@@ -295,3 +300,104 @@ def test_a_module_under_two_names_stays_one(engine):
         assert own.state_dict().keys() == trained.state_dict().keys()
         for key, value in trained.state_dict().items():
             torch.testing.assert_close(own.state_dict()[key], value, rtol=1e-9, atol=1e-12)
+
+
+def test_late_check_of_a_trace_says_since_when_the_result_is_in_doubt(monkeypatch, tmp_path):
+    """The trace freezes a number that is kept where nobody looks, and is another from the second window of steps on."""
+    monkeypatch.setenv("FACTOR", "1")
+
+    def batches():
+        for k in range(40):
+            yield BATCHES[k % 3]
+            if k == 20:
+                os.environ["FACTOR"] = "2"
+
+    def step(model, batch):
+        return loss_of(model, batch, float(os.environ["FACTOR"]))
+
+    task = vs.Task(linear(), batches, training_step=step, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    with pytest.warns(vs.FallbackWarning, match=r"since step 3 is in doubt, and so is the result from there on"):
+        runs = vs.sweep(task, lrs=LRS, num_steps=40, engine="vectorized", compile=False)
+    assert runs.in_doubt_from == 3  # the checks come at steps 2 and 29
+    assert "in doubt from step 3" in repr(runs)
+    assert vs.load(runs.save(tmp_path / "runs.npz")).in_doubt_from == runs.in_doubt_from
+    assert runs.extend(num_steps=2).in_doubt_from == runs.in_doubt_from
+
+
+def test_sweep_whose_checks_agree_is_in_no_doubt():
+    task = vs.Task(linear(), BATCHES, loss_of_pair, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    runs = vs.sweep(task, lrs=LRS, num_steps=40)
+    assert runs.in_doubt_from is None
+    assert "doubt" not in repr(runs)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2, dtype=torch.float64)
+
+    def forward(self, x):
+        y = self.linear(x)
+        return 2 * y if y.mean() > 0 else y
+
+
+def test_fallback_names_the_construct_the_layer_and_its_line():
+    model = nn.Sequential(nn.Tanh(), Branches())
+    task = vs.Task(model, BATCHES, loss_of_pair, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    line = Branches.forward.__code__.co_firstlineno + 2
+    match = rf"data-dependent control flow, .*, in the layer Branches, at {__file__}:{line}"
+    with pytest.warns(vs.FallbackWarning, match=match):
+        vs.sweep(task, lrs=LRS, num_steps=3)
+
+
+def test_fallback_in_a_layer_of_torch_names_that_layer():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 2, dtype=torch.float64)))
+    task = vs.Task(model, BATCHES, loss_of_pair, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    with pytest.warns(vs.FallbackWarning, match="in the layer _SpectralNorm"):
+        vs.sweep(task, lrs=LRS, num_steps=3)
+
+
+def compiled_whole(model):
+    return torch.compile(model, backend="eager")
+
+
+def compiled_part(model):
+    model[0] = torch.compile(model[0], backend="eager")
+    return model
+
+
+def compiled_in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.parametrize("compiled", [compiled_whole, compiled_part, compiled_in_place])
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_compiled_model_trains_as_the_one_that_it_was_compiled_from(compiled, engine):
+    plain = nn.Sequential(nn.Linear(4, 4, dtype=torch.float64), nn.Tanh(), nn.Linear(4, 2, dtype=torch.float64))
+    model = compiled(copy.deepcopy(plain))
+    names = list(model.state_dict())
+    task = vs.Task(model, BATCHES, loss_of_pair, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, engine=engine)
+    assert engine in runs.engine
+    for i, lr in enumerate(LRS):
+        losses, trained = train_plainly(plain, lambda: loss_of, lr)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+        assert list(runs.model(i).state_dict()) == list(trained.state_dict())
+    assert list(model.state_dict()) == names
+
+
+def test_compiled_loss_is_taken_as_it_was():
+    task = vs.Task(
+        linear(), BATCHES, torch.compile(loss_of_pair, backend="eager"), optimizer=lambda p: torch.optim.SGD(p, 0.1)
+    )
+    runs = vs.sweep(task, lrs=LRS, num_steps=4)
+    assert "traced" in runs.engine
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_scripted_model_is_refused_as_what_it_is():
+    model = torch.jit.script(linear())
+    task = vs.Task(model, BATCHES, loss_of_pair, optimizer=lambda p: torch.optim.SGD(list(p), 0.1))
+    with pytest.raises(TypeError, match="`model` must be a module of Python; got RecursiveScriptModule"):
+        vs.sweep(task, lrs=LRS, num_steps=3)

@@ -190,6 +190,7 @@ def wrap(plan: Plan, record: Record, span: Span, evaluation: Evaluation, duratio
         engine=record.engine,
         duration_s=duration_s,
         is_complete=record.is_complete,
+        in_doubt_from=None if record.in_doubt_from is None else record.in_doubt_from + span.begin,
     )
 
 
@@ -250,4 +251,5 @@ def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str
         phases=(*before.phases, *now.phases),
         steps_per_epoch=before.steps_per_epoch if before.steps_per_epoch is not None else now.steps_per_epoch,
         duration_s=before.duration_s + now.duration_s,
+        in_doubt_from=before.in_doubt_from if before.in_doubt_from is not None else now.in_doubt_from,
     )

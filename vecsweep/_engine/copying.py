@@ -10,7 +10,8 @@ from torch.utils import _pytree as pytree
 
 
 def copy_model(model: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn.Module, Optimizer | None]:
-    """Copy a model with the hooks on its parameters, and with it an optimizer over them."""
+    """Copy a model with the hooks on its parameters, and with it an optimizer over them; what is compiled is plain."""
+    model = _compiled_from(model)
     # Tensors computed from parameters (weight_norm keeps one) refuse to be copied; they are computed anew anyway.
     memo: dict[int, Any] = {
         id(leaf): leaf.detach().clone()
@@ -22,7 +23,21 @@ def copy_model(model: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn
     for own, parameter in zip(copied.parameters(), model.parameters(), strict=True):
         for hook in hooks_of(parameter):
             own.register_hook(hook)
+    for module in list(copied.modules()):
+        module._compiled_call_impl = None  # of `model.compile()`
+        for name, part in module.named_children():
+            setattr(module, name, _compiled_from(part))
     return copied, None if optimizer is None else copy_optimizer(optimizer, memo)
+
+
+def uncompiled(function: Any) -> Any:
+    """What a function was before torch.compile, which can neither be mapped nor traced as a part of a step."""
+    return getattr(function, "_torchdynamo_orig_callable", function)
+
+
+def _compiled_from(module: nn.Module) -> nn.Module:
+    """What a module was before torch.compile; asking its class would import the compiler."""
+    return module._modules.get("_orig_mod") or module
 
 
 def copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:

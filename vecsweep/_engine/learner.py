@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vecsweep._engine.copying import copy_model, forget_
+from vecsweep._engine.copying import copy_model, forget_, uncompiled
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.rng import Streams
@@ -128,6 +128,7 @@ class Learner:
             forget_(optimizer)
         if has_modes(optimizer):
             optimizer.train()  # type: ignore[attr-defined]
+        task = replace(task, loss_fn=uncompiled(task.loss_fn), training_step=uncompiled(task.training_step))
         if isinstance(task.loss_fn, nn.Module):  # it may hold class weights, which go where the model goes
             task = replace(task, loss_fn=copy.deepcopy(task.loss_fn).to(device=execution.device, dtype=dtype))
         metrics = {name: _own_metric(metric, execution.device, dtype) for name, metric in task.metrics.items()}
@@ -242,6 +243,11 @@ def _groups(model: nn.Module, optimizer: Optimizer) -> tuple[Group, ...]:
 
 
 def _check_trainable(model: nn.Module) -> None:
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError(
+            f"`model` must be a module of Python; got {type(model).__name__}, with parts that torch.jit has scripted "
+            "or traced, into which no other parameters can be put. Pass the module as it was before."
+        )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(
             "`model` must have parameters to train; got none with requires_grad=True. Unfreeze some of them."

@@ -104,6 +104,7 @@ class Loop:
         self.window_steps = 1 if self.mover else max(1, min(_WINDOW_STEPS, _WINDOW_BYTES // step_bytes))
         self.engine: Vectorized | Sequential
         self.obstacle: str | None = None
+        self.in_doubt_from: int | None = None
         self.is_short_of_memory = False
         self.prefetched: Window | None = None
         self.choice = Choice(Way("sequential", len(plan.members), is_compiled=False), "")
@@ -173,6 +174,7 @@ class Loop:
             for group in groups:
                 self._keep_states(group, range(len(group.members)))
             self._reconsider()
+        self._note_doubt()
         why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
         why = f"{why}; {self.choice.why}" if self.choice.why else why
         name = f"sequential, {_counted(num_members, 'member')}"
@@ -194,6 +196,7 @@ class Loop:
             engine=f"{name}{why}",
             is_batched=isinstance(self.engine, Vectorized),
             is_complete=is_complete,
+            in_doubt_from=self.in_doubt_from,
         )
 
     def _choose_engine(self, first: Batch) -> None:
@@ -228,7 +231,14 @@ class Loop:
             'the same; `engine="sequential"` asks for it without this warning.'
         )
         self.obstacle = reason
+        self._note_doubt()
         self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
+
+    def _note_doubt(self) -> None:
+        """Note from which step on the engine that is now in use may have been wrong."""
+        engine = getattr(self, "engine", None)  # none, if it cannot be had for the first batch
+        if isinstance(engine, Vectorized) and engine.in_doubt_from is not None:
+            self.in_doubt_from = engine.in_doubt_from
 
     def _starts(self, members: Sequence[int]) -> list[MemberState]:
         if self.start is not None:
@@ -298,6 +308,8 @@ class Loop:
     def _advance(self, groups: list[_Group], window: Window, start: int) -> list[_Group]:
         """Carry every chunk through a window; return the chunks that go on."""
         starts = {seed: self.streams.mark("model", seed) for seed in window[0]}
+        if isinstance(self.engine, Vectorized):
+            self.engine.num_done = start
         pending, ran = list(groups), list[_Ran]()
         while pending:
             group = pending.pop(0)

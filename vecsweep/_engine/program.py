@@ -100,6 +100,8 @@ class Program:
         self._is_compilable = is_compilable
         self._num_calls = 0
         self._loss_scale = 0.0  # the largest loss that a check has seen
+        self._unchecked_from: int | None = None  # the first step of the run that the graph took since the last check
+        self.in_doubt_from: int | None = None  # the same, once a check has failed
         self._captures: dict[tuple[int, ...], Captured] = {}  # by where the state lies
         is_on_gpu = state[0].device.type == "cuda"
         self._pool = torch.cuda.graph_pool_handle() if is_on_gpu else None  # None where nothing can be captured
@@ -123,19 +125,20 @@ class Program:
         """Go through the levels again, as if for the first time, so that a run does not depend on those before it."""
         self._num_calls = 0
         self.is_compiling = False
+        self._unchecked_from = self.in_doubt_from = None
         self._captures.clear()
 
-    def __call__(self, state: Sequence[Tensor], inputs: Inputs) -> Outputs:
-        """Take one step; an ensemble's flat tensors are overwritten with what they are after it.
+    def __call__(self, state: Sequence[Tensor], inputs: Inputs, now: int) -> Outputs:
+        """Take one step, the run's step `now`; an ensemble's flat tensors are overwritten with what they are after it.
 
         A step that raises leaves them between two steps.
         """
         tensors = [*state, *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))]
-        loss, alive, is_stepped, *grads = self._run(tensors)
+        loss, alive, is_stepped, *grads = self._run(tensors, now)
         named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, grads, strict=True))
         return Outputs(loss, alive, is_stepped, named)
 
-    def _run(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+    def _run(self, tensors: Sequence[Tensor], now: int) -> list[Tensor]:
         self._num_calls += 1
         if self._is_eager or self._num_calls == 1:
             return self._written(tensors, self._eager(*tensors))
@@ -143,6 +146,8 @@ class Program:
             return self._written(tensors, self._trace(tensors) if self._traced is None else self._eager(*tensors))
         if self._num_calls in _CHECKED_CALLS:
             return self._checked(tensors)
+        # Chunks share a program and take turns, so that a later call may be an earlier step.
+        self._unchecked_from = now if self._unchecked_from is None else min(self._unchecked_from, now)
         if self.is_compiling and self._compiled is None and self._is_compilable:
             return self._compile(tensors)
         if self._pool is not None:
@@ -248,10 +253,15 @@ class Program:
         with torch.no_grad():
             results = self._fast(*tensors)
         if self._is_close(tensors, results, expected):
+            self._unchecked_from = None
             return results
+        self.in_doubt_from = self._unchecked_from
+        doubt = ""
+        if self.in_doubt_from is not None:
+            doubt = f"What it gave since step {self.in_doubt_from} is in doubt, and so is the result from there on. "
         warn_of_fallback(
             "The traced step gives other numbers than the eager one, so the model's loss must depend on more than its "
-            "parameters, its buffers and the batch. The sweep goes on without tracing."
+            f"parameters, its buffers and the batch. {doubt}The sweep goes on without tracing."
         )
         self._is_eager = True
         return self._written(tensors, expected)

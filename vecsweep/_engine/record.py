@@ -78,6 +78,8 @@ class Record:
         engine: how the members were stepped, in words.
         is_batched: whether they were stepped in one pass to the end.
         is_complete: False when Ctrl-C stopped the run; it then has fewer steps than the plan.
+        in_doubt_from: the step from which on numbers may be wrong, because a later check of the traced step failed;
+            None if none did.
     """
 
     loss: FloatArray
@@ -91,6 +93,7 @@ class Record:
     engine: str
     is_batched: bool
     is_complete: bool
+    in_doubt_from: int | None = None
 
     @classmethod
     def empty(cls, num_members: int) -> "Record":
@@ -172,6 +175,7 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
         engine=f"{first.engine}, in each of {len(turns)} turns for the loader's workers",
         is_batched=all(record.is_batched for record in records),
         is_complete=is_complete,
+        in_doubt_from=min((r.in_doubt_from for r in records if r.in_doubt_from is not None), default=None),
     )
 
 

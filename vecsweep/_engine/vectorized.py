@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vecsweep import kernels
@@ -26,6 +26,7 @@ from vecsweep._engine.contract import Curve, OutOfMemory, SeedsDiffer, StepBatch
 from vecsweep._engine.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.measure import measure_at_once, measure_one
+from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
 from vecsweep._engine.probe import Probe, probe
 from vecsweep._engine.program import Inputs, Program
@@ -79,6 +80,7 @@ class Vectorized:
         self.activation_bytes = seen.activation_bytes
         self.is_compiling = execution.compile is True
         self.is_worth_compiling = True  # a step that is not traced yet
+        self.num_done = 0  # steps before the window that is trained
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
 
     def restart(self) -> None:
@@ -90,6 +92,12 @@ class Vectorized:
     def member_bytes(self) -> int:
         """The parameters of one member, and what it keeps for its backward pass."""
         return sum(p.nbytes for p in self.pattern.parameters.values()) + self.activation_bytes
+
+    @property
+    def in_doubt_from(self) -> int | None:
+        """The step from which on numbers may be wrong, because a later check of a traced step failed."""
+        found = [p.in_doubt_from for p in self._programs.values() if p.in_doubt_from is not None]
+        return min(found, default=None)
 
     @property
     def level(self) -> str:
@@ -283,7 +291,8 @@ class VectorizedChunk:
         for t, step_batches in enumerate(window):
             own_hyper = dict(zip(hyper, rows[:, t], strict=True))
             inputs = Inputs(*self._gather(step_batches), self._seed_index, own_hyper)
-            losses[t], alive[t], is_stepped, grads = self._engine.program(self._ensemble, inputs)(state, inputs)
+            take_step = self._engine.program(self._ensemble, inputs)
+            losses[t], alive[t], is_stepped, grads = take_step(state, inputs, self._engine.num_done + t)
             if self._optimizers is not None:
                 self._optimizers.step_(grads, inputs.hyper, is_stepped.tolist())
         return Curve(losses, alive)
@@ -348,11 +357,25 @@ def _let_go(failure: Exception) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Name the operator that cannot be batched, and the line of the user's code that calls it."""
+    """Name what cannot be batched, the layer that it is in, and the line of the user's code that calls it."""
+    stack = list(traceback.walk_tb(error.__traceback__))  # of frames and lines, the outermost first
+    own = [place for place, (frame, _) in enumerate(stack) if not frame.f_code.co_filename.startswith(_LIBRARIES)]
+    within = [frame.f_locals.get("self") for frame, _ in stack[own[-1] if own else 0 :]]
+    layers = [layer for layer in within if isinstance(layer, nn.Module) and not isinstance(layer, Objective)]
+    parts = [_reason(error)]
+    if layers:
+        parts.append(f"in the layer {type(layers[-1]).__name__}")
+    if own:
+        frame, line = stack[own[-1]]
+        parts.append(f"at {frame.f_code.co_filename}:{line}")
+    return ", ".join(parts)
+
+
+def _reason(error: Exception) -> str:
+    """Name the operator, or what else PyTorch says."""
     message = str(error).strip() or type(error).__name__
-    operator = re.search(r"aten::\w+(\.\w+)?|\.item\(\)", message)
-    reason = operator.group() if operator else re.split(r"(?<=\w)[.:](?:\s|$)|\n", message)[0]
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if not frame.filename.startswith(_LIBRARIES):
-            return f"{reason}, at {frame.filename}:{frame.lineno}"
-    return reason
+    if "data-dependent control flow" in message:
+        return "data-dependent control flow, such as `if` or `while` on the values of a tensor"
+    if operator := re.search(r"aten::\w+(\.\w+)?|\.item\(\)", message):
+        return operator.group()
+    return re.split(r"(?<=\w)[.:](?:\s|$)|\n", message.removeprefix("vmap: "))[0]

@@ -17,7 +17,7 @@ from vecsweep.cli.arguments import (
     output_file,
     picture_file,
 )
-from vecsweep.cli.reports import describe_range_test, format_curve, format_suggestions
+from vecsweep.cli.reports import describe_range_test, format_curve, format_run, format_suggestions
 from vecsweep.cli.saying import Say, print_json, save_picture, saved_if_interrupted, sayer, tell_files, writing
 from vecsweep.suggest import RULES, suggest
 from vecsweep.tasks import load_task
@@ -102,7 +102,7 @@ def tell_curve(found: RangeTest, say: Say, rule: str | None = None, smoothing: f
     else:
         suggestions = {name: found.suggest(name, smoothing=smoothing) for name in RULES}
         say(format_suggestions(suggestions, taken) + "\n")
-    say(f"{found.duration_s:.2f} s for {len(found.train_loss)} steps ({found.engine}).")
+    say(format_run(found))
     return describe_range_test(found, suggestions, taken)
 
 

@@ -48,8 +48,17 @@ def describe_range_test(
         "suggestion": None if taken is None else asdict(taken),
         "suggestions": {rule: asdict(answer) for rule, answer in suggestions.items()},
         "engine": found.engine,
+        "in_doubt_from": found.in_doubt_from,
         "duration_s": found.duration_s,
     }
+
+
+def format_run(runs: Sweep) -> str:
+    """Return how long a run took, how its members were stepped, and whether its numbers are in doubt."""
+    line = f"{runs.duration_s:.2f} s for {len(runs.train_loss)} steps ({runs.engine})."
+    if runs.in_doubt_from is None:
+        return line
+    return f"{line} The numbers from step {runs.in_doubt_from} on are in doubt; the warning above says why."
 
 
 def format_ranking(ranking: Ranking) -> str:
@@ -90,6 +99,7 @@ def describe_sweep(runs: Sweep, ranking: Ranking) -> dict[str, Any]:
             for i, member in enumerate(runs.members)
         ],
         "engine": runs.engine,
+        "in_doubt_from": runs.in_doubt_from,
         "duration_s": runs.duration_s,
     }
 

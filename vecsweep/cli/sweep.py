@@ -21,7 +21,7 @@ from vecsweep.cli.arguments import (
     varied,
     weights_file,
 )
-from vecsweep.cli.reports import describe_sweep, format_ranking
+from vecsweep.cli.reports import describe_sweep, format_ranking, format_run
 from vecsweep.cli.saying import make_folder, print_json, save_picture, saved_if_interrupted, sayer, tell_files, writing
 from vecsweep.results.ranking import mode_of
 from vecsweep.tasks import load_task
@@ -106,7 +106,7 @@ def run(arguments: argparse.Namespace) -> int:
         runs = vs.sweep(task, vary=_merged(arguments.vary), **options)
     say, ranking = sayer(arguments), runs.ranking(arguments.metric, arguments.mode)
     say(format_ranking(ranking))
-    say(f"\n{runs.duration_s:.2f} s for {len(runs.train_loss)} steps ({runs.engine}).")
+    say(f"\n{format_run(runs)}")
     files = _write(runs, folder, arguments, ranking.metric, ranking.mode)
     tell_files(files, say)
     print_json({"task": arguments.task, **describe_sweep(runs, ranking), **files}, arguments)

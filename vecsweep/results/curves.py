@@ -33,6 +33,8 @@ class Curves:
         engine: how the members were stepped, in words.
         duration_s: how long the run took, in seconds.
         is_complete: False when Ctrl-C stopped the run early.
+        in_doubt_from: the step from which on the curves may be wrong, because the step that was traced turned out later
+            to give other numbers than the eager one; None if it never did.
     """
 
     members: tuple[MemberRecord, ...]
@@ -46,12 +48,14 @@ class Curves:
     engine: str
     duration_s: float
     is_complete: bool = True
+    in_doubt_from: int | None = None
 
     def __repr__(self) -> str:
         rows = [member.as_row() for member in self.members]
         names = [name for name in rows[0] if not name.endswith("_at")]
         counts = [_counted(len({row[name] for row in rows}), name) for name in names]
         length = "" if self.is_complete else ", interrupted"
+        length += "" if self.in_doubt_from is None else f", in doubt from step {self.in_doubt_from}"
         what = f"{_counted(len(rows), 'member')}: {', '.join(counts)}; {len(self.train_loss)} steps{length}"
         return f"{type(self).__name__}({what}; {', '.join(('train_loss', *self.metrics))})"
 
