@@ -529,7 +529,7 @@ def test_demo_of_the_policies_compares_all_eight(run, folder, monkeypatch, tmp_p
         ("check digits --lrs 1e-3,-1", "`lrs` must be positive and finite; got -1.0 at index 1"),
         ("check digits --engine sequential", "unrecognized arguments: --engine sequential"),
         ("plot nowhere.npz", "nowhere.npz cannot be read: No such file or directory"),
-        ("plot .", ". cannot be read: Is a directory"),
+        ("plot .", ". is no ordinary file"),
         ("plot own.py", "own.py is not a result of vecsweep"),
         ("plot own.py --rule valey", "Did you mean 'valley'?"),
     ],
