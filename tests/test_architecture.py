@@ -27,7 +27,7 @@ LAYERS = {
         kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop kernels.updates.sgd""",
         "kernels.rules kernels.updates",
     ],
-    "ground": ["_errors _folders _hyper _types _version"],
+    "ground": ["_errors _folders _hyper _types _version _words"],
     "inputs": [
         "execution task suggest.doubts tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
@@ -120,14 +120,15 @@ ALL_THAT_IS_IMPORTED = {
     "kernels": {"kernels"},
     "kernels.rules": {"kernels.rules"},
     "kernels.updates": {"kernels.updates"},
-    "execution": {"_errors", "_types"},
-    "plan": {"_errors", "_hyper", "_types", "schedules"},
-    "schedules": {"_types", "plot", "schedules"},
-    "suggest": {"_types", "suggest"},
+    "execution": {"_words", "_errors", "_types"},
+    "plan": {"_words", "_errors", "_hyper", "_types", "schedules"},
+    "schedules": {"_words", "_hyper", "_types", "plot", "schedules"},
+    "suggest": {"_words", "_types", "suggest"},
     "task": {"_errors", "_types"},
     "results.ranking": {"_types", "execution"},
-    "results": {"_errors", "_types", "execution", "results", "suggest", "plot", "observers.tensorboard"},
+    "results": {"_words", "_errors", "_types", "execution", "results", "suggest", "plot", "observers.tensorboard"},
     "plot": {
+        "_words",
         "_errors",
         "_types",
         "execution",
@@ -137,7 +138,7 @@ ALL_THAT_IS_IMPORTED = {
         "results.ranking",
         "plot",
     },
-    "tasks": {"_folders", "task", "tasks"},
+    "tasks": {"_words", "_folders", "task", "tasks"},
     "observers": {"_types", "plan", "results.curves", "results.member"},
 }
 
@@ -244,9 +245,6 @@ def reach(module):
     return seen
 
 
-# --- the reader of imports --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("source", "imported"),
     [
@@ -288,9 +286,6 @@ def test_source_is_found():
     assert ("kernels.updates.adam", "kernels.updates._update") in ARROWS
     assert "plot" not in AT_ONCE["results"]
     assert reach("sweeps") >= {"_engine.sequential", "_engine.rng", "kernels.rules.random", "_types"}
-
-
-# --- layers -----------------------------------------------------------------------------------------------------------
 
 
 def test_every_module_has_a_place_in_the_table():
@@ -351,9 +346,6 @@ def test_command_line_alone_prints():
 
     printing = {module for module, tree in TREES.items() if any(map(prints, ast.walk(tree)))}
     assert printing == {"cli", "cli.saying"}, "the former flushes"
-
-
-# --- the public face --------------------------------------------------------------------------------------------------
 
 
 def test_public_names_are_at_most_twenty():

@@ -40,9 +40,6 @@ def assert_bitwise_equal(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-# --- independence -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.ASGD], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("divergence_factor", [5.0, None])
@@ -73,9 +70,6 @@ def test_members_that_outlive_half_their_chunk_go_on_as_if_alone():
     alone = vs.sweep(task, lrs=lrs[:2], num_steps=64)
     assert all(m.diverged_at is not None for m in runs.members[2:])
     np.testing.assert_allclose(runs.train_loss[:, :2], alone.train_loss, rtol=1e-4)
-
-
-# --- divergence as data -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -125,9 +119,6 @@ def test_curve_is_nan_from_the_step_after_divergence():
     assert np.isfinite(runs.train_loss[:at, 1]).all()
     assert np.isnan(runs.train_loss[at + 1 :, 1]).all()
     assert np.isfinite(runs.train_loss[:, 0]).all()
-
-
-# --- nothing of the caller's changes ----------------------------------------------------------------------------------
 
 
 def snapshot(task, model, optimizer):
@@ -287,9 +278,6 @@ def test_ctrl_c_before_the_first_step_has_no_result():
     assert caught.value.result is None
 
 
-# --- common random numbers and determinism ----------------------------------------------------------------------------
-
-
 def random_task():
     """Everything that a seed decides: weights, the order of batches, dropout masks."""
     data = torch.utils.data.TensorDataset(
@@ -347,9 +335,6 @@ def test_seed_option_moves_all_seeds():
     np.testing.assert_array_equal(a.train_loss, b.train_loss)
 
 
-# --- only what is trained is stacked ----------------------------------------------------------------------------------
-
-
 class Body(nn.Module):
     """Notes whether what passes through it has the member axis."""
 
@@ -388,9 +373,6 @@ def test_model_of_a_member_keeps_what_the_caller_had_frozen():
     with pytest.warns(vs.FallbackWarning):
         runs = vs.sweep(task, lrs=[0.1], num_steps=3)
     assert [p.requires_grad for p in runs.model(0).parameters()] == [p.requires_grad for p in model.parameters()]
-
-
-# --- out of memory ----------------------------------------------------------------------------------------------------
 
 
 def short_of_memory(monkeypatch, *, at_most, from_call=1):
@@ -435,9 +417,6 @@ def test_out_of_memory_for_a_single_member_is_the_error_itself(monkeypatch):
         vs.sweep(mlp_task(), lrs=[0.1], num_steps=4)
 
 
-# --- no recompilation -------------------------------------------------------------------------------------------------
-
-
 def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
     from vecsweep._engine import program
 
@@ -474,9 +453,6 @@ def test_wrongly_compiled_step_is_not_used(monkeypatch):
     with pytest.warns(vs.FallbackWarning, match="compiled step gives other numbers"):
         runs = vs.sweep(mlp_task(), lrs=[0.01, 0.1], num_steps=20, compile=True)
     assert runs.engine.startswith("vectorized, traced")
-
-
-# --- fallbacks --------------------------------------------------------------------------------------------------------
 
 
 class Branch(nn.Module):

@@ -170,9 +170,6 @@ def assert_same(a, b):
     assert (a[0], a[2], a[3]) == (b[0], b[2], b[3])
 
 
-# --- Lightning: training ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_members_of_a_module_equal_an_ordinary_loop(engine):
     module = Classifier()
@@ -444,9 +441,6 @@ def test_module_of_the_other_lightning_package_is_taken():
     assert module.lr == found.suggestion()
 
 
-# --- Lightning: what cannot be trained --------------------------------------------------------------------------------
-
-
 def two_optimizers(self):
     return [torch.optim.SGD(part.parameters(), lr=0.1) for part in (self.net[0], self.net[4])]
 
@@ -517,9 +511,6 @@ def test_nothing_of_the_frameworks_is_imported_before_it_is_used():
     )
     result = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True)
     assert result.stdout == "set()\n"
-
-
-# --- Lightning: the finder --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -611,8 +602,6 @@ def test_plot_marks_the_suggestion():
     assert not any("suggestion()" in label for label in unmarked)
     assert isinstance(found, FoundLr)
 
-
-# --- Transformers -----------------------------------------------------------------------------------------------------
 
 SIZES = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -764,9 +753,6 @@ def test_trainer_of_transformers_is_refused_with_what_to_pass():
 
     with pytest.raises(TypeError, match=r"got Trainer. .*make_task\(trainer.model, trainer.get_train_dataloader"):
         for_transformers.make_task(Trainer(), make_texts())
-
-
-# --- Ignite -----------------------------------------------------------------------------------------------------------
 
 
 def prepare(batch, device, non_blocking):

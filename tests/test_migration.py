@@ -93,9 +93,6 @@ def lightning():
     return types.SimpleNamespace(Module=Module, trainer=trainer, Tuner=Tuner)
 
 
-# --- the code on the page ---------------------------------------------------------------------------------------------
-
-
 def test_torch_lr_finders_program_gives_the_same_numbers_after_its_import_has_changed():
     theirs_block, ours_block, grid_block = blocks("torch-lr-finder")
     body = [block.split("\n\n", 1)[1].split("  #")[0].strip() for block in (theirs_block, ours_block)]
@@ -154,9 +151,6 @@ def test_ignites_lines_have_their_counterpart():
     names = {"create_supervised_trainer": create_supervised_trainer, "FastaiLRFinder": FastaiLRFinder}
     assert run(theirs_block, parts() | names)["suggested_lr"] > 0
     assert 1e-7 <= run(ours_block, parts())["suggested_lr"] <= 10
-
-
-# --- what it says of the others ---------------------------------------------------------------------------------------
 
 
 def test_ignite_records_each_loss_beside_the_next_steps_rate():

@@ -45,9 +45,6 @@ def metadata(wheel):
     return email.message_from_string(read(wheel, "METADATA"))
 
 
-# --- the wheel --------------------------------------------------------------------------------------------------------
-
-
 def test_wheel_holds_every_module_of_the_checkout_and_no_other(wheel):
     """A package that `pyproject.toml` does not list would be missing here, and only here."""
     own = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vecsweep").rglob("*.py")}
@@ -92,8 +89,6 @@ def test_core_requirements_are_six(metadata):
 def test_version_is_the_same_in_the_wheel_and_in_python(metadata):
     assert metadata["Version"] == vs.__version__
 
-
-# --- importing --------------------------------------------------------------------------------------------------------
 
 WATCH = """
     import importlib.util, json, logging, os, random, signal, sys, threading, warnings

@@ -85,9 +85,6 @@ def cell_texts(ax):
     return {text.get_position(): text.get_text().replace("\n", " ") for text in ax.texts}
 
 
-# --- all kinds --------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def runs():
     torch.manual_seed(0)
@@ -160,9 +157,6 @@ def test_legend_is_beside_the_axes_where_the_figure_makes_room_and_else_inside(k
         box = ax.get_legend().get_window_extent()
         assert (box.x0 >= ax.get_window_extent().x1 - 1) == is_beside
         assert box.x1 <= ax.figure.bbox.x1
-
-
-# --- curves -----------------------------------------------------------------------------------------------------------
 
 
 def test_curve_of_a_metric_is_the_mean_over_seeds_with_a_band_from_lowest_to_highest():
@@ -340,9 +334,6 @@ def test_axes_say_so_where_every_member_diverged():
     assert "0.1" in ax.texts[0].get_text()
 
 
-# --- final ------------------------------------------------------------------------------------------------------------
-
-
 def test_final_values_stand_at_their_lr_with_a_line_for_each_schedule():
     ax = scored(records([0.01, 0.1], ["constant", "cosine"]), [0.4, 0.3, 0.2, 0.1]).plot(kind="final")
     constant, cosine = curves(ax)
@@ -418,9 +409,6 @@ def test_final_values_of_members_that_all_diverged_are_said_to_be_missing():
     assert "All 2 members diverged" in ax.texts[0].get_text()
 
 
-# --- plan -------------------------------------------------------------------------------------------------------------
-
-
 def test_plan_has_the_lr_of_each_setting_at_each_step():
     members = records([0.1, 0.2], seeds=2)
     lr = np.linspace(1, 0.5, 20)[:, None] * [m.lr for m in members]
@@ -492,9 +480,6 @@ def test_plan_before_it_is_trained_is_drawn_too():
     ax = plot_plan(plan)
     assert [set(line.get_ydata()) for line in curves(ax)] == [{0.1}, {0.2}]
     assert ax.get_title() == "4 members: 2 lrs, constant, 2 seeds"
-
-
-# --- heat map ---------------------------------------------------------------------------------------------------------
 
 
 def test_heat_map_has_lrs_in_columns_and_the_mean_over_seeds_in_cells():
@@ -569,9 +554,6 @@ def test_heat_map_refuses_all_but_two_things_that_vary_and_says_which_do(members
 def test_remedy_of_the_refusal_is_one():
     runs = scored(records([0.1, 0.2], ["a", "b"], momentum=[0.5, 0.9]), np.arange(8) + 1)
     assert len(cell_texts(runs.select(momentum=0.5).plot(kind="heatmap"))) == 4
-
-
-# --- schedules --------------------------------------------------------------------------------------------------------
 
 
 def test_schedule_is_drawn_over_its_progress_under_its_name():

@@ -210,8 +210,6 @@ def test_sweep_introduces_itself_in_a_line():
     )
 
 
-# --- bounds of cyclical learning rates --------------------------------------------------------------------------------
-
 LRS = np.geomspace(1e-5, 10, 13)
 
 

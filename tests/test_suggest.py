@@ -501,9 +501,6 @@ def test_a_rule_that_returns_an_impossible_lr_is_named(answer):
         suggest(LRS, SCORES, broken)
 
 
-# --- the ends of a ramp -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("num", "num_finite", "rest"),
     [(100, 100, slice(10, 95)), (100, 60, slice(10, 55)), (57, 57, slice(5, 52)), (9, 9, slice(0, 4))],

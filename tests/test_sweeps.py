@@ -52,8 +52,6 @@ def of_seed(seed):
     return [(X[part], Y[part]) for part in order.split(8)]
 
 
-# --- inputs people have -----------------------------------------------------------------------------------------------
-
 BATCHES = {
     "list": lambda: list(generator_function()),
     "list-of-lists": lambda: [list(batch) for batch in generator_function()],
@@ -262,9 +260,6 @@ def test_frozen_and_tied_parameters_stay_so():
     assert not torch.equal(trained.a.weight, model.a.weight)
 
 
-# --- the range test ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("spacing", ["exponential", "linear"])
 def test_grid_and_ramp_hit_both_ends_exactly(spacing):
     how = {"start_lr": 1.1e-3, "end_lr": 0.7, "num_steps": 17, "spacing": spacing}
@@ -339,9 +334,6 @@ def test_best_is_the_member_with_the_lowest_last_losses():
     runs = vs.sweep(linear_task(), lrs=[1e-4, 0.5, 1e-3], num_steps=30)
     assert runs.best() == 1
     assert F.cross_entropy(runs.model(1)(X[:8]), Y[:8]).item() < runs.train_loss[-1, 1]
-
-
-# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 def never():

@@ -83,9 +83,6 @@ def end_of_session(run):
     return api_pb2.Status.Name(metadata.parse_session_end_info_plugin_data(content).status)
 
 
-# --- curves -----------------------------------------------------------------------------------------------------------
-
-
 def test_each_member_is_a_run_named_by_what_it_has_of_its_own(tmp_path):
     vary = {"weight_decay": [0.0, 0.01]}
     options = {"schedules": ["cosine"], "seeds": 2, "vary": vary, "num_steps": 1}
@@ -165,9 +162,6 @@ def test_windows_do_not_change_which_steps_are_thinned_out(tmp_path):
     assert own["train_loss"] == (list(range(100, 2600, 3)), [float(step) for step in range(0, 2500, 3)])
 
 
-# --- where curves end -------------------------------------------------------------------------------------------------
-
-
 def test_curves_of_a_member_end_where_it_diverged(tmp_path):
     jump = {"jump": lambda progress: np.where(progress < 0.4, 1.0, 1e7)}
     runs = vs.sweep(task_of(), lrs=[1e-9, 0.1], schedules=jump, epochs=12, tensorboard=tmp_path)
@@ -211,9 +205,6 @@ def test_mean_of_losses_that_patience_follows_is_a_curve_of_its_own(tmp_path):
     assert own["train_loss"][0] == list(range(10))
     assert own["mean_train_loss"][0] == [5, 10]
     np.testing.assert_allclose(own["mean_train_loss"][1], runs.train_loss.reshape(2, 5).mean(axis=1), rtol=1e-6)
-
-
-# --- while a run is going ---------------------------------------------------------------------------------------------
 
 
 def test_run_can_be_watched_while_it_goes(tmp_path):
@@ -283,9 +274,6 @@ def test_interrupted_run_is_written_with_its_hparams(tmp_path):
     assert session(run).hparams["lr"].number_value == 0.1
 
 
-# --- going on ---------------------------------------------------------------------------------------------------------
-
-
 def test_extension_goes_on_in_the_same_runs(tmp_path):
     runs = vs.sweep(task_of(), lrs=[0.01, 0.1], epochs=2, tensorboard=tmp_path)
     longer = runs.extend(epochs=1)
@@ -323,9 +311,6 @@ def test_second_sweep_into_a_folder_replaces_the_curves_of_the_first(tmp_path):
     assert own == expected(runs, 0)
 
 
-# --- hparams ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("is_live", [True, False])
 def test_hparams_hold_the_settings_and_what_came_of_them(tmp_path, is_live):
     options = {"schedules": ["cosine"], "seeds": [7], "vary": {"weight_decay": [0.25]}, "epochs": 4}
@@ -359,9 +344,6 @@ def test_hparams_tab_finds_every_hparam_and_metric(tmp_path):
         f"final/{name}": name for name in ("train_loss", "val_loss", "val_accuracy")
     }
     assert all(info.name.tag in scalars(run) for info in experiment.metric_infos)
-
-
-# --- names and folders ------------------------------------------------------------------------------------------------
 
 
 def test_names_tell_members_apart_and_suit_every_file_system(tmp_path):

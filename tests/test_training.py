@@ -115,8 +115,6 @@ def assert_same_weights(model, expected, rtol=1e-9):
         torch.testing.assert_close(own[name], value, rtol=rtol, atol=rtol, msg=lambda m, name=name: f"{name}: {m}")
 
 
-# --- schedules --------------------------------------------------------------------------------------------------------
-
 TOTAL = EPOCHS * STEPS_PER_EPOCH
 
 
@@ -197,8 +195,6 @@ def test_momentum_of_one_cycle_needs_an_optimizer_that_has_it():
         vs.sweep(make_task(OPTIMIZERS["rprop"]), lrs=[0.1], schedules=["one-cycle"], num_steps=5)
 
 
-# --- other hyperparameters --------------------------------------------------------------------------------------------
-
 VARIED = {
     "sgd": {"weight_decay": [0.0, 0.05], "momentum": [0.0, 0.8]},
     "adamw": {"beta1": [0.5, 0.95], "beta2": [0.9, 0.999], "weight_decay": [0.0, 0.1]},
@@ -233,9 +229,6 @@ def test_parameter_group_with_a_value_of_its_own_keeps_it():
         loop.optimizer.param_groups[1]["lr"] = 0.05
         loop.run(2)
         np.testing.assert_allclose(runs.train_loss[:, i], loop.losses, rtol=1e-9)
-
-
-# --- evaluation -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -321,9 +314,6 @@ def test_diverged_member_has_no_metrics_and_harms_none(engine):
     assert runs.best() == 0
 
 
-# --- early stopping ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_member_stops_where_its_metric_no_longer_improves(engine):
     task = make_task()
@@ -355,9 +345,6 @@ def test_stopping_watches_the_metric_it_is_told():
     assert values[end - 1] <= values[: end - 1].max()
     assert np.isnan(values[end:]).all()
     assert runs.final("val_accuracy")[0] == values[end - 1]
-
-
-# --- going on ---------------------------------------------------------------------------------------------------------
 
 
 def make_loader(task):
@@ -493,8 +480,6 @@ def test_tied_weights_are_saved_once_and_come_back(tmp_path):
     assert_same_weights(fresh, runs.model(0), rtol=0)
     assert fresh.second.weight is fresh.first.weight
 
-
-# --- bad input --------------------------------------------------------------------------------------------------------
 
 WRONG = {
     "negative schedule": (
@@ -638,9 +623,6 @@ def test_patience_on_the_training_loss_looks_at_each_epoch():
     np.testing.assert_allclose(means[: end // 4], runs.train_loss[:end, 0].reshape(-1, 4).mean(axis=1))
 
 
-# --- phases, and what is followed over them ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("parts", [(2, 1, 9), (11, 1), (1,) * 12])
 def test_patience_counts_on_over_phases(parts, engine):
@@ -680,9 +662,6 @@ def test_branch_takes_a_schedule_that_sets_what_was_varied():
     assert branched.hyper["beta1"][4, 0] == pytest.approx(0.95)
     with pytest.raises(ValueError, match="the schedule 'one-cycle' sets 'beta1'"):
         runs.branch(1, schedules=["one-cycle"], vary={"beta1": [0.5]}, epochs=1)
-
-
-# --- sources of data that are easily disturbed ------------------------------------------------------------------------
 
 
 def test_train_metrics_of_each_seed_are_those_of_its_own_batches():

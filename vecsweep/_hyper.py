@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch.optim import Optimizer
+
 BETAS = ("beta1", "beta2")  # the two of `betas`
 
 
@@ -25,6 +27,14 @@ def plain_options(options: Mapping[str, Any]) -> dict[str, float]:
     if isinstance(betas, tuple | list) and len(betas) == len(BETAS):
         plain |= {name: float(value) for name, value in zip(BETAS, betas, strict=True)}
     return plain
+
+
+def own_lrs(optimizer: Optimizer) -> list[float]:
+    """Return the lr of each parameter group as it was given, `[group]`; 0 where there is none.
+
+    A scheduler that warms up has set it to something else for the moment, and noted what it was.
+    """
+    return [float(group.get("initial_lr", group.get("lr", 0.0))) for group in optimizer.param_groups]
 
 
 # lr has a column of its own; a scheduler has left a note of it; and a state is filled with the last, once.

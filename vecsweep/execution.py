@@ -1,6 +1,5 @@
 """How a sweep is carried out, whatever it trains: the keyword options that every verb takes, in one place."""
 
-import difflib
 import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal, SupportsIndex, TypedDict, get_args
@@ -8,6 +7,7 @@ from typing import Any, Literal, SupportsIndex, TypedDict, get_args
 import torch
 
 from vecsweep._types import EngineName, Precision
+from vecsweep._words import did_you_mean
 
 
 class ExecutionOptions(TypedDict, total=False):
@@ -96,7 +96,7 @@ class Execution:
         known = [field.name for field in fields(cls)]
         for name in options:
             if name not in known:
-                raise TypeError(f"{name!r} is not an option.{_did_you_mean(name, known)} The options are {known}.")
+                raise TypeError(f"{name!r} is not an option.{did_you_mean(name, known)} The options are {known}.")
         return cls(**options)
 
 
@@ -104,7 +104,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...], note: str =
     """Raise ValueError unless `value` is one of the choices."""
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"`{name}` must be one of {listed}{note}; got {value!r}.{_did_you_mean(value, list(choices))}")
+        raise ValueError(f"`{name}` must be one of {listed}{note}; got {value!r}.{did_you_mean(value, list(choices))}")
 
 
 def check_count(name: str, value: object, *, least: int = 1, note: str = "") -> None:
@@ -115,11 +115,6 @@ def check_count(name: str, value: object, *, least: int = 1, note: str = "") -> 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _did_you_mean(value: object, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(value), known, n=1)
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 def _check_device(device: torch.device | str | None) -> torch.device | None:

@@ -21,7 +21,7 @@ from vecsweep._engine.rng import Streams
 from vecsweep._engine.stock import has_modes, load_state
 from vecsweep._engine.templates import check_template
 from vecsweep._engine.watch import Changes, Watch
-from vecsweep._hyper import BETAS, plain_options
+from vecsweep._hyper import BETAS, own_lrs, plain_options
 from vecsweep._types import Metric, Precision
 from vecsweep.execution import Execution
 from vecsweep.task import Task
@@ -204,8 +204,7 @@ def _groups(model: nn.Module, optimizer: Optimizer) -> tuple[Group, ...]:
     """Read the parameter groups of an optimizer over this model's parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = list[Group]()
-    # A scheduler that warms up has set lr to something else for the moment, and noted what it was.
-    lrs = [float(group.get("initial_lr", group.get("lr", 0.0))) for group in optimizer.param_groups]
+    lrs = own_lrs(optimizer)
     for index, group in enumerate(optimizer.param_groups):
         if "lr" not in group:
             raise ValueError(

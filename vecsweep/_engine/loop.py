@@ -34,6 +34,7 @@ from vecsweep._engine.vectorized import Vectorized
 from vecsweep._engine.watch import Changes, Watch
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
+from vecsweep._words import counted
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task
@@ -177,10 +178,10 @@ class Loop:
         self._note_doubt()
         why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
         why = f"{why}; {self.choice.why}" if self.choice.why else why
-        name = f"sequential, {_counted(num_members, 'member')}"
+        name = f"sequential, {counted(num_members, 'member')}"
         if isinstance(self.engine, Vectorized):
-            chunks = _counted(num_chunks, "chunk")
-            name = f"vectorized, {self.engine.level}, {_counted(num_members, 'member')} in {chunks}"
+            chunks = counted(num_chunks, "chunk")
+            name = f"vectorized, {self.engine.level}, {counted(num_members, 'member')} in {chunks}"
         is_kept = is_complete and self.keeps_states
         num_evaluated = self.evaluation.num if is_complete else self.num_evaluated
         return Record(
@@ -452,7 +453,3 @@ class Loop:
         for i in positions:
             if self.states[group.members[i]] is None:
                 self.states[group.members[i]] = group.chunk.member(i)
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -19,6 +19,7 @@ from vecsweep._engine.copying import copy_model, forget_
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sources import own_loader
 from vecsweep._engine.watch import Watch
+from vecsweep._hyper import own_lrs
 from vecsweep._types import Batch, FloatArray
 from vecsweep.execution import Execution
 from vecsweep.task import Task
@@ -169,7 +170,7 @@ class PlainLoop:
 
 def _set_lr(optimizer: Optimizer, lr: float) -> None:
     """Set the lr of the first parameter group, and the others at their ratio to it."""
-    own = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    own = own_lrs(optimizer)
     for group, before in zip(optimizer.param_groups, own, strict=True):
         group["lr"] = lr * before / own[0] if own[0] > 0 else lr
 

@@ -22,9 +22,6 @@ _MOMENTUM_KEYS = ("momentum", "betas")
 _SCHEDULER_KEYS = ("initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")  # left in parameter groups
 
 
-# --- one step ---------------------------------------------------------------------------------------------------------
-
-
 class Steps:
     """The module's own steps, for whichever copy of it a member has.
 
@@ -105,9 +102,6 @@ def _num_indices(step: Callable[..., Any]) -> int:
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):
         return 1
     return min(2, sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters) - 1)
-
-
-# --- what a Trainer would set up --------------------------------------------------------------------------------------
 
 
 def num_batches_of(batches: Batches) -> int:
@@ -206,9 +200,6 @@ def options_of(trainer: Any) -> ExecutionOptions:
     elif trainer.precision == "16-mixed":
         options["precision"] = "fp16"
     return options
-
-
-# --- Lightning itself -------------------------------------------------------------------------------------------------
 
 
 def base_of(module: Any) -> type[Any]:

@@ -145,9 +145,6 @@ class LiveWriter:
         self._flushed_at = time.monotonic()
 
 
-# --- runs and their files ---------------------------------------------------------------------------------------------
-
-
 def _import_tensorboard() -> None:
     """Import what is needed of TensorBoard, once, without what its import warns of."""
     try:
@@ -214,9 +211,6 @@ def _append(file: Path, records: bytes | bytearray) -> None:
         stream.write(records)
 
 
-# --- hparams ----------------------------------------------------------------------------------------------------------
-
-
 def _experiment(hparams: Mapping[str, float | str], metrics: Sequence[str]) -> Any:
     """Say which hparams and which metrics there are; all members have the same."""
     from tensorboard.plugins.hparams import api_pb2
@@ -261,9 +255,6 @@ def _final_records(experiment: Any, member: MemberRecord, finals: Mapping[str, f
     ]
     values += [Summary.Value(tag=f"final/{name}", simple_value=value) for name, value in finals.items()]
     return _records([Event(wall_time=time.time(), step=step, summary=Summary(value=values))])
-
-
-# --- records ----------------------------------------------------------------------------------------------------------
 
 
 def _records(events: Iterable[Any]) -> bytes:

@@ -25,11 +25,6 @@ def new_axes() -> Axes:
     return Figure(figsize=(8, 5), layout="constrained").add_subplot()
 
 
-def count(num: int, noun: str) -> str:
-    """Write a number of things, such as "1 lr" or "3 lrs"."""
-    return f"{num} {noun}" if num == 1 else f"{num} {noun}s"
-
-
 def add_grid(ax: Axes) -> None:
     """Draw a light grid."""
     ax.grid(visible=True, alpha=0.25)

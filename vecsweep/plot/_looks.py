@@ -16,7 +16,8 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from vecsweep.plot._axes import count, neutral_color
+from vecsweep._words import counted
+from vecsweep.plot._axes import neutral_color
 from vecsweep.results.curves import Curves
 from vecsweep.results.ranking import Setting, group_by_setting
 
@@ -88,13 +89,13 @@ def describe_counts(runs: Curves) -> str:
     for name in ("lr", "schedule", *(name for name, _ in first.hyper)):
         if name in varying:
             num = len(varying[name])
-            parts.append(count(num, name) if name in ("lr", "schedule") else f"{num} values of {name}")
+            parts.append(counted(num, name) if name in ("lr", "schedule") else f"{num} values of {name}")
         elif name != "schedule" or len(first.schedule) <= _LONGEST_NAME:
             parts.append(describe_value(name, value_of(first, name)))
-    parts.append(count(len({member.seed for member in runs.members}), "seed"))
+    parts.append(counted(len({member.seed for member in runs.members}), "seed"))
     if not runs.is_complete:
         parts.append("interrupted")
-    return f"{count(len(runs.members), 'member')}: {', '.join(parts)}"
+    return f"{counted(len(runs.members), 'member')}: {', '.join(parts)}"
 
 
 def choose_looks(settings: Sequence[Setting], ax: Axes, *, without: Sequence[str] = ()) -> Looks:

@@ -7,11 +7,11 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from vecsweep._types import FloatArray, IntArray, Mode
+from vecsweep._words import counted
 from vecsweep.plot._axes import (
     EDGE,
     add_legend,
     at_height,
-    count,
     describe_steps,
     draw_crosses,
     find_view,
@@ -87,7 +87,7 @@ def _choose_smoothing(num_steps: int) -> float:
 def _explain_none(runs: Curves) -> str:
     if (runs.diverged_at >= 0).all():
         lowest = min(member.lr for member in runs.members)
-        return f"all {count(len(runs.members), 'member')} diverged,\nfrom lr {lowest:.3g} up"
+        return f"all {counted(len(runs.members), 'member')} diverged,\nfrom lr {lowest:.3g} up"
     return "nothing was measured"
 
 
@@ -117,7 +117,7 @@ def _draw_bands(ax: Axes, bands: list[Band], looks: Looks, unit: float) -> list[
             ax.fill_between(steps, band.low, band.high, color=look.color, alpha=alpha, linewidth=0, zorder=1)
     if num_seeds == 1:
         return []
-    return [make_band_entry(f"lowest to highest\nof {count(num_seeds, 'seed')}", neutral_color(ax))]
+    return [make_band_entry(f"lowest to highest\nof {counted(num_seeds, 'seed')}", neutral_color(ax))]
 
 
 def _draw_thinly(
@@ -155,7 +155,7 @@ def _draw_ends(
     """Mark the members that diverged or were stopped, at the end of their curves."""
     low, high = at_height(ax, 1 - EDGE), at_height(ax, EDGE)
     heights = np.clip(np.where(np.isnan(last), low if mode == "max" else high, last), low, high)
-    neutral, members = neutral_color(ax), count(len(runs.members), "member")
+    neutral, members = neutral_color(ax), counted(len(runs.members), "member")
     entries: list[Artist] = []
     diverged, stopped = _where(runs.diverged_at), _where(runs.stopped_at)
     for i in diverged:

@@ -8,12 +8,12 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from vecsweep._types import FloatArray, Mode
+from vecsweep._words import counted
 from vecsweep.plot._axes import (
     EDGE,
     add_grid,
     add_legend,
     at_height,
-    count,
     draw_crosses,
     find_view,
     label_lrs,
@@ -95,7 +95,7 @@ def plot_final(runs: Curves, ax: Axes | None = None, *, metric: str | None = Non
         for s in sorted(ranking.standings, key=lambda s: (places[s.setting], s.members))
     ]
     if np.isnan(final).all():
-        say_instead(ax, f"All {count(len(runs.members), 'member')} diverged,\nfrom lr {lrs[0]:.3g} up.")
+        say_instead(ax, f"All {counted(len(runs.members), 'member')} diverged,\nfrom lr {lrs[0]:.3g} up.")
         return ax
     bottom, top = find_view(final, find_usual(runs, metric, final), ranking.mode)
     lowest, highest = float(np.nanmin(final)), float(np.nanmax(final))
@@ -147,7 +147,7 @@ def _draw_lines(ax: Axes, points: Sequence[_Point], looks: Looks) -> list[Artist
     num_seeds = max(len(point.standing.members) for point in points)
     if num_seeds == 1:
         return []
-    return [make_band_entry(f"lowest to highest\nof {count(num_seeds, 'seed')}", neutral_color(ax))]
+    return [make_band_entry(f"lowest to highest\nof {counted(num_seeds, 'seed')}", neutral_color(ax))]
 
 
 def _draw_side_by_side(ax: Axes, points: Sequence[_Point], looks: Looks) -> list[Artist]:
@@ -163,7 +163,7 @@ def _draw_side_by_side(ax: Axes, points: Sequence[_Point], looks: Looks) -> list
     if num_seeds == 1:
         return []
     return [
-        make_entry(f"mean of {count(num_seeds, 'seed')}", color, "-", linewidth=2.2),
+        make_entry(f"mean of {counted(num_seeds, 'seed')}", color, "-", linewidth=2.2),
         make_entry("each seed", color, marker="o", markersize=5, alpha=0.6, markeredgewidth=0),
     ]
 
@@ -205,5 +205,5 @@ def _draw_diverged(ax: Axes, points: Sequence[_Point], looks: Looks, mode: Mode)
         look: Look = looks.by_setting[point.standing.setting]
         draw_crosses(ax, [point.x], [at_height(ax, height if mode == "min" else 1 - height)], color=look.color)
     has_seeds = max(len(point.standing.members) for point in points) > 1
-    label = f"{'a seed diverged' if has_seeds else 'diverged'}: {len(left)} of\n{count(len(points), 'setting')}"
+    label = f"{'a seed diverged' if has_seeds else 'diverged'}: {len(left)} of\n{counted(len(points), 'setting')}"
     return [make_entry(label, neutral_color(ax), marker="x", markersize=6, markeredgewidth=1.5)]

@@ -7,11 +7,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from vecsweep._types import FloatArray, IntArray, Method
+from vecsweep._words import counted
 from vecsweep.plot._axes import (
     EDGE,
     add_grid,
     at_height,
-    count,
     draw_crosses,
     find_view,
     limit_values,
@@ -141,12 +141,12 @@ def _describe(ax: Axes, found: RangeCurve) -> None:
     num_steps = len(found.train_loss)
     if found.method == "ramp":
         loss = "loss at the step that tried it"
-        counts = [f"{count(len(found.lrs), 'lr')}, one a step"]
+        counts = [f"{counted(len(found.lrs), 'lr')}, one a step"]
     else:
         tail = "mean of the last tenth" if num_steps // 10 > 1 else "at the last"
-        loss = f"loss, {tail} of {count(num_steps, 'step')}"
-        counts = [count(len(found.lrs), "lr"), count(num_steps, "step")]
-    counts.append(count(_num_seeds(found), "seed"))
+        loss = f"loss, {tail} of {counted(num_steps, 'step')}"
+        counts = [counted(len(found.lrs), "lr"), counted(num_steps, "step")]
+    counts.append(counted(_num_seeds(found), "seed"))
     if not found.is_complete:
         counts.append("interrupted")
     ax.set(xlabel="learning rate", ylabel=loss, title=f"LR range test ({found.method}): {', '.join(counts)}")
@@ -225,12 +225,12 @@ def _draw_diverged(ax: Axes, found: RangeCurve) -> None:
     if found.method == "ramp":
         steps = found.diverged_at[left]
         lrs, losses = found.lr[steps, left], found.train_loss[steps, left]
-        label = f"diverged: {lrs.size} of {count(_num_seeds(found), 'seed')}"
+        label = f"diverged: {lrs.size} of {counted(_num_seeds(found), 'seed')}"
     else:
         lrs = np.unique(found.lr[0, left])
         losses = np.full(lrs.size, np.nan)
         what = "diverged" if _num_seeds(found) == 1 else "a seed diverged"
-        label = f"{what}: {lrs.size} of {count(len(found.lrs), 'lr')}"
+        label = f"{what}: {lrs.size} of {counted(len(found.lrs), 'lr')}"
     edge = at_height(ax, EDGE)
     draw_crosses(ax, lrs, np.where(np.isfinite(losses), np.fmin(losses, edge), edge), label=label)
 

@@ -5,7 +5,6 @@ Losses are stored as they were, before each update and without smoothing.
 Not here: weights, pictures and files (`sweep.py`), and curves of loss against learning rate (`range_test.py`).
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
@@ -13,6 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from vecsweep._types import FloatArray, Hyper, IntArray, Mode
+from vecsweep._words import counted, did_you_mean
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band, Ranking, group_by_setting, mode_of, rank
 
@@ -56,7 +56,7 @@ class Curves:
         counts = [_counted(len({row[name] for row in rows}), name) for name in names]
         length = "" if self.is_complete else ", interrupted"
         length += "" if self.in_doubt_from is None else f", in doubt from step {self.in_doubt_from}"
-        what = f"{_counted(len(rows), 'member')}: {', '.join(counts)}; {len(self.train_loss)} steps{length}"
+        what = f"{counted(len(rows), 'member')}: {', '.join(counts)}; {len(self.train_loss)} steps{length}"
         return f"{type(self).__name__}({what}; {', '.join(('train_loss', *self.metrics))})"
 
     @property
@@ -87,10 +87,8 @@ class Curves:
         by_step = {"train_loss": self.train_loss, "lr": self.lr, **self.hyper}
         if name not in by_step:
             known = [*self.metrics, *by_step]
-            close = difflib.get_close_matches(name, known, n=1)
-            did_you_mean = f" Did you mean {close[0]!r}?" if close else ""
-            hint = "" if self.metrics else " Validation needs `val_batches` in the task."
-            raise ValueError(f"`metric` must be one of {', '.join(known)}; got {name!r}.{did_you_mean}{hint}")
+            hint = did_you_mean(name, known) + ("" if self.metrics else " Validation needs `val_batches` in the task.")
+            raise ValueError(f"`metric` must be one of {', '.join(known)}; got {name!r}.{hint}")
         return steps, by_step[name]
 
     def final(self, metric: str | None = None) -> FloatArray:
@@ -274,9 +272,8 @@ class Curves:
 
 
 def _counted(number: int, name: str) -> str:
-    if name not in ("lr", "schedule", "seed", "member"):
-        return f"{number} of {name}"
-    return f"{number} {name}{'' if number == 1 else 's'}"
+    """A number of values of what members may differ in; names of hyperparameters have no plural."""
+    return counted(number, name) if name in ("lr", "schedule", "seed") else f"{number} of {name}"
 
 
 def _is_equal(own: Any, wanted: Any) -> bool:

@@ -1,13 +1,13 @@
 """Schedules by their names, as on the command line: the table of names, and the reader of such names."""
 
 import ast
-import difflib
 import inspect
 import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from vecsweep._words import did_you_mean
 from vecsweep.schedules.annealing import combined_cosine, constant, cosine, exponential, linear, polynomial
 from vecsweep.schedules.cycles import exp_range, sgdr, triangular, triangular2
 from vecsweep.schedules.decay import exponential_decay, inverse, multi_step, step_decay
@@ -82,9 +82,8 @@ def parse(text: str) -> Schedule:
         )
     name = match["name"].replace("_", "-")
     if name not in SCHEDULES:
-        close = difflib.get_close_matches(name, SCHEDULES, n=1)
-        did_you_mean = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"A schedule must be one of {', '.join(SCHEDULES)}; got {match['name']!r}.{did_you_mean}")
+        hint = did_you_mean(name, SCHEDULES)
+        raise ValueError(f"A schedule must be one of {', '.join(SCHEDULES)}; got {match['name']!r}.{hint}")
     make = SCHEDULES[name]
     arguments = _arguments(match["arguments"] or "()", text)
     known = inspect.signature(make).parameters

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from vecsweep._hyper import own_lrs
+
 # What schedulers leave in parameter groups; another scheduler, started later, would read it.
 _LEFTOVERS = {"initial_lr", "max_lr", "min_lr", "swa_lr", "max_momentum", "base_momentum"}
 
@@ -17,7 +19,7 @@ class StandIn(Optimizer):
 
     def __init__(self, template: Optimizer, lr: float) -> None:
         # A scheduler on the template itself has set lr to something else for the moment, and noted what it was.
-        lrs = [float(group.get("initial_lr", group["lr"])) for group in template.param_groups]
+        lrs = own_lrs(template)
         if lrs[0] <= 0 and len(lrs) > 1:
             raise ValueError(
                 "The lr of the first parameter group must be positive, because the others are trained at their ratio "

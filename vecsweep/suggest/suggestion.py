@@ -1,6 +1,5 @@
 """A suggestion: what a rule reads off a curve of loss against lr, and what is doubtful about it."""
 
-import difflib
 import math
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -8,6 +7,7 @@ from typing import Any, SupportsFloat
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vecsweep._words import did_you_mean
 from vecsweep.suggest.curves import smooth, trim, until_explosion, validated
 from vecsweep.suggest.doubts import curve_doubts, lr_doubts
 from vecsweep.suggest.rules import RULES, SHOWN_DIVERGED, Rule
@@ -108,8 +108,7 @@ def _resolve(rule: str | Rule) -> tuple[str, Rule]:
     if not isinstance(rule, str):
         raise TypeError(f"`rule` must be a name or a function; got {rule!r}. Pass a name such as 'valley'.")
     if rule not in RULES:
-        closest = difflib.get_close_matches(rule, RULES, n=1, cutoff=0.0)[0]
-        raise ValueError(f"`rule` must be one of {', '.join(RULES)}; got {rule!r}. Did you mean {closest!r}?")
+        raise ValueError(f"`rule` must be one of {', '.join(RULES)}; got {rule!r}.{did_you_mean(rule, RULES)}")
     return rule, RULES[rule]
 
 

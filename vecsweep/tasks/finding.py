@@ -1,6 +1,5 @@
 """Tasks by name, as on the command line: the built-in ones, and functions in a user's file or module."""
 
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -10,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+from vecsweep._words import did_you_mean
 from vecsweep.task import Task
 from vecsweep.tasks.builtin import TASKS
 
@@ -60,14 +60,11 @@ def load_task(name: str) -> Task:
 def _builtin(name: str) -> Callable[[], Task]:
     if name in TASKS:
         return TASKS[name]
-    close = difflib.get_close_matches(name, TASKS, n=1)
-    if close:
-        remedy = f"Did you mean {close[0]!r}?"
-    elif name.endswith(".py"):
-        remedy = f"For a task of your own, add its function: {name}:function."
-    else:
-        remedy = "For a task of your own, pass path/to/file.py:function or package.module:function."
-    raise ValueError(f"A task must be one of the built-in ones, {', '.join(TASKS)}; got {name!r}. {remedy}")
+    remedy = " For a task of your own, pass path/to/file.py:function or package.module:function."
+    if name.endswith(".py"):
+        remedy = f" For a task of your own, add its function: {name}:function."
+    remedy = did_you_mean(name, TASKS) or remedy
+    raise ValueError(f"A task must be one of the built-in ones, {', '.join(TASKS)}; got {name!r}.{remedy}")
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -136,10 +133,9 @@ def _function(module: ModuleType, place: str, name: str) -> Callable[[], object]
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not key.startswith("_")
     ]
     listed = f"Its functions are {', '.join(own)}." if own else "It has no public functions."
-    close = difflib.get_close_matches(name, own, n=1)
     if function is not None:
         raise ValueError(
             f"{place}:{name} must be a function that returns a Task; got {type(function).__name__}. {listed}"
         )
-    remedy = f" Did you mean {close[0]!r}?" if close else ""
-    raise ValueError(f"{place} must have the function {name!r}; it has none of that name. {listed}{remedy}")
+    listed += did_you_mean(name, own)
+    raise ValueError(f"{place} must have the function {name!r}; it has none of that name. {listed}")
