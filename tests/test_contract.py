@@ -381,12 +381,12 @@ def short_of_memory(monkeypatch, *, at_most, from_call=1):
 
     step, calls = Program.__call__, []
 
-    def call(self, state, inputs):
+    def call(self, state, inputs, now):
         calls.append(len(self._ensemble))
         if len(calls) >= from_call and len(self._ensemble) > at_most:
             state[0].mul_(2)  # half a step
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return step(self, state, inputs)
+        return step(self, state, inputs, now)
 
     monkeypatch.setattr(Program, "__call__", call)
     return calls

@@ -194,12 +194,12 @@ def branch_by_the_other_engine(optimizer, monkeypatch):
 def run_out_of_memory(optimizer, monkeypatch):
     step, calls = Program.__call__, []
 
-    def call(self, state, inputs):
+    def call(self, state, inputs, now):
         calls.append(len(self._ensemble))
         if len(calls) > CHANGE and len(self._ensemble) > 1:
             state[0].mul_(2)  # half a step
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return step(self, state, inputs)
+        return step(self, state, inputs, now)
 
     monkeypatch.setattr(Program, "__call__", call)
     task = task_of(optimizer)
