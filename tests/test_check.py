@@ -78,9 +78,9 @@ def repeat_batches(monkeypatch, begin=20):
     take, before = BatchStream.take, {}
 
     def stale(self):
-        num_taken, last = before.get(id(self), (0, None))
+        num_taken, last = before.get(self, (0, None))
         batch = take(self)
-        before[id(self)] = (num_taken + 1, batch)
+        before[self] = (num_taken + 1, batch)
         return last if num_taken >= begin else batch
 
     monkeypatch.setattr(BatchStream, "take", stale)
