@@ -76,12 +76,14 @@ def test_command_is_installed_and_names_a_function_that_exists(wheel):
     assert callable(EntryPoint("vecsweep", "vecsweep.cli:main", "console_scripts").load())
 
 
-def test_core_requirements_are_six(metadata):
+def test_core_requirements_are_eight(metadata):
     required = [Requirement(line) for line in metadata.get_all("Requires-Dist")]
     assert {r.name for r in required if r.marker is None} == {
         *("torch", "numpy", "matplotlib", "tqdm"),
         "safetensors",  # trained models are saved with it
         "scipy",  # has Student's t, for rankings
+        "platformdirs",  # knows the user's cache folder
+        "filelock",  # holds processes that write there apart; torch needs it, too
     }
     assert all("extra" in str(r.marker) for r in required if r.marker is not None)
 
