@@ -578,6 +578,7 @@ def test_ctrl_c_saves_what_was_computed_and_returns_130(folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         for _ in range(80):  # steps, of which a window has 2 x 16
             assert process.stdout.readline() == "under way\n"
