@@ -24,7 +24,7 @@ def copy_model(model: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn
         for hook in hooks_of(parameter):
             own.register_hook(hook)
     for module in list(copied.modules()):
-        module._compiled_call_impl = None  # of `model.compile()`
+        vars(module).pop("_compiled_call_impl", None)  # of `model.compile()`
         for name, part in module.named_children():
             setattr(module, name, _compiled_from(part))
     return copied, None if optimizer is None else copy_optimizer(optimizer, memo)
