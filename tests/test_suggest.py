@@ -471,7 +471,7 @@ def test_suggest_rejects_smoothing_outside_the_unit_interval():
         suggest(LRS, SCORES, smoothing=1.0)
 
 
-@pytest.mark.parametrize(("name", "closest"), [("vally", "valley"), ("steep", "steepest"), ("zzz", "")])
+@pytest.mark.parametrize(("name", "closest"), [("vally", "valley"), ("steep", "steepest")])
 def test_an_unknown_rule_is_answered_with_the_names_and_the_closest(name, closest):
     names = ", ".join(RULES)
     with pytest.raises(ValueError, match=f"`rule` must be one of {names}; got '{name}'. Did you mean '{closest}"):
