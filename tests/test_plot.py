@@ -346,10 +346,8 @@ def test_a_real_range_test_is_drawn_over_the_whole_range_tested(method):
     model = torch.nn.Linear(2, 1)
     batches = [(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), torch.tensor([[1.0], [2.0]]))]
     task = vs.Task(model, batches, torch.nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
-    num_lrs = {"num_lrs": 12} if method == "grid" else {}
-    found = vs.range_test(
-        task, start_lr=1e-4, end_lr=10, num_steps=20, method=method, seeds=2, progress=False, **num_lrs
-    )
+    how = {"num_lrs": 12, "num_steps": 20} if method == "grid" else {"num_steps": 80}
+    found = vs.range_test(task, start_lr=1e-4, end_lr=10, method=method, seeds=2, progress=False, **how)
     ax = found.plot()
     ax.figure.draw_without_rendering()
     low, high = ax.get_xlim()
