@@ -729,7 +729,7 @@ def test_programs_of_many_kinds_of_batches_do_not_keep_the_parameters_alive():
 
 
 def test_loss_that_depends_on_more_than_it_is_given_is_not_traced(monkeypatch):
-    """The trace would freeze the number, which is kept where nobody looks; the check against eager finds out."""
+    """The trace would freeze the number, kept where nobody looks; the check against the eager step finds out."""
     monkeypatch.setenv("CALLS", "0")
 
     def step(model, batch):

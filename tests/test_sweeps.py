@@ -1,5 +1,7 @@
 """The verbs: what people pass in, what they get, and what they are told when it is wrong."""
 
+import queue
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,11 @@ X, Y = torch.randn(44, 6, generator=torch.Generator().manual_seed(0)), torch.ara
 
 def sgd(params):
     return torch.optim.SGD(params, lr=0.1)
+
+
+def taken_from(notes):
+    """What was put into a queue."""
+    return [notes.get() for _ in range(notes.qsize())]
 
 
 def linear_task(batches=None, **options):
@@ -83,15 +90,16 @@ def test_epoch_is_one_pass_over_the_batches(batches):
 
 def test_loader_reshuffles_when_it_starts_over():
     loader = DataLoader(TensorDataset(X[:, :1], X), 44, shuffle=True)
-    seen = []
+    seen = queue.SimpleQueue()  # of which a sweep keeps what is put into it
 
     def step(model, batch):
         if not torch._C._functorch.is_batchedtensor(model.weight):
-            seen.append(batch[0].detach().clone())
+            seen.put(batch[0].detach().clone())
         return model(batch[1]).square().mean()
 
     vs.sweep(linear_task(loader, training_step=step), lrs=[0.1], num_steps=3, engine="sequential")
-    assert not torch.equal(seen[-1], seen[-2])
+    *_, before, last = taken_from(seen)
+    assert not torch.equal(last, before)
 
 
 def test_function_of_a_seed_is_called_with_each_seed():
@@ -224,21 +232,20 @@ def test_lazily_initialised_model_trains_once_it_is_initialised():
 
 
 def test_model_in_eval_mode_is_trained_in_training_mode_and_frozen_parts_keep_theirs():
-    modes = []
+    modes = queue.SimpleQueue()
 
     class Watch(nn.Module):
         def forward(self, x):
-            modes.append(self.training)
+            modes.put(self.training)
             return x
 
     model = nn.Sequential(Watch(), nn.Linear(6, 3)).eval()
     vs.sweep(linear_task(model=model), lrs=[0.1], num_steps=1)
-    assert set(modes) == {True}
-    modes.clear()
+    assert set(taken_from(modes)) == {True}
     model.train()
     model[0].eval()
     vs.sweep(linear_task(model=model), lrs=[0.1], num_steps=1)
-    assert set(modes) == {False}
+    assert set(taken_from(modes)) == {False}
 
 
 def test_frozen_and_tied_parameters_stay_so():
