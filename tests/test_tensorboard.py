@@ -1,5 +1,6 @@
 """TensorBoard: what its own reader finds in the runs that vecsweep writes."""
 
+import queue
 import re
 import sys
 from types import SimpleNamespace
@@ -256,11 +257,11 @@ def test_what_was_trained_before_a_failure_is_kept(tmp_path):
 
 
 def test_interrupted_run_is_written_with_its_hparams(tmp_path):
-    calls = []
+    calls = queue.SimpleQueue()  # where a sweep does not look
 
     def interrupting(outputs, targets):
-        calls.append(1)
-        if len(calls) > 8:
+        calls.put(1)
+        if calls.qsize() > 8:
             raise KeyboardInterrupt
         return accuracy(outputs, targets)
 
