@@ -66,8 +66,9 @@ def _deviation(task: vs.Task, runs: vs.Sweep, lrs: np.ndarray, looped: np.ndarra
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("num_members", [64, 256, 512, 1024, 2048, 4096])
-def bench_members(num_members: int, kind: str, interleave: Interleave, record: Record) -> None:
+def bench_members(num_members: int, kind: str, interleave: Interleave, record: Record, tiny: bool) -> None:
     """Train tiny models; evaluations, patience and schedules that follow a metric are work of ours alone."""
+    num_members = min(num_members, 64) if tiny else num_members
     task, how = _task(), KINDS[kind]
     lrs = np.geomspace(1e-3, 1e-1, num_members // how.get("seeds", 1))
     looped = lrs[:: len(lrs) // NUM_LOOPED]
