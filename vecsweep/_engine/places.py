@@ -7,6 +7,7 @@ globals that a function names, a tensor. Not here: how places are found, and wha
 import io
 import random
 import types
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import Any
@@ -41,7 +42,7 @@ def is_same(a: Any, b: Any) -> bool:
     return is_plain(a) and bool(a == b or (a != a and b != b))
 
 
-class Place:
+class Place(ABC):
     """Something that can be written to, as named items.
 
     Args:
@@ -54,13 +55,13 @@ class Place:
     def __init__(self, holder: Any) -> None:
         self.holder = holder
 
+    @abstractmethod
     def items(self) -> Items:
         """What is there, not copied deeper than the place itself."""
-        raise NotImplementedError
 
+    @abstractmethod
     def put(self, key: Any, value: Any) -> None:
         """Set an item, or take it out where the value is GONE."""
-        raise NotImplementedError
 
     def changed(self, before: Items) -> Items:
         """The items that are other than before, as they are now."""

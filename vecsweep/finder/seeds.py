@@ -1,6 +1,5 @@
 """The same range test for several seeds, in one batched pass of vecsweep's engine."""
 
-import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
+from vecsweep._engine.sources import own_loader
 from vecsweep._types import Batch, FloatArray, Precision, Seeds
 from vecsweep.finder.loaders import DataLoaderIter, Pair, pair_of
 from vecsweep.schedules import exponential, linear
@@ -28,10 +27,7 @@ class Pairs:
         self._convert: Callable[[Batch], Pair] = pair_of
         if isinstance(loader, DataLoaderIter):
             self._convert, loader = loader.inputs_labels_from_batch, loader.data_loader
-        if isinstance(loader, DataLoader) and loader.persistent_workers:
-            loader = copy.copy(loader)  # such a loader has one iterator, which seeds would share with the caller
-            loader._iterator = None
-        self._loader = loader
+        self._loader = loader = own_loader(loader)
         # Where the engine looks for the loader's own random generators.
         self.generator = getattr(loader, "generator", None)
         self.sampler = getattr(loader, "sampler", None)
