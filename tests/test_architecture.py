@@ -125,7 +125,7 @@ ALL_THAT_IS_IMPORTED = {
     "schedules": {"_words", "_hyper", "_types", "plot", "schedules"},
     "suggest": {"_words", "_types", "suggest"},
     "task": {"_errors", "_types"},
-    "results.ranking": {"_types", "execution"},
+    "results.ranking": {"_types", "_words", "execution"},
     "results": {"_words", "_errors", "_types", "execution", "results", "suggest", "plot", "observers.tensorboard"},
     "plot": {
         "_words",

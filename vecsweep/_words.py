@@ -1,6 +1,7 @@
 """Turns of phrase that messages share."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -23,3 +24,13 @@ def counted(number: int, noun: str) -> str:
         ('1 member', '3 members')
     """
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def cell(value: float) -> str:
+    """Return a number as tables have it; a dash where there is none.
+
+    Example:
+        >>> cell(0.123456), cell(float("nan"))
+        ('0.1235', '-')
+    """
+    return f"{value:.4g}" if math.isfinite(value) else "-"

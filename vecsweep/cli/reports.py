@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vecsweep._words import cell
 from vecsweep.check import CheckReport
 from vecsweep.cli.timing import Speed
 from vecsweep.results import RangeTest, Sweep
@@ -21,7 +22,7 @@ _MAX_ROWS = 16  # of a table of learning rates
 def format_curve(found: RangeTest) -> str:
     """Return a table of learning rates, evenly picked, with the loss that each leads to."""
     picked = np.linspace(0, len(found.lrs) - 1, min(_MAX_ROWS, len(found.lrs))).round().astype(int)
-    rows = [f"{found.lrs[i]:>9.3g}  {_number(found.scores[i]):>8}  {_divergence(found, i)}".rstrip() for i in picked]
+    rows = [f"{found.lrs[i]:>9.3g}  {cell(found.scores[i]):>8}  {_divergence(found, i)}".rstrip() for i in picked]
     return "\n".join((f"{'lr':>9}  {'loss':>8}  diverged", *rows))
 
 
@@ -76,7 +77,7 @@ def format_members(runs: Sweep) -> str:
     final = {name: runs.final(name) for name in names}
     rows = []
     for i, member in enumerate(runs.members):
-        values = "  ".join(f"{_number(final[name][i]):>12}" for name in names)
+        values = "  ".join(f"{cell(final[name][i]):>12}" for name in names)
         end = "" if member.diverged_at is None else f"  diverged at step {member.diverged_at}"
         rows.append(f"{i:>3}  {member.lr:>9.4g}  {values}{end}")
     return "\n".join((f"{'#':>3}  {'lr':>9}  {'  '.join(f'{name:>12}' for name in names)}", *rows))
@@ -159,10 +160,6 @@ def to_json(document: dict[str, Any]) -> str:
         return None if isinstance(value, float) and not math.isfinite(value) else value
 
     return json.dumps(finite(document), indent=2, allow_nan=False)
-
-
-def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "-"
 
 
 def _divergence(found: RangeTest, i: int) -> str:

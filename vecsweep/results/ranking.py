@@ -12,6 +12,7 @@ from typing import get_args
 import numpy as np
 
 from vecsweep._types import FloatArray, IntArray, Mode
+from vecsweep._words import cell
 from vecsweep.execution import check_choice
 
 _MINIMISED = ("loss", "error", "mse", "mae", "rmse", "nll", "perplexity", "entropy")
@@ -134,8 +135,8 @@ class Ranking:
         width = max(map(len, names))
         rows = [f"  {'':{width}}  {self.metric:>12}  {'lowest':>10}  {'highest':>10}  to the best"]
         rows += [
-            f"{'*' if standing.is_tied else ' '} {name:<{width}}  {_number(standing.mean):>12}  "
-            f"{_number(standing.low):>10}  {_number(standing.high):>10}  {self._difference(standing)}".rstrip()
+            f"{'*' if standing.is_tied else ' '} {name:<{width}}  {cell(standing.mean):>12}  "
+            f"{cell(standing.low):>10}  {cell(standing.high):>10}  {self._difference(standing)}".rstrip()
             for name, standing in zip(names, self.standings, strict=True)
         ]
         if self.are_seeds_alike:
@@ -269,7 +270,3 @@ def _tell_apart(settings: Sequence[Setting]) -> list[str]:
     columns = list(zip(*(setting.parts for setting in settings), strict=True))
     differing = [column for column in columns if len(set(column)) > 1] or columns
     return [", ".join(parts) for parts in zip(*differing, strict=True)]
-
-
-def _number(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.4g}"
