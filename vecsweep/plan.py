@@ -159,11 +159,11 @@ class Plan:
 
     def select(self, members: Sequence[int]) -> "Plan":
         """The plan of some members alone."""
-        places = {i: k for k, i in enumerate(members)}
+        positions = {i: k for k, i in enumerate(members)}
         return Plan(
             tuple(self.members[i] for i in members),
             {name: values[:, list(members)] for name, values in self.hyper.items()},
-            {places[i]: feedback for i, feedback in self.feedback.items() if i in places},
+            {positions[i]: feedback for i, feedback in self.feedback.items() if i in positions},
         )
 
     @classmethod

@@ -34,7 +34,7 @@ class Objective(nn.Module):
         self._task = task
         self._precision = precision
         self._watch: Watch | None = None  # made when it is needed
-        self._places = _places(model)
+        self._tied_names = _tied_names(model)
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:
         """Compute the loss of one batch: a scalar; or the loss and the metrics: `[metric]`, float64."""
@@ -68,9 +68,11 @@ class Objective(nn.Module):
         return functional_call(self, self._placed(tensors), (batch,), {"is_measured": True}, tie_weights=False)
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Name each tensor once for each place it has in the model; tied ones have several."""
+        """Give each tensor under every name that it has in the model; tied ones have several."""
         return {
-            self.PREFIX + place: tensor for name, tensor in tensors.items() for place in self._places.get(name, [name])
+            self.PREFIX + alias: tensor
+            for name, tensor in tensors.items()
+            for alias in self._tied_names.get(name, [name])
         }
 
     @contextmanager
@@ -127,18 +129,18 @@ class Objective(nn.Module):
         return loss.reshape(())
 
 
-def _places(model: nn.Module) -> dict[str, list[str]]:
-    """The places of each parameter and buffer, by its name, which is the first of them.
+def _tied_names(model: nn.Module) -> dict[str, list[str]]:
+    """All names of each parameter and buffer, by the first of them, which is its name in the model.
 
-    A module that is registered under two names is one place: PyTorch's own way with tied weights would exchange its
+    A module that is registered under two names is one module: PyTorch's own way with tied weights would exchange its
     tensors twice, and put the first exchange back last.
     """
     names: dict[int, str] = {}
-    places: dict[str, list[str]] = defaultdict(list)
+    aliases: dict[str, list[str]] = defaultdict(list)
     for path, module in model.named_modules():  # each module once
         for own in (module._parameters, module._buffers):
             for key, tensor in own.items():
                 if tensor is not None:
-                    place = f"{path}.{key}" if path else key
-                    places[names.setdefault(id(tensor), place)].append(place)
-    return dict(places)
+                    alias = f"{path}.{key}" if path else key
+                    aliases[names.setdefault(id(tensor), alias)].append(alias)
+    return dict(aliases)

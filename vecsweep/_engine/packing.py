@@ -93,19 +93,19 @@ class _Pickler(pickle.Pickler):
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
         self.leaves: list[Any] = []
         self.referred: list[Any] = []
-        self._places: dict[int, tuple[str, int]] = {}  # by the id of what was left out: one that comes twice is one
+        self._references: dict[int, tuple[str, int]] = {}  # by the id of what was left out: one that comes twice is one
 
     def persistent_id(self, obj: Any) -> tuple[str, int] | None:
         """Where something that is left out can be found; None for what is not."""
         if isinstance(obj, Tensor | np.ndarray):
-            return self._place("leaf", self.leaves, obj)
-        return self._place("referred", self.referred, obj) if isinstance(obj, _REFERRED) else None
+            return self._refer("leaf", self.leaves, obj)
+        return self._refer("referred", self.referred, obj) if isinstance(obj, _REFERRED) else None
 
-    def _place(self, kind: str, kept: list[Any], obj: Any) -> tuple[str, int]:
-        if id(obj) not in self._places:
-            self._places[id(obj)] = (kind, len(kept))
+    def _refer(self, kind: str, kept: list[Any], obj: Any) -> tuple[str, int]:
+        if id(obj) not in self._references:
+            self._references[id(obj)] = (kind, len(kept))
             kept.append(obj)
-        return self._places[id(obj)]
+        return self._references[id(obj)]
 
 
 class _Unpickler(pickle.Unpickler):

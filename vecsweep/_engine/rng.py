@@ -12,7 +12,7 @@ import torch
 
 State = tuple[Any, ...]
 
-_TURN = threading.RLock()  # the generators are global: sweeps in several threads take turns
+_LOCK = threading.RLock()  # the generators are global: sweeps in several threads take turns
 
 
 class Streams:
@@ -38,7 +38,7 @@ class Streams:
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """Give the caller's generators back at the end, also after an exception; other threads wait meanwhile."""
-        with _TURN:
+        with _LOCK:
             callers = self._capture()
             try:
                 yield

@@ -50,7 +50,7 @@ class Sequential:
         self._is_sharing = False
 
     @contextmanager
-    def turn(self, own: Changes, seed: int) -> Iterator[None]:
+    def alone(self, own: Changes, seed: int) -> Iterator[None]:
         """Let a member find outside the model what its own passes have left there, as if it trained alone.
 
         Args:
@@ -105,7 +105,7 @@ class SequentialChunk:
         for i, member in enumerate(self._members):
             streams.rewind("model", member.seed, starts[member.seed])
             streams.use("model", member.seed)
-            with self._engine.turn(member.outside, member.seed):
+            with self._engine.alone(member.outside, member.seed):
                 steps = [
                     member.step(batches[member.seed], {name: float(values[t, i]) for name, values in hyper.items()})
                     for t, batches in enumerate(window)
@@ -126,7 +126,7 @@ class SequentialChunk:
         rows = []
         for member in self._members:
             self._engine.streams.restart("evaluation", member.seed)
-            with self._engine.turn(dict(member.outside), member.seed):
+            with self._engine.alone(dict(member.outside), member.seed):
                 rows.append(member.measure(batches[member.seed]))
         return torch.stack(rows, dim=1)
 

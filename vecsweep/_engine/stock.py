@@ -36,8 +36,10 @@ def step_(optimizer: Optimizer) -> None:
 def save_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
     """Copy what an optimizer remembers."""
     rest = copy.deepcopy(optimizer.state_dict())
-    states, places = rest["state"], _places(optimizer)
-    return OptimizerState({name: states.pop(places[p]) for name, p in parameters.items() if places[p] in states}, rest)
+    states, positions = rest["state"], _positions(optimizer)
+    return OptimizerState(
+        {name: states.pop(positions[p]) for name, p in parameters.items() if positions[p] in states}, rest
+    )
 
 
 def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], state: OptimizerState | None) -> None:
@@ -51,10 +53,10 @@ def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], sta
     if state is None:
         return
     kept = {name: copy.deepcopy(of_parameter) for name, of_parameter in _as_torch_keeps(optimizer, parameters, state)}
-    fresh, places = optimizer.state_dict(), _places(optimizer)
-    by_place = {places[parameters[name]]: of_parameter for name, of_parameter in kept.items()}
+    fresh, positions = optimizer.state_dict(), _positions(optimizer)
+    by_position = {positions[parameters[name]]: of_parameter for name, of_parameter in kept.items()}
     loaded = {**fresh, **copy.deepcopy(state.rest)}
-    loaded["state"] = {**fresh["state"], **loaded["state"], **by_place}
+    loaded["state"] = {**fresh["state"], **loaded["state"], **by_position}
     optimizer.load_state_dict(loaded)
     for name, of_parameter in kept.items():
         # It casts all to the parameter's dtype, be it a counter or the master copy of a bfloat16 parameter, which
@@ -63,9 +65,9 @@ def load_state(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter], sta
         optimizer.state[parameters[name]].update(exact)
 
 
-def _places(optimizer: Optimizer) -> dict[Tensor, int]:
-    """By what number each parameter goes in the optimizer's `state_dict`."""
-    return {p: place for place, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
+def _positions(optimizer: Optimizer) -> dict[Tensor, int]:
+    """By what position each parameter goes in the optimizer's `state_dict`."""
+    return {p: position for position, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
 
 
 def _as_torch_keeps(

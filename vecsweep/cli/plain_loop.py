@@ -71,14 +71,14 @@ def _steps(task: Task, lr: float, device: torch.device | str | None, precision: 
     first_lr = optimizer.param_groups[0]["lr"]
     for group in optimizer.param_groups:
         group["lr"] *= lr / first_lr
-    place = next(model.parameters()).device
-    scaler = torch.amp.GradScaler(place.type, enabled=precision == "fp16")
+    device = next(model.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     while True:
         for batch in task.iterate(0):
             optimizer.zero_grad()
-            with torch.autocast(place.type, dtype, enabled=precision is not None):
-                loss = task.loss(model, _move(batch, place))
+            with torch.autocast(device.type, dtype, enabled=precision is not None):
+                loss = task.loss(model, _move(batch, device))
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()

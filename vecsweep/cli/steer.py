@@ -203,7 +203,7 @@ def _save(path: Sweep, folder: Path) -> dict[str, str | None]:
     document = {"phases": phases, "steps_per_epoch": path.steps_per_epoch, "final": final}
     with writing(folder):
         files = [
-            replace_file(folder / "schedule.json", lambda place: _dump(place, document)),
+            replace_file(folder / "schedule.json", lambda part: _dump(part, document)),
             path.save(folder / "steer.npz"),
             path.save_model(0, folder / "model.safetensors"),
             save_picture(path.plot(), folder / "steer.png"),
@@ -211,5 +211,5 @@ def _save(path: Sweep, folder: Path) -> dict[str, str | None]:
     return {file.name: str(file) for file in files}
 
 
-def _dump(place: Path, document: object) -> None:
-    place.write_text(json.dumps(document, indent=2) + "\n")
+def _dump(part: Path, document: object) -> None:
+    part.write_text(json.dumps(document, indent=2) + "\n")

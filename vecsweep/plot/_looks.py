@@ -124,8 +124,8 @@ def choose_looks(settings: Sequence[Setting], ax: Axes, *, without: Sequence[str
         own_lines = {value: _LINES[i // len(palette)] for i, value in enumerate(values)}
     else:
         has_bar = len(values) + (len(lines) if styled else 0) > _MOST_ENTRIES
-        places = scale.norm(np.array(values)) if has_bar else np.linspace(0, 1, len(values))
-        colors = dict(zip(values, scale.get_cmap()(places), strict=True))
+        positions = scale.norm(np.array(values)) if has_bar else np.linspace(0, 1, len(values))
+        colors = dict(zip(values, scale.get_cmap()(positions), strict=True))
         own_lines = dict.fromkeys(values, _LINES[0])
         scale = scale if has_bar else None
     looks = {}

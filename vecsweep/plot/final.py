@@ -86,13 +86,13 @@ def plot_final(runs: Curves, ax: Axes | None = None, *, metric: str | None = Non
     lrs = sorted({setting.lr for setting in settings})
     if len(lrs) > 1:
         label_lrs(ax, lrs)
-        places = {setting: setting.lr for setting in settings}
+        positions = {setting: setting.lr for setting in settings}
     else:
         _label_settings(ax, settings)
-        places = {setting: float(i) for i, setting in enumerate(settings)}
+        positions = {setting: float(i) for i, setting in enumerate(settings)}
     points = [
-        _Point(places[s.setting], s, final[list(s.members)][~np.isnan(final[list(s.members)])])
-        for s in sorted(ranking.standings, key=lambda s: (places[s.setting], s.members))
+        _Point(positions[s.setting], s, final[list(s.members)][~np.isnan(final[list(s.members)])])
+        for s in sorted(ranking.standings, key=lambda s: (positions[s.setting], s.members))
     ]
     if np.isnan(final).all():
         say_instead(ax, f"All {counted(len(runs.members), 'member')} diverged,\nfrom lr {lrs[0]:.3g} up.")
@@ -176,12 +176,12 @@ def _mark_best(ax: Axes, points: Sequence[_Point], ranking: Ranking) -> list[Art
     ring: dict[str, Any] = {"markerfacecolor": "none", "marker": "o", "color": neutral_color(ax)}
     tied = [point for point in points if point.standing.is_tied and point.standing is not best]
     entries: list[Artist] = []
-    (place,) = [point.x for point in points if point.standing is best]
+    (position,) = [point.x for point in points if point.standing is best]
     varying = find_varying([point.standing.setting for point in points])
     what = ", ".join(describe_value(name, value_of(best.setting, name)) for name in varying) or "the only one"
     label = f"best: {best.mean:.4g},\n{what}"
     look = ring | {"markersize": 12, "markeredgewidth": 2.2}
-    ax.plot([place], [best.mean], linestyle="none", zorder=4, label=label, **look)
+    ax.plot([position], [best.mean], linestyle="none", zorder=4, label=label, **look)
     entries.append(make_entry(label, **look))
     if tied:
         label = f"no worse beyond chance\n({ranking.confidence:.0%}): {len(tied)}"

@@ -41,23 +41,23 @@ def plot_heatmap(runs: Curves, ax: Axes | None = None, *, metric: str | None = N
     if len(varying) != 2:
         raise ValueError(_ask_for_two(varying))
     (column, columns), (row, rows) = varying.items()
-    places = {
+    positions = {
         setting: (rows.index(value_of(setting, row)), columns.index(value_of(setting, column))) for setting in settings
     }
     means = np.full((len(rows), len(columns)), np.nan)
     for standing in ranking.standings:
-        means[places[standing.setting]] = standing.mean
+        means[positions[standing.setting]] = standing.mean
     ax = new_axes() if ax is None else ax
     size = _choose_size(ax, len(columns))
     if np.isfinite(means).any():
         _draw_cells(ax, runs, metric, means, ranking.mode, size)
-        i, j = places[ranking.best.setting]
+        i, j = positions[ranking.best.setting]
         frame = Rectangle((j - 0.5, i - 0.5), 1, 1, fill=False, edgecolor=VERMILION, linewidth=2.5, zorder=3)
         frame.set_label("best")
         ax.add_patch(frame)
     for standing in ranking.standings:
         if standing.num_diverged:
-            _draw_diverged(ax, places[standing.setting], standing.num_diverged, len(standing.members), size)
+            _draw_diverged(ax, positions[standing.setting], standing.num_diverged, len(standing.members), size)
     ax.set(
         xlim=(-0.5, len(columns) - 0.5),
         ylim=(len(rows) - 0.5, -0.5) if row == "schedule" else (-0.5, len(rows) - 0.5),
@@ -114,8 +114,8 @@ def _draw_cells(
             ax.text(j, i, f"{mean:.3g}", ha="center", va="center", color=color, fontsize=size)
 
 
-def _draw_diverged(ax: Axes, place: tuple[int, int], num_diverged: int, num_seeds: int, size: float) -> None:
-    i, j = place
+def _draw_diverged(ax: Axes, position: tuple[int, int], num_diverged: int, num_seeds: int, size: float) -> None:
+    i, j = position
     cell = Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=_GREY, edgecolor="white", hatch="///", linewidth=1)
     ax.add_patch(cell)
     text = "diverged" if num_diverged == num_seeds else f"{num_diverged} of {num_seeds}\ndiverged"

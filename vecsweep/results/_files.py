@@ -36,8 +36,8 @@ def write_result(path: str | os.PathLike[str], header: Mapping[str, Any], arrays
     path = path if path.suffix else path.with_suffix(".npz")
     text = json.dumps({"format": "vecsweep", "version": _FORMAT_VERSION, **header})
 
-    def write(place: Path) -> None:
-        with place.open("xb") as file:
+    def write(part: Path) -> None:
+        with part.open("xb") as file:
             np.savez_compressed(file, header=np.array(text), allow_pickle=False, **arrays)
 
     return replace_file(path, write)
@@ -104,8 +104,8 @@ def _read_array(content: bytes) -> NDArray[Any]:
 def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:
     """Write rows that have the same columns, under a line of their names."""
 
-    def write(place: Path) -> None:
-        with place.open("x", newline="") as file:
+    def write(part: Path) -> None:
+        with part.open("x", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]) if rows else [])
             writer.writeheader()
             writer.writerows(rows)

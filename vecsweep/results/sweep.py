@@ -123,7 +123,7 @@ class Sweep(Curves):
         path = path if path.suffix else path.with_suffix(".safetensors")
         row = self.members[i].as_row() | {"num_steps": len(self.train_loss)}
         metadata = {name: str(value) for name, value in row.items() if value is not None}
-        return replace_file(path, lambda place: save_model(model, str(place), metadata))
+        return replace_file(path, lambda part: save_model(model, str(part), metadata))
 
     def extend(self, *, num_steps: int | None = None, epochs: int | None = None) -> "Sweep":
         """Train all members further; this result stays as it is.

@@ -130,8 +130,8 @@ def shakespeare_data() -> TextData:
     """
     text = read("shakespeare", "input.txt").decode()
     alphabet = "".join(sorted(set(text)))
-    places = {symbol: place for place, symbol in enumerate(alphabet)}
-    symbols = torch.tensor([places[symbol] for symbol in text])
+    positions = {symbol: position for position, symbol in enumerate(alphabet)}
+    symbols = torch.tensor([positions[symbol] for symbol in text])
     num_trained = int(_SHARE_TRAINED_TEXT * len(symbols))
     return TextData(symbols[:num_trained], symbols[num_trained:], alphabet)
 

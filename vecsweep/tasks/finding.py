@@ -37,17 +37,17 @@ def load_task(name: str) -> Task:
         >>> isinstance(load_task("digits"), Task)
         True
     """
-    place, colon, function_name = name.rpartition(":")
+    source, colon, function_name = name.rpartition(":")
     if not colon:
         return _builtin(name)()
-    if not place or not function_name.isidentifier():
+    if not source or not function_name.isidentifier():
         raise ValueError(
             f"A task must be path/to/file.py:function or package.module:function; got {name!r}. Name a "
             "function after the colon."
         )
-    is_module = not place.endswith(".py") and all(part.isidentifier() for part in place.split("."))
-    module = _import_module(place) if is_module else _import_file(Path(place))
-    function = _function(module, place, function_name)
+    is_module = not source.endswith(".py") and all(part.isidentifier() for part in source.split("."))
+    module = _import_module(source) if is_module else _import_file(Path(source))
+    function = _function(module, source, function_name)
     task = function()
     if not isinstance(task, Task):
         raise ValueError(  # noqa: TRY004 - one kind of error for a name that leads to no task
@@ -100,11 +100,11 @@ def _import_module(name: str) -> ModuleType:
         raise _import_error(name, error) from error
 
 
-def _import_error(place: str, error: ImportError | SyntaxError) -> ValueError:
+def _import_error(source: str, error: ImportError | SyntaxError) -> ValueError:
     """Say in one line what could not be imported, why, and at which line."""
     if isinstance(error, SyntaxError):
         return ValueError(
-            f"{place} could not be imported: {error.msg}, at line {error.lineno} of {error.filename}. Mend that line."
+            f"{source} could not be imported: {error.msg}, at line {error.lineno} of {error.filename}. Mend that line."
         )
     lines = [
         frame
@@ -113,7 +113,7 @@ def _import_error(place: str, error: ImportError | SyntaxError) -> ValueError:
     ]
     where = f", at line {lines[-1].lineno} of {lines[-1].filename}" if lines else ""
     return ValueError(
-        f"{place} could not be imported: {error}{where}. Look for a misspelt name; a package that is missing "
+        f"{source} could not be imported: {error}{where}. Look for a misspelt name; a package that is missing "
         f"must be installed for {sys.executable}."
     )
 
@@ -123,7 +123,7 @@ def _put_first(folder: Path) -> None:
         sys.path.insert(0, str(folder))
 
 
-def _function(module: ModuleType, place: str, name: str) -> Callable[[], object]:
+def _function(module: ModuleType, source: str, name: str) -> Callable[[], object]:
     function = getattr(module, name, None)
     if callable(function):
         return function
@@ -135,7 +135,7 @@ def _function(module: ModuleType, place: str, name: str) -> Callable[[], object]
     listed = f"Its functions are {', '.join(own)}." if own else "It has no public functions."
     if function is not None:
         raise ValueError(
-            f"{place}:{name} must be a function that returns a Task; got {type(function).__name__}. {listed}"
+            f"{source}:{name} must be a function that returns a Task; got {type(function).__name__}. {listed}"
         )
     listed += did_you_mean(name, own)
-    raise ValueError(f"{place} must have the function {name!r}; it has none of that name. {listed}")
+    raise ValueError(f"{source} must have the function {name!r}; it has none of that name. {listed}")

@@ -79,8 +79,8 @@ class CharGPT(nn.Module):
 
     def forward(self, symbols: Tensor) -> Tensor:
         """From `[batch, position]` to logits `[batch, symbol, position]`, as cross-entropy takes them."""
-        places = torch.arange(symbols.shape[1], device=symbols.device)
-        stream: Tensor = self.blocks(self.tokens(symbols) + self.positions(places))
+        indices = torch.arange(symbols.shape[1], device=symbols.device)
+        stream: Tensor = self.blocks(self.tokens(symbols) + self.positions(indices))
         logits: Tensor = self.head(self.norm(stream))
         return logits.transpose(1, 2)
 
