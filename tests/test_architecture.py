@@ -62,18 +62,19 @@ LAYERS = {
         "plot observers observers.tensorboard",
     ],
     "engine": [
-        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.modes
-        _engine.packing _engine.places _engine.rng _engine.templates""",
+        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.messages
+        _engine.modes _engine.packing _engine.places _engine.rng _engine.templates""",
         "_engine.reach _engine.remembered _engine.sources _engine.weights",
         "_engine.watch",
         "_engine.ensemble _engine.objective",
         "_engine.batches",
-        "_engine.contract _engine.stock",
+        "_engine.stock",
         "_engine.learner",
-        "_engine.optimizer _engine.plain _engine.probe _engine.record",
+        "_engine.contract _engine.optimizer _engine.plain _engine.probe _engine.record _engine.work",
         "_engine.graph _engine.measure _engine.step _engine.untrained",
         "_engine.program",
         "_engine.sequential _engine.vectorized",
+        "_engine.parallel",
         "_engine.trials",
         "_engine.loop",
         "_engine.run",

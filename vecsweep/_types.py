@@ -27,7 +27,7 @@ Method = Literal["grid", "ramp"]
 Mode = Literal["min", "max"]
 PlotKind = Literal["curves", "final", "plan", "heatmap"]
 Spacing = Literal["exponential", "linear"]
-EngineName = Literal["auto", "vectorized", "sequential"]
+EngineName = Literal["auto", "vectorized", "sequential", "parallel"]
 Precision = Literal["bf16", "fp16"]
 
 Hyper = dict[str, FloatArray]  # hyperparameters by name, each [step, member]

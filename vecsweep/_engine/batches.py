@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
 
-from vecsweep._engine.packing import VALUES, Packed, pack
+from vecsweep._engine.packing import VALUES, Packed, pack, tree_map
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sources import is_fresh, own_loader
 from vecsweep._types import Batch
@@ -277,7 +277,7 @@ def copy_batch(batch: Batch) -> Batch:
             return leaf.clone()
         return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
-    return pytree.tree_map(copy_leaf, batch)
+    return tree_map(copy_leaf, batch)
 
 
 def member_dims(batch: Batch) -> Batch:

@@ -11,13 +11,14 @@ from typing import Literal, NamedTuple
 _SHORT_RUN = 1000  # steps of all members together: fewer are not worth a question
 _SHORT_RUN_S = 5.0  # one member after another; a run that is shorter is batched, traced and not timed further
 _SHARE = 0.04  # of a run, that timing chunk sizes may take
+_TRIED_STEPS = 15  # that trying another way takes, of the fastest
 _GAIN = 0.03  # by which another way must be faster to be taken
 _COMPILE_S = 4.0  # least time to compile, with Inductor's cache on disk; bench/README.md has some
 _COMPILE_PER_TRACE = 25
 _COMPILE_SHARE = 0.12  # of a run, that compiling may take
 _COMPILE_GAIN = 0.6  # what compiling may leave of a step, at best
 
-Engine = Literal["vectorized", "sequential"]
+Engine = Literal["vectorized", "sequential", "parallel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +26,7 @@ class Way:
     """A way of stepping the members of a run.
 
     Attributes:
-        engine: "vectorized" or "sequential".
+        engine: "vectorized", "sequential" or "parallel".
         chunk_size: members that are stepped together.
         is_compiled: whether the traced step is compiled.
     """
@@ -35,7 +36,7 @@ class Way:
     is_compiled: bool
 
     def __str__(self) -> str:
-        if self.engine == "sequential":
+        if self.engine != "vectorized":
             return self.engine
         return f"chunks of {self.chunk_size}, {'compiled' if self.is_compiled else 'traced'}"
 
@@ -76,20 +77,24 @@ class Choice(NamedTuple):
 
 def search(
     time: Callable[[Way], Timing | None],
-    default: Way,
+    batched: Way,
     *,
     varied: Collection[str],
     num_members: int,
     num_steps: int,
+    parallel: Way | None = None,
+    trace_s: float | None = None,
 ) -> list[Timing]:
     """Time the ways that may be best.
 
     Args:
         time: times a way; None where that cannot be had.
-        default: the way that is taken without timing.
+        batched: the way to batch members that is known to do without timing others.
         varied: which of "engine", "chunk_size" and "compile" are free.
         num_members: of the run.
         num_steps: of each member.
+        parallel: the way to train them in several processes, if that may be best.
+        trace_s: what tracing may take, where it is so long that the run must be long to pay for it; None where not.
 
     Returns:
         The timings, of which the least is to be taken; empty where the run is too short to be timed.
@@ -106,14 +111,21 @@ def search(
     sequential = note(Way("sequential", num_members, False)) if "engine" in varied else None
     if sequential is not None and sequential.run_s(num_steps) < _SHORT_RUN_S:
         return []
-    best = first = note(default)
+    if parallel is not None:
+        note(parallel)
+    if trace_s is not None and timings:
+        fastest = min(timings, key=lambda timing: timing.step_s)
+        if trace_s + _TRIED_STEPS * fastest.step_s > _SHARE * fastest.run_s(num_steps):
+            return timings
+    best = first = note(batched)
     if best is None or first is None:
         return timings
     if "chunk_size" in varied:
         best = _search_chunk_size(note, best, num_members, num_steps)
     if "compile" in varied:
         compile_s = max(_COMPILE_S, _COMPILE_PER_TRACE * first.start_s)
-        is_hopeful = sequential is None or _COMPILE_GAIN * best.step_s < sequential.step_s
+        unbatched = [timing.step_s for timing in timings if timing.way.engine != "vectorized"]
+        is_hopeful = _COMPILE_GAIN * best.step_s < min(unbatched, default=best.step_s)
         # What is compiled takes fewer passes over memory, so that all members at once may do better than they did.
         sizes = [best.way.chunk_size, *([num_members] if "chunk_size" in varied else [])]
         for i, size in enumerate(dict.fromkeys(sizes)):

@@ -7,7 +7,9 @@ from typing import NamedTuple, Protocol
 from torch import Tensor
 
 from vecsweep._engine.ensemble import MemberState
+from vecsweep._engine.learner import Learner
 from vecsweep._types import Batch, Hyper
+from vecsweep.execution import Execution
 
 StepBatches = dict[int, tuple[Batch, ...]]  # by seed: the batches of one step, more than one when accumulating
 Window = Sequence[StepBatches]  # the steps through which a chunk is carried before the next chunk has its turn
@@ -59,8 +61,13 @@ class Chunk(Protocol):
         """
         ...
 
-    def member(self, i: int) -> MemberState:
-        """Copy the state of one member, by its position."""
+    def members(self, positions: Sequence[int], *, is_last: bool = False) -> list[MemberState]:
+        """Take the states of some members.
+
+        Args:
+            positions: of the members.
+            is_last: whether the chunk is not stepped again; then they need no copies.
+        """
         ...
 
     def select(self, keep: Sequence[int]) -> "Chunk":
@@ -69,7 +76,15 @@ class Chunk(Protocol):
 
 
 class Engine(Protocol):
-    """A way to step members."""
+    """A way to step members.
+
+    Attributes:
+        learners: one for each seed; the patterns of its members.
+        execution: precision, clipping.
+    """
+
+    learners: Mapping[int, Learner]
+    execution: Execution
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
@@ -89,11 +104,13 @@ class Unmappable(Exception):  # noqa: N818 - a signal to the training loop, not 
 
     Attributes:
         reason: the operator and the line, as far as they are known.
+        is_stateful: whether it is that a pass keeps something in Python for the next.
     """
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *, is_stateful: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
+        self.is_stateful = is_stateful
 
 
 class OutOfMemory(Exception):  # noqa: N818 - a signal to the training loop, not a failure

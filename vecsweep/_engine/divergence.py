@@ -13,6 +13,7 @@ those of the untrained weights can, and they are the same for all members of a s
 What was tried otherwise, and what the numbers were chosen by, is in `bench/bench_divergence.py`.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -58,6 +59,16 @@ class Fate:
     def select(self, index: Tensor) -> "Fate":
         """Take some members out."""
         return replace(self, ceiling=self.ceiling[index], streak=self.streak[index], alive=self.alive[index])
+
+
+def judge(ceiling: float, streak: int, loss: float) -> tuple[int, bool]:
+    """Judge one loss of one member as `Fate.after` does those of several, in plain numbers.
+
+    Returns:
+        The streak after it, and whether the member lives on.
+    """
+    streak = streak + 1 if streak < 0 or loss > ceiling else 0
+    return streak, math.isfinite(loss) and streak < WINDOW
 
 
 def ceiling_of(

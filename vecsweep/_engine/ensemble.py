@@ -4,6 +4,7 @@ A `MemberState` is one member's own state, in stock PyTorch's terms, so that a m
 other, be handed to the caller, or be trained further.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -97,6 +98,15 @@ class MemberState:
         scale = LossScale.start(1, device) if precision == "fp16" else None
         return cls(parameters, buffers, None, Fate.start(device), scale)
 
+    def copy(self) -> "MemberState":
+        """The same with tensors of its own."""
+        return replace(
+            self,
+            parameters={name: p.clone() for name, p in self.parameters.items()},
+            buffers={name: buffer.clone() for name, buffer in self.buffers.items()},
+            optimizer=copy.deepcopy(self.optimizer),
+        )
+
 
 @dataclass(slots=True)
 class Ensemble:
@@ -178,15 +188,13 @@ class Ensemble:
         )
 
     def member(self, i: int) -> MemberState:
-        """Copy one member's state; nothing is shared with the ensemble."""
+        """One member's state; its tensors are views of the ensemble's."""
         index = torch.arange(i, i + 1, device=self.fate.alive.device)
         own = self.member_buffers
         return MemberState(
-            parameters={name: p[i].clone() for name, p in self.parameters.items()},
-            buffers={name: (b[i] if name in own else b).clone() for name, b in self.buffers.items()},
-            optimizer=OptimizerState(
-                {n: {k: v[i].clone() for k, v in state.items()} for n, state in self.optimizer.items()}
-            ),
+            parameters={name: p[i] for name, p in self.parameters.items()},
+            buffers={name: b[i] if name in own else b for name, b in self.buffers.items()},
+            optimizer=OptimizerState({n: {k: v[i] for k, v in state.items()} for n, state in self.optimizer.items()}),
             fate=self.fate.select(index),
             scale=self.scale.select(index) if self.scale else None,
         )

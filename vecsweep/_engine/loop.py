@@ -6,7 +6,7 @@ parameters stay in the cache. Between windows the host looks at the losses, once
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, compress
 
@@ -23,15 +23,17 @@ from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import Evaluator
 from vecsweep._engine.packing import unpack
+from vecsweep._engine.parallel import NO_PROCESSES, Parallel, num_processes
 from vecsweep._engine.probe import probe
 from vecsweep._engine.record import End, Observer, Record, Start
 from vecsweep._engine.remembered import Pace, forget
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
-from vecsweep._engine.trials import choose_way, divide
+from vecsweep._engine.trials import Unbatched, choose_way, divide, without_batching
 from vecsweep._engine.untrained import untrained_losses
 from vecsweep._engine.vectorized import Vectorized
 from vecsweep._engine.watch import Changes, Watch
+from vecsweep._engine.work import count_work
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 from vecsweep._words import counted
@@ -103,11 +105,12 @@ class Loop:
         task.check_batch(unpack(first))
         step_bytes = max(1, size_bytes(first) * execution.accumulation_steps)
         self.window_steps = 1 if self.mover else max(1, min(_WINDOW_STEPS, _WINDOW_BYTES // step_bytes))
-        self.engine: Vectorized | Sequential
+        self.engine: Vectorized | Sequential | Parallel
         self.obstacle: str | None = None
         self.in_doubt_from: int | None = None
         self.is_short_of_memory = False
         self.prefetched: Window | None = None
+        self.closing = ExitStack()  # of processes that train members
         self.choice = Choice(Way("sequential", len(plan.members), is_compiled=False), "")
         self.evaluation = evaluation or Evaluation()
         self.evaluator: Evaluator | None = None
@@ -141,6 +144,10 @@ class Loop:
 
     def train(self) -> Record:
         """Run to the end of the plan, or to Ctrl-C."""
+        with self.closing:
+            return self._train()
+
+    def _train(self) -> Record:
         num_members = len(self.plan.members)
         size = self.choice.way.chunk_size
         member_bytes = self.engine.member_bytes if isinstance(self.engine, Vectorized) else 0
@@ -173,12 +180,14 @@ class Loop:
                 is_complete = False
         if is_complete:
             for group in groups:
-                self._keep_states(group, range(len(group.members)))
+                self._keep_states(group, range(len(group.members)), is_last=True)
             self._reconsider()
         self._note_doubt()
         why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
         why = f"{why}; {self.choice.why}" if self.choice.why else why
         name = f"sequential, {counted(num_members, 'member')}"
+        if isinstance(self.engine, Parallel):
+            name = f"parallel, {counted(num_members, 'member')} in {self.engine.num_processes} processes"
         if isinstance(self.engine, Vectorized):
             chunks = counted(num_chunks, "chunk")
             name = f"vectorized, {self.engine.level}, {counted(num_members, 'member')} in {chunks}"
@@ -201,23 +210,59 @@ class Loop:
         )
 
     def _choose_engine(self, first: Batch) -> None:
-        if self.execution.engine == "sequential":
+        asked = self.execution
+        if asked.engine in ("sequential", "parallel"):
             # Only to see, before any work, that the loss is fit to be trained.
-            probe(self.learners[self.plan.seeds[0]], first, self.plan.seeds[0], self.streams)
-            self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
+            seen = probe(self.learners[self.plan.seeds[0]], first, self.plan.seeds[0], self.streams)
+            self.engine = Sequential(self.learners, asked, self.streams, self.moved)
+            if asked.engine == "parallel":
+                self._use_processes(first, seen.is_stateful)
             return
         if self.mover:
             self._fall_back(self.mover)
             return
+        unbatched = self._without_batching(first)
         try:
-            self.engine = Vectorized(self.learners, self.execution, self.streams, first, tuple(self.plan.hyper))
+            self.engine = Vectorized(self.learners, asked, self.streams, first, tuple(self.plan.hyper))
         except Unmappable as obstacle:
-            self._fall_back(obstacle.reason)
+            if unbatched is None or unbatched.way.engine == "sequential" or obstacle.is_stateful:
+                self._fall_back(obstacle.reason)
+                return
+            self.choice = Choice(unbatched.way, f"PyTorch cannot batch them: {obstacle.reason}")
         else:
-            self.choice = choose_way(self.engine, self.plan, self.batches, self.streams, self.execution)
+            self.choice = choose_way(self.engine, self.plan, self.batches, self.streams, asked, unbatched)
             self.engine.is_compiling = self.choice.way.is_compiled
-            if self.choice.way.engine == "sequential":
-                self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
+        if self.choice.way.engine == "sequential":
+            self.engine = Sequential(self.learners, asked, self.streams, self.moved)
+        elif self.choice.way.engine == "parallel":
+            assert unbatched is not None
+            self.engine = self._in_processes(unbatched.num_processes)
+
+    def _without_batching(self, first: Batch) -> Unbatched | None:
+        """How to train members that are not worth batching, where that is left open; None where they are."""
+        asked, seed = self.execution, self.plan.seeds[0]
+        is_open = asked.engine == "auto" and asked.chunk_size == "auto" and asked.compile is not True
+        if not is_open or self.device.type != "cpu":
+            return None
+        work = count_work(self.learners[seed], first, seed, self.streams)
+        return without_batching(work, self.plan, num_processes(len(self.plan.members), self.device, first))
+
+    def _in_processes(self, num: int) -> Parallel:
+        engine = Parallel(self.learners, self.execution, self.streams, num)
+        self.closing.callback(engine.close)
+        return engine
+
+    def _use_processes(self, first: Batch, is_stateful: bool) -> None:
+        """Go over to several processes as it was asked for, or say why not."""
+        num = num_processes(len(self.plan.members), self.device, first)
+        if is_stateful or self.mover or num == 0:
+            warn_of_fallback(
+                "The members are trained one after another in this process, because "
+                + ("each pass keeps something for the next" if is_stateful or self.mover else NO_PROCESSES)
+                + '. The result is the same; `engine="sequential"` asks for it without this warning.'
+            )
+        else:
+            self.engine = self._in_processes(num)
 
     def _reconsider(self) -> None:
         """Forget the choice that was followed, for later runs, if this one contradicts it."""
@@ -411,7 +456,7 @@ class Loop:
         if not keep:
             return []
         # Each new size of a stacked chunk is traced anew, so that it is halved rather than trimmed.
-        is_worth_it = len(keep) < len(group.members) * (1 if isinstance(self.engine, Sequential) else 0.5)
+        is_worth_it = len(keep) < len(group.members) * (0.5 if isinstance(self.engine, Vectorized) else 1)
         return [self._select(group, keep) if is_worth_it else group]
 
     def _group(self, members: list[int], states: Sequence[MemberState]) -> _Group:
@@ -420,7 +465,7 @@ class Loop:
         return _Group(self.engine.load(states, seeds), members, seeds)
 
     def _reload(self, group: _Group) -> _Group:
-        return self._group(group.members, [group.chunk.member(i) for i in range(len(group.members))])
+        return self._group(group.members, group.chunk.members(range(len(group.members))))
 
     def _split_seeds(self, group: _Group) -> list[_Group]:
         """Make a chunk of each seed."""
@@ -446,10 +491,10 @@ class Loop:
     def _select(self, group: _Group, keep: Sequence[int]) -> _Group:
         return _Group(group.chunk.select(keep), [group.members[i] for i in keep], [group.seeds[i] for i in keep])
 
-    def _keep_states(self, group: _Group, positions: Iterable[int]) -> None:
-        """Copy the states of members that have come to their end."""
+    def _keep_states(self, group: _Group, positions: Iterable[int], *, is_last: bool = False) -> None:
+        """Take the states of members that have come to their end, or whose chunk has."""
         if not self.keeps_states:
             return
-        for i in positions:
-            if self.states[group.members[i]] is None:
-                self.states[group.members[i]] = group.chunk.member(i)
+        new = [i for i in positions if self.states[group.members[i]] is None]
+        for i, state in zip(new, group.chunk.members(new, is_last=is_last) if new else [], strict=True):
+            self.states[group.members[i]] = state

@@ -142,7 +142,7 @@ class MemberOptimizers:
                 self._write_back_(i)
 
     def state(self, i: int) -> OptimizerState:
-        """Copy the state of one member's optimizer, by parameter name."""
+        """The state of one member's optimizer, by parameter name; its tensors are the optimizer's own."""
         return save_state(self._optimizers[i], self._views[i])
 
     def _write_back_(self, i: int) -> None:

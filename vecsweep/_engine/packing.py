@@ -11,7 +11,7 @@ Not here: containers that PyTorch's pytrees know (tuples, lists, dicts, named tu
 import io
 import pickle
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,11 +79,21 @@ def pack(leaf: Any) -> Any:
 
 def unpack(batch: Batch) -> Batch:
     """Give a batch its objects back, as its loader yielded them."""
-    return pytree.tree_map(
+    return tree_map(
         lambda leaf: leaf.unpack() if isinstance(leaf, Packed) else leaf,
         batch,
         is_leaf=lambda node: isinstance(node, Packed),
     )
+
+
+def tree_map(function: Callable[[Any], Any], batch: Batch, is_leaf: Callable[[Any], bool] | None = None) -> Batch:
+    """PyTorch's own, but at once for tensors side by side, as most loaders yield: it takes longer than a small step."""
+    kind = type(batch)
+    if kind in (tuple, list) and all(type(leaf) is Tensor for leaf in batch):
+        return kind(function(leaf) for leaf in batch)
+    if kind is dict and all(type(leaf) is Tensor for leaf in batch.values()):
+        return {name: function(leaf) for name, leaf in batch.items()}
+    return pytree.tree_map(function, batch, is_leaf=is_leaf)
 
 
 class _Pickler(pickle.Pickler):

@@ -25,6 +25,7 @@ class Probe:
         changed_buffers: the names of the buffers that a pass changes, and of the parameters that are not trained.
         member_buffers: those among them that other weights change otherwise, so that each member needs its own.
         obstacle: why members cannot be batched, if a pass shows a reason.
+        is_stateful: whether it is that a pass keeps something in Python for the next.
         activation_bytes: what one member keeps for its backward pass, parameters and the batch aside.
     """
 
@@ -32,6 +33,7 @@ class Probe:
     changed_buffers: frozenset[str]
     member_buffers: frozenset[str]
     obstacle: str | None
+    is_stateful: bool
     activation_bytes: int
 
 
@@ -92,7 +94,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
     elif hooked := _hooked(learner):
         obstacle = f"gradients pass through a hook of {hooked}"
-    return Probe(recorder.draws, frozenset(changed), member_buffers, obstacle, activation_bytes)
+    return Probe(recorder.draws, frozenset(changed), member_buffers, obstacle, bool(kept), activation_bytes)
 
 
 def _autograd_nodes(loss: Tensor) -> list[Any]:

@@ -4,20 +4,24 @@ Unlike the vectorized engine it looks at each loss as it comes, because a stock 
 to leave a diverged member alone.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from vecsweep._engine.batches import copy_batch
 from vecsweep._engine.contract import Curve, Window
+from vecsweep._engine.divergence import Fate, judge
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.measure import measure_one
 from vecsweep._engine.rng import Streams
-from vecsweep._engine.stock import evaluating, load_state, save_state, step_
+from vecsweep._engine.stock import evaluating, fastest_kernel, load_state, save_state, step_
 from vecsweep._engine.watch import Changes, Watch, without
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
@@ -110,12 +114,14 @@ class SequentialChunk:
                     member.step(batches[member.seed], {name: float(values[t, i]) for name, values in hyper.items()})
                     for t, batches in enumerate(window)
                 ]
-            curves.append(Curve(*(torch.cat(column) for column in zip(*steps, strict=True))))
-            if curves[-1].alive[-1]:  # a member that diverged has not drawn all
+            curves.append(steps)
+            if member.is_alive:  # a member that diverged has not drawn all
                 ends[member.seed] = streams.mark("model", member.seed)
         for seed, end in ends.items():
             streams.rewind("model", seed, end)
-        return Curve(*(torch.stack(column, dim=1) for column in zip(*curves, strict=True)))
+        loss, alive = np.array(curves).transpose(2, 1, 0)  # [member, step, 2]
+        device = self._members[0].device
+        return Curve(torch.tensor(loss, device=device), torch.tensor(alive, dtype=torch.bool, device=device))
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Put the members at the weights that they are evaluated at."""
@@ -130,9 +136,10 @@ class SequentialChunk:
                 rows.append(member.measure(batches[member.seed]))
         return torch.stack(rows, dim=1)
 
-    def member(self, i: int) -> MemberState:
-        """Copy the state of one member."""
-        return self._members[i].state()
+    def members(self, positions: Sequence[int], *, is_last: bool = False) -> list[MemberState]:
+        """Take the states of some members."""
+        states = [self._members[i].state() for i in positions]
+        return states if is_last else [state.copy() for state in states]
 
     def select(self, keep: Sequence[int]) -> "SequentialChunk":
         """Take some members out."""
@@ -163,7 +170,10 @@ class _Member:
             for name, value in member.buffers.items():
                 tensors[name].data = value.clone()
         load_state(self._learner.optimizer, self._learner.parameters, member.optimizer)
-        self._fate = member.fate
+        self._kernel = fastest_kernel(self._learner.optimizer)
+        self._ceiling, self._streak = float(member.fate.ceiling), int(member.fate.streak)
+        self.is_alive = bool(member.fate.alive)
+        self.device = member.fate.alive.device
         self._scale = member.scale
 
     @property
@@ -171,37 +181,39 @@ class _Member:
         """The member's own."""
         return self._learner.optimizer
 
-    def step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> tuple[Tensor, Tensor]:
-        """Take one step; return its loss and whether the member is alive after it, each `[1]`."""
-        if not self._fate.alive:
-            return torch.full_like(self._fate.ceiling, torch.nan), self._fate.alive
+    def step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> tuple[float, bool]:
+        """Take one step; return its loss and whether the member is alive after it."""
+        if not self.is_alive:
+            return math.nan, False
         optimizer, parameters = self._learner.optimizer, list(self._learner.parameters.values())
         optimizer.zero_grad()
-        loss = torch.zeros_like(self._fate.ceiling)
+        loss = 0.0
         for batch in batches:
             batch_loss = self._learner.objective(copy_batch(batch))
-            loss += batch_loss.detach().double() / len(batches)
-            batch_loss = batch_loss / len(batches)
-            (batch_loss if self._scale is None else batch_loss * self._scale.value[0]).backward()
-        self._fate = self._fate.after(loss)
-        if self._fate.alive and self._unscale_(parameters):
+            own = batch_loss if len(batches) == 1 else batch_loss / len(batches)
+            (own if self._scale is None else own * self._scale.value[0]).backward()
+            loss += float(batch_loss.detach()) / len(batches)
+        self._streak, self.is_alive = judge(self._ceiling, self._streak, loss)
+        if self.is_alive and self._unscale_(parameters):
             if self._execution.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self._execution.max_grad_norm)
             self._learner.set_hyper(hyper)
-            step_(optimizer)
-        return loss, self._fate.alive
+            step_(optimizer, self._kernel)
+        return loss, self.is_alive
 
     def measure(self, batch: Batch) -> Tensor:
         """Compute the loss and the metrics of a batch: `[metric]`."""
         return measure_one(self._learner, self._learner.parameters, self._changing(), batch)
 
     def state(self) -> MemberState:
-        """Copy the member's state."""
+        """The member's state; its tensors are the member's own."""
+        fate = Fate.start(self.device, self._ceiling)
+        fate = replace(fate, streak=fate.streak.fill_(self._streak), alive=fate.alive.fill_(self.is_alive))
         return MemberState(
-            parameters={name: p.detach().clone() for name, p in self._learner.parameters.items()},
-            buffers={name: tensor.clone() for name, tensor in self._changing().items()},
+            parameters={name: p.detach() for name, p in self._learner.parameters.items()},
+            buffers=self._changing(),
             optimizer=save_state(self._learner.optimizer, self._learner.parameters),
-            fate=self._fate,
+            fate=fate,
             scale=self._scale,
             kept=self._learner.kept(self._pattern) | self._outside.translate(self.outside, self._outside),
         )
@@ -222,8 +234,6 @@ class _Member:
         grads = [p.grad for p in parameters if p.grad is not None]
         for grad in grads:
             grad.mul_(self._scale.inverse.to(grad.dtype))
-        is_finite = torch.stack(
-            [torch.ones_like(self._fate.alive[0]), *(grad.isfinite().all() for grad in grads)]
-        ).all()
-        self._scale = self._scale.after(is_finite[None])
-        return bool(is_finite)
+        is_finite = all(bool(grad.isfinite().all()) for grad in grads)
+        self._scale = self._scale.after(torch.tensor([is_finite], device=self.device))
+        return is_finite

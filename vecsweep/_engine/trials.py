@@ -1,13 +1,16 @@
 """Choosing the way members are stepped, by how long each takes on the real task, on copies of its members."""
 
 import hashlib
+import math
 import os
 import platform
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import cycle
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +20,12 @@ from vecsweep._engine.batches import BatchStream, key_of
 from vecsweep._engine.choices import Choice, Timing, Way, choose, search
 from vecsweep._engine.contract import Chunk, Engine, OutOfMemory, Unmappable
 from vecsweep._engine.memory import allocator_setting
+from vecsweep._engine.parallel import Parallel, num_processes
 from vecsweep._engine.remembered import recall, remember
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sequential import Sequential
 from vecsweep._engine.vectorized import Vectorized
+from vecsweep._engine.work import Work
 from vecsweep._version import __version__
 from vecsweep.execution import Execution
 from vecsweep.plan import Plan
@@ -30,35 +35,93 @@ _CHUNK_ACTIVATION_BYTES = 32 * 2**20  # less than glibc gives back to the system
 _MIXED_FROM = 8  # members of a seed, from which on each seed may have chunks of its own with batches in common
 _SEED_BYTES = 2 * 2**20  # of a seed's members, parameters and activations, from which on that pays for another chunk
 _TIMED_STEPS = 3
+_THREADS_EXPONENT = 0.6  # two threads share a member's operators 1.5 times as fast as one, by bench/bench_real.py
+_FORK_S = 0.2  # that processes take to start and to hand over what they trained
+_TRACE_S = 0.03  # for each operator of a forward pass
 _ROUNDS = 2
 
 
+class Unbatched(NamedTuple):
+    """How to train members that are not worth batching without timing anything.
+
+    Attributes:
+        way: the way to take.
+        num_processes: that may train them; 0 where none may.
+        trace_s: what tracing their step would take, about.
+    """
+
+    way: Way
+    num_processes: int
+    trace_s: float
+
+
+def without_batching(work: Work, plan: Plan, num: int) -> Unbatched | None:
+    """Say how members are trained whose step is so much work on a CPU that batching them gains little; None if less.
+
+    As many processes are as many times faster; threads, which the operators of one member share, are that less so.
+
+    Args:
+        work: of a member's step.
+        plan: whose members.
+        num: of processes that may train them; 0 where none may.
+    """
+    num_members, num_threads = len(plan.members), torch.get_num_threads()
+    if work.is_light and num_members > 1:
+        return None
+    sequential_s = plan.num_steps * num_members * work.step_s / num_threads**_THREADS_EXPONENT
+    parallel_s = _FORK_S + plan.num_steps * -(-num_members // num) * work.step_s if num else math.inf
+    way = Way("parallel" if parallel_s < sequential_s else "sequential", num_members, is_compiled=False)
+    return Unbatched(way, num, _TRACE_S * work.num_operators)
+
+
 def choose_way(
-    engine: Vectorized, plan: Plan, batches: Mapping[int, BatchStream], streams: Streams, execution: Execution
+    engine: Vectorized,
+    plan: Plan,
+    batches: Mapping[int, BatchStream],
+    streams: Streams,
+    execution: Execution,
+    unbatched: Unbatched | None = None,
 ) -> Choice:
-    """Choose chunk size and level, and whether to batch at all, where that is left open."""
+    """Choose chunk size and level, and whether to batch at all, where that is left open.
+
+    Args:
+        engine: that batches the members.
+        plan: whose members.
+        batches: by seed.
+        streams: the random streams of the run.
+        execution: what is asked for.
+        unbatched: how to train them where they are not worth batching; None where they are.
+    """
     size = default_chunk_size(engine, plan) if execution.chunk_size == "auto" else execution.chunk_size
-    default = Way("vectorized", size, is_compiled=execution.compile is True)
+    batched = Way("vectorized", size, is_compiled=execution.compile is True)
     varied = {name for name in ("engine", "chunk_size", "compile") if getattr(execution, name) == "auto"}
     if not varied:
-        return Choice(default, "")
+        return Choice(batched, "")
+    num = unbatched.num_processes if unbatched else 0
     key = _key(engine, plan, batches[plan.seeds[0]], execution)
     choice = recall(key)
-    if choice is None or not _is_open(choice.way, default, varied, len(plan.members)):
-        with Trials(engine, plan, batches, streams) as trials:
-            num_members, num_steps = len(plan.members), plan.num_steps
-            timings = search(trials.time, default, varied=varied, num_members=num_members, num_steps=num_steps)
-        choice = choose(timings, default)
+    if choice is None or not _is_open(choice.way, batched, varied, len(plan.members), num):
+        with Trials(engine, plan, batches, streams, num) as trials:
+            timings = search(
+                trials.time,
+                batched,
+                varied=varied,
+                num_members=len(plan.members),
+                num_steps=plan.num_steps,
+                parallel=Way("parallel", len(plan.members), is_compiled=False) if num else None,
+                trace_s=unbatched.trace_s if unbatched else None,
+            )
+        choice = choose(timings, unbatched.way if unbatched else batched)
         if not timings:
             return choice
         remember(key, choice)
     return choice._replace(key=key)
 
 
-def _is_open(way: Way, default: Way, varied: set[str], num_members: int) -> bool:
+def _is_open(way: Way, default: Way, varied: set[str], num_members: int, num_processes: int) -> bool:
     """Whether a way may be taken: what is not varied is as it was asked for."""
-    if way.engine == "sequential":
-        return "engine" in varied
+    if way.engine != "vectorized":
+        return "engine" in varied and (way.engine == "sequential" or num_processes > 0)
     return (
         way.chunk_size <= num_members
         and ("chunk_size" in varied or way.chunk_size == default.chunk_size)
@@ -67,29 +130,32 @@ def _is_open(way: Way, default: Way, varied: set[str], num_members: int) -> bool
 
 
 def time_each(
-    engine: Vectorized | Sequential,
+    engine: Engine,
     plan: Plan,
     batches: Mapping[int, BatchStream],
     streams: Streams,
     *,
     is_compiling: bool,
 ) -> list[Timing]:
-    """Time one member after another, then chunks of several sizes, then the best of those compiled."""
-    num_members = len(plan.members)
-    with Trials(engine, plan, batches, streams) as trials:
+    """Time members one after another, in processes, in chunks of several sizes, and the best of those compiled."""
+    num_members, seed = len(plan.members), plan.seeds[0]
+    device = next(iter(engine.learners[seed].parameters.values())).device
+    num = num_processes(num_members, device, batches[seed].peek())
+    with Trials(engine, plan, batches, streams, num) as trials:
         sequential = trials.time(Way("sequential", num_members, is_compiled=False))
         assert sequential is not None  # or the error of the task's own code would be on its way
         if not isinstance(engine, Vectorized):
             return [sequential]
+        parallel = trials.time(Way("parallel", num_members, is_compiled=False)) if num else None
         default = default_chunk_size(engine, plan)
         tried = (default, num_members, default // 4, 4 * default)
         sizes = dict.fromkeys(min(num_members, max(1, size)) for size in tried)
         batched = [trials.time(Way("vectorized", size, is_compiled=False)) for size in sizes]
-        timings = [sequential, *filter(None, batched)]
-        if is_compiling and len(timings) > 1:
-            best = min(timings[1:], key=lambda timing: timing.step_s)
-            timings += filter(None, [trials.time(replace(best.way, is_compiled=True))])
-        return timings
+        found = list(filter(None, batched))
+        if is_compiling and found:
+            best = min(found, key=lambda timing: timing.step_s)
+            found += filter(None, [trials.time(replace(best.way, is_compiled=True))])
+        return [sequential, *filter(None, [parallel]), *found]
 
 
 def default_chunk_size(engine: Vectorized, plan: Plan) -> int:
@@ -133,15 +199,22 @@ class Trials:
         plan: whose members are stepped.
         batches: by seed.
         streams: the random streams of the run.
+        num_processes: that may train members; 0 where none may.
     """
 
     def __init__(
-        self, engine: Vectorized | Sequential, plan: Plan, batches: Mapping[int, BatchStream], streams: Streams
+        self,
+        engine: Engine,
+        plan: Plan,
+        batches: Mapping[int, BatchStream],
+        streams: Streams,
+        num_processes: int = 0,
     ) -> None:
         self._engine = engine
         self._plan = plan
         self._batches = batches
         self._streams = streams
+        self._num_processes = num_processes
         hidden = engine.execution.hides_progress
         self._bar = tqdm(desc="timing ways to step", unit=" ways", disable=hidden, delay=1, leave=False)
 
@@ -155,12 +228,16 @@ class Trials:
         """Time the steps of one chunk; None if it cannot be stepped this way."""
         self._bar.set_postfix_str(str(way))
         self._bar.update()
-        engine: Engine = self._engine
+        engine, closing = self._engine, ExitStack()
+        members = [0]
         if way.engine == "sequential":
             engine = Sequential(self._engine.learners, self._engine.execution, self._streams)
+        elif way.engine == "parallel":
+            engine = Parallel(self._engine.learners, self._engine.execution, self._streams, self._num_processes)
+            closing.callback(engine.close)
+            members = list(range(self._num_processes))
         elif isinstance(engine, Vectorized):
             engine.is_compiling = way.is_compiled
-        members = [0]
         if isinstance(engine, Vectorized):
             members = divide(self._plan, way.chunk_size, engine.member_bytes)[0]
         seeds = [self._plan.seeds[i] for i in members]
@@ -173,6 +250,7 @@ class Trials:
         except (Unmappable, OutOfMemory):
             return None  # the run itself finds out what to do
         finally:
+            closing.close()
             for seed, mark in marks.items():
                 self._streams.rewind("model", seed, mark)
         if isinstance(engine, Vectorized):

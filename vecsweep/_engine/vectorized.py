@@ -4,6 +4,7 @@ Not here: the mathematics of a step (`step.py`), how it is run fast (`program.py
 and what becomes of members that diverged (`run.py`).
 """
 
+import copy
 import gc
 import os
 import re
@@ -140,7 +141,7 @@ class Vectorized:
             return alike[-1]
         seen = probe(self.learners[seed], batch, seed, self.streams)
         if seen.obstacle:
-            raise Unmappable(seen.obstacle)
+            raise Unmappable(seen.obstacle, is_stateful=seen.is_stateful)
         if not is_first and not (seen.changed_buffers <= self._changed and seen.member_buffers <= self._stacked):
             raise Unmappable("some batches change buffers that the first batch leaves alone")
         _remember(self._probes, key, seen)
@@ -250,16 +251,19 @@ class VectorizedChunk:
             rows.append(measure_one(self._engine.learners[seed], parameters, buffers, batches[seed]))
         return torch.stack(rows, dim=1)
 
-    def member(self, i: int) -> MemberState:
-        """Copy the state of one member."""
-        state = self._ensemble.member(i)
-        return state if self._optimizers is None else replace(state, optimizer=self._optimizers.state(i))
+    def members(self, positions: Sequence[int], *, is_last: bool = False) -> list[MemberState]:
+        """Take the states of some members."""
+        states = [self._ensemble.member(i) for i in positions]
+        if self._optimizers is not None:
+            optimizers = map(self._optimizers.state, positions)
+            states = [replace(state, optimizer=own) for state, own in zip(states, optimizers, strict=True)]
+        return states if is_last else [state.copy() for state in states]
 
     def select(self, keep: Sequence[int]) -> "VectorizedChunk":
         """Take some members out."""
         seeds = [self._ensemble.seeds[i] for i in keep]
         if self._optimizers is not None or len(set(seeds)) != len(self._seeds):
-            return self._engine.load([self.member(i) for i in keep], seeds)
+            return self._engine.load(self.members(keep), seeds)
         return VectorizedChunk(self._engine, self._ensemble.select(keep), None)
 
     def _snapshot(self) -> None:
@@ -270,7 +274,7 @@ class VectorizedChunk:
             self._saved = [torch.empty_like(tensor) for tensor in state]
         torch._foreach_copy_(self._saved, state)
         if self._optimizers is not None:
-            self._saved_optimizers = [self._optimizers.state(i) for i in range(len(self))]
+            self._saved_optimizers = [copy.deepcopy(self._optimizers.state(i)) for i in range(len(self))]
 
     def _go_back(self) -> None:
         """Undo the steps since the snapshot, and give its memory back."""

@@ -1,0 +1,93 @@
+"""How much work a model's step is: counted and not timed, so that the same call is always carried out the same way."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from vecsweep._engine.batches import copy_batch
+from vecsweep._engine.learner import Learner
+from vecsweep._engine.rng import Streams
+from vecsweep._engine.watch import Watch
+from vecsweep._types import Batch
+
+# Rates of one core, by which a step of each of the models of bench/bench_real.py is estimated within a factor of two or
+# so; depthwise convolutions take longer. They need not be better, because what is chosen by them is far apart.
+_OPERATOR_S = 35e-6  # of Python, dispatch and autograd, forward and backward
+_FLOPS = 1e11
+_BYTES = 1e10
+_PASSES = 3  # forward, and backward to inputs and to weights
+_UPDATE_BYTES = 28  # of memory for each parameter, to read and write weights, gradients and moments
+_LIGHT_OPERATORS = 40
+
+
+class Work(NamedTuple):
+    """What one member's step is made of.
+
+    Attributes:
+        num_operators: of a forward pass.
+        flops: of a forward pass, in products and convolutions.
+        num_bytes: that a forward pass writes.
+        num_parameters: that are updated.
+    """
+
+    num_operators: int
+    flops: int
+    num_bytes: int
+    num_parameters: int
+
+    @property
+    def overhead_s(self) -> float:
+        """Seconds of a step that operators take whatever they work on."""
+        return _OPERATOR_S * self.num_operators
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step of one member on one core."""
+        moved = _PASSES * self.num_bytes + _UPDATE_BYTES * self.num_parameters
+        return self.overhead_s + _PASSES * self.flops / _FLOPS + moved / _BYTES
+
+    @property
+    def is_light(self) -> bool:
+        """Whether most of a step is overhead, which members that are batched have in common, and soon traced."""
+        return self.overhead_s > self.step_s / 2 and self.num_operators <= _LIGHT_OPERATORS
+
+
+def count_work(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Work:
+    """Count the work of a step by an ordinary forward pass; nothing of the learner changes, nor do the streams.
+
+    Args:
+        learner: of the seed.
+        batch: one batch.
+        seed: whose random stream the model draws from.
+        streams: the random streams of the run.
+    """
+    num_parameters = sum(p.numel() for p in learner.parameters.values())
+    learner = learner.copy()  # what a pass does to buffers in place stays there
+    start = streams.mark("model", seed)
+    with Watch.of_pass(learner.task, learner.model, has_numbers=True).undisturbed(), _Counter() as counter:
+        learner.objective(copy_batch(batch))
+    streams.rewind("model", seed, start)
+    return Work(counter.num_operators, counter.flops, counter.num_bytes, num_parameters)
+
+
+class _Counter(TorchDispatchMode):
+    """Count what goes by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_operators = self.flops = self.num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do what is asked for, and count it."""
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        self.num_operators += 1
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.flops += count(*args, **kwargs, out_val=result)
+        is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
+        if not is_view:
+            self.num_bytes += sum(leaf.nbytes for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+        return result
