@@ -414,7 +414,7 @@ def test_out_of_memory_halves_the_chunks_and_loses_nothing(monkeypatch, float64,
 def test_out_of_memory_for_a_single_member_is_the_error_itself(monkeypatch):
     short_of_memory(monkeypatch, at_most=0)
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
-        vs.sweep(mlp_task(), lrs=[0.1], num_steps=4)
+        vs.sweep(mlp_task(), lrs=[0.1], num_steps=4, engine="vectorized")
 
 
 def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
@@ -423,7 +423,7 @@ def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
     traced = []
     make_fx = program.make_fx
     monkeypatch.setattr(program, "make_fx", lambda f: traced.append(f) or make_fx(f))
-    vs.range_test(mlp_task(), method="ramp", start_lr=1e-5, end_lr=1e-1, num_steps=60)
+    vs.range_test(mlp_task(), method="ramp", start_lr=1e-5, end_lr=1e-1, num_steps=60, engine="vectorized")
     assert len(traced) == 1
     vs.sweep(mlp_task(), lrs=[1e-3, 1e-2, 1e-1, 1.0], chunk_size=2, num_steps=60)
     assert len(traced) == 2, "chunks of one size share a trace"
@@ -741,7 +741,7 @@ def test_loss_that_depends_on_more_than_it_is_given_is_not_traced(monkeypatch):
         model, mlp_task().batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.01)
     )
     with pytest.warns(vs.FallbackWarning, match="traced step gives other numbers"):
-        runs = vs.sweep(task, lrs=[0.01], num_steps=10)
+        runs = vs.sweep(task, lrs=[0.01, 0.02], num_steps=10)
     assert runs.engine.startswith("vectorized, eager")
 
 

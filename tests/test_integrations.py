@@ -663,7 +663,8 @@ def oracle_of_texts(model, batches, optimizer=adamw):
 )
 def test_members_of_a_transformer_equal_an_ordinary_loop(make, texts, rtol, attention):
     model, batches = make(attention=attention), make_texts(texts)
-    runs = vs.sweep(for_transformers.make_task(model, batches), lrs=[1e-4, 1e-3], num_steps=8)
+    task = for_transformers.make_task(model, batches)
+    runs = vs.sweep(task, lrs=[1e-4, 1e-3], num_steps=8, engine="vectorized")
     assert runs.engine.startswith("vectorized, traced")
     stock.assert_equal(runs, oracle_of_texts(model, batches), 8, rtol=rtol)
 
@@ -676,7 +677,8 @@ def test_batches_of_a_tokenizers_collator_are_traced_and_stay_as_they_are():
 
     loader, model = DataLoader(rows, batch_size=4, collate_fn=collate), make_bert()
     for batches in (loader, list(loader), iter(loader), lambda seed: iter(loader)):
-        runs = vs.sweep(for_transformers.make_task(model, batches), lrs=[1e-3], num_steps=4)
+        task = for_transformers.make_task(model, batches)
+        runs = vs.sweep(task, lrs=[1e-3], num_steps=4, engine="vectorized")
         assert runs.engine.startswith("vectorized, traced")
         stock.assert_equal(runs, oracle_of_texts(model, make_texts()), 4)
     assert loader.collate_fn is collate

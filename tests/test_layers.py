@@ -259,7 +259,8 @@ def layer_task(build, shape):
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layer_trains_in_one_pass_as_in_an_ordinary_loop(layer, chunk_size):
     task = layer_task(*LAYERS[layer])
-    runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, chunk_size=chunk_size, divergence_factor=None)
+    how = {"engine": "vectorized", "chunk_size": chunk_size, "divergence_factor": None}
+    runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, **how)
     level = "eager" if layer in NOT_TRACED else "traced"
     assert runs.engine.startswith(f"vectorized, {level}"), runs.engine
     stock.assert_equal(runs, task, NUM_STEPS)

@@ -33,9 +33,11 @@ class Execution:
         device: where members train; None leaves the model where it is.
         precision: of autocast, "bf16" or "fp16", the latter with a loss scale for each member; None for the model's
             own.
-        engine: "vectorized" trains all members in one pass, "sequential" one after another on torch.optim; "auto" is
-            the first wherever PyTorch can batch the model, unless the run is long enough to time both and the second
-            is faster. Both give the same result.
+        engine: "vectorized" trains all members in one pass; "sequential" one after another on torch.optim; "parallel"
+            likewise, but side by side in forked processes of one thread each, as many as PyTorch has threads (on a CPU,
+            under Linux). "auto" is the first on a GPU wherever PyTorch can batch the model, and on a CPU for models
+            whose operators are small; larger ones are trained by the third, or by the second where there is too little
+            to do for processes. Runs that are long enough time them. All give the same result.
         compile: whether the batched step is compiled, which takes seconds at first; "auto" tries that where the run is
             long enough to pay for it, and takes the faster.
         chunk_size: members that are stepped together; "auto" keeps a chunk small enough for the caches of a CPU, takes

@@ -45,11 +45,9 @@ def step_(optimizer: Optimizer, kernel: Mapping[str, bool] | None = None) -> Non
 
     Args:
         optimizer: over parameters with gradients.
-        kernel: as `fastest_kernel` has it; gradients that are sparse are stepped without.
+        kernel: as `fastest_kernel` has it, where the gradients allow it.
     """
-    if kernel and not any(
-        p.grad is not None and p.grad.layout != torch.strided for g in optimizer.param_groups for p in g["params"]
-    ):
+    if kernel and _is_for_kernel(optimizer):
         with _options_set(optimizer, kernel):
             step_(optimizer)
         return
@@ -62,6 +60,13 @@ def step_(optimizer: Optimizer, kernel: Mapping[str, bool] | None = None) -> Non
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     p.fill_(torch.nan)
+
+
+def _is_for_kernel(optimizer: Optimizer) -> bool:
+    """Whether gradients are dense, and SGD has a momentum for all of them or for none; else torch raises an error."""
+    stepped = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    is_dense = all(p.grad.layout == torch.strided for p in stepped if p.grad is not None)
+    return is_dense and len({optimizer.state.get(p, {}).get("momentum_buffer") is None for p in stepped}) < 2
 
 
 @contextmanager

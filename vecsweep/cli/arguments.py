@@ -6,8 +6,9 @@ An option that is not given is left out of the parsed arguments, so that the def
 import argparse
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from vecsweep._types import EngineName
 from vecsweep.tasks import TASKS
 
 RANGE_OPTIONS = ("start_lr", "end_lr", "num_lrs", "num_steps", "seeds", "method", "spacing")
@@ -57,7 +58,7 @@ def add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None:
     if has_engine:
         group.add_argument(
             "--engine",
-            choices=("auto", "vectorized", "sequential"),
+            choices=get_args(EngineName),
             help="how members are stepped (default: auto)",
         )
     group.add_argument(
