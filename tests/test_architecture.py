@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 # below its own. Put a new one as low as it goes.
 LAYERS = {
     "kernels": [
-        """kernels kernels._compile kernels.rules._mapped kernels.rules._mode kernels.rules._scan kernels.rules.random
-        kernels.updates._update""",
+        """kernels kernels._compile kernels._trace kernels.rules._mapped kernels.rules._mode kernels.rules._scan
+        kernels.rules.random kernels.updates._update""",
         """kernels.rules.attention kernels.rules.convolution kernels.rules.embedding kernels.rules.linear
         kernels.rules.loss kernels.rules.normalization kernels.rules.pooling kernels.rules.recurrent
         kernels.updates.adadelta kernels.updates.adagrad kernels.updates.adam kernels.updates.adamax
@@ -119,7 +119,7 @@ UPWARD = {
 # Some import less than what lies below them.
 ALL_THAT_IS_IMPORTED = {
     "kernels": {"kernels"},
-    "kernels.rules": {"kernels.rules"},
+    "kernels.rules": {"kernels.rules", "kernels._trace"},
     "kernels.updates": {"kernels.updates"},
     "execution": {"_words", "_errors", "_types"},
     "plan": {"_words", "_errors", "_hyper", "_types", "schedules"},

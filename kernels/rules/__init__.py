@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from .._trace import DataDependentError, is_tracing
 from . import attention, convolution, embedding, linear, loss, normalization, pooling, recurrent
 from ._mode import CallMode, takes_values
 from .random import Draw, find_draw, replay
@@ -99,8 +99,8 @@ class MemberRules(CallMode):
         """Compute one call by its rule, if it has one."""
         if func == _REQUIRES_GRAD:
             return _innermost(args[0]).requires_grad  # autograd runs outside vmap, and has the answer
-        if get_proxy_mode() is not None and takes_values(func, args):
-            raise RuntimeError(f"{func.__name__} takes values out of tensors, which a trace would keep for ever")
+        if is_tracing() and takes_values(func, args):
+            raise DataDependentError(f"{func.__name__} takes values out of tensors, which a trace would keep for ever")
         if (draw := find_draw(func, args, kwargs)) is not None:
             if not draw.is_like(next(self._draws, None)):
                 raise RuntimeError("the loss draws other random numbers than in an ordinary pass")

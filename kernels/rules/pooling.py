@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from .._trace import is_tracing
 
 _relu: Callable[[Tensor], Tensor] = torch.ops.aten.relu.default  # torch.relu would come back here
 
@@ -45,6 +46,6 @@ def max_pool2d(
     origin = getattr(input, "_relu_of", None)
     if origin is None or return_indices or origin.versions != (origin.input._version, input._version):
         return NotImplemented
-    if get_proxy_mode() is None:
+    if not is_tracing():
         return NotImplemented  # the ReLU has been computed already; a trace drops what nobody uses
     return _relu(torch.max_pool2d(origin.input, kernel_size, stride or (), padding, dilation, ceil_mode))

@@ -9,14 +9,12 @@ step asks the system for the memory of another. On a GPU the kernels are then ca
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._guards import TracingContext, tracing
-from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from vecsweep._engine.capture import Captured
@@ -26,6 +24,7 @@ from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 from vecsweep.kernels._compile import compile_graph
+from vecsweep.kernels._trace import DataDependentError, as_if_compiled, trace
 from vecsweep.kernels.rules import Draw
 
 _Function = Callable[..., list[Tensor]]
@@ -204,25 +203,28 @@ class Program:
 
     def _trace(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Trace the step, and return what it computed meanwhile."""
-        results: list[Tensor] = []
-
-        def flat(*tensors: Tensor) -> list[Tensor]:
-            results[:] = self._eager(*tensors)
-            return results
-
-        try:
-            # make_fx notes the shape of every result as a fake tensor, and makes a mode for each unless it finds one.
-            with tracing(TracingContext(FakeTensorMode())):
-                graph = make_fx(flat)(*tensors)
-        except Exception:
+        traced = self._try_to_trace(tensors)
+        if traced is None:  # the error is gone here, and with it what its step had computed
             self._is_eager = True
-        if self._is_eager:  # the error is gone here, and with it what its step had computed
             return self._eager(*tensors)
+        graph, results = traced
         simplify_(graph)
-        traced = write_in_place(graph, self._num_state)
-        fuse_writes_(traced)
-        self._graph, self._traced = graph, traced.forward
+        written = write_in_place(graph, self._num_state)
+        fuse_writes_(written)
+        self._graph, self._traced = graph, written.forward
         return results
+
+    def _try_to_trace(self, tensors: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]] | None:
+        """Trace the step; None if it cannot be."""
+        for context in (nullcontext, as_if_compiled):
+            try:
+                with context():
+                    return trace(self._eager, tensors)
+            except DataDependentError:
+                continue
+            except Exception:
+                return None
+        return None
 
     def _compile(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compile the graph, and compare what it computes with the graph; keep the graph when that fails."""

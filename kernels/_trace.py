@@ -1,0 +1,132 @@
+"""Trace: a function of tensors, run once, as the flat list of aten operators that it came down to.
+
+What `torch.fx.experimental.proxy_tensor.make_fx` does, without its fake tensors and proxies. These serve symbolic
+shapes and compilers; in a short sweep of a small model they took longer than all steps together.
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_LIFT = torch.ops.aten.lift_fresh.default
+_LIFT_COPY = torch.ops.aten.lift_fresh_copy.default
+_ITEM = torch.ops.aten._local_scalar_dense.default
+
+
+_TRACING = ContextVar("tracing", default=False)
+
+
+class DataDependentError(RuntimeError):
+    """What was traced asks for a number in a tensor, on which the operators that follow may depend."""
+
+
+def trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]]:
+    """Run a function and note its operators.
+
+    Args:
+        function: from tensors to tensors.
+        tensors: what it is run on; not changed, unless it does.
+
+    Returns:
+        The graph, whose nodes have in `meta["val"]` tensors without data that look like their results, and the results.
+
+    Raises:
+        DataDependentError: the function asks for a number in a tensor that is not a constant.
+    """
+    tape = _Tape(tensors)
+    token = _TRACING.set(True)
+    try:
+        with tape:
+            results = function(*tensors)
+    finally:
+        _TRACING.reset(token)
+    return tape.graph_of(results), results
+
+
+def is_tracing() -> bool:
+    """Whether what is computed now is being traced."""
+    return _TRACING.get()
+
+
+@contextmanager
+def as_if_compiled() -> Iterator[None]:
+    """Let models take the way that they have for compilers, where their own asks for a number in a tensor."""
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = True
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before
+
+
+class _Tape(TorchDispatchMode):
+    """Note each operator that reaches the dispatcher's end, below vmap and autograd, as a node of a graph."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._graph = Graph()
+        self._root = torch.nn.Module()
+        self._nodes: dict[int, Node] = {}  # by the id of the tensor
+        self._kept: list[Tensor] = []  # as long as they live, no other has their id
+        self._constants: set[Node] = set()
+        for i, tensor in enumerate(tensors):
+            self._note(tensor, self._graph.placeholder(f"input_{i}"))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do what is asked for, and note it."""
+        kwargs = kwargs or {}
+        if func is _LIFT:  # of a tensor made of numbers, here and now: what is written to it must not stay
+            self._constant(args[0], args[0].clone())
+        inputs, named = map_aggregate(args, self._node_of), map_aggregate(kwargs, self._node_of)
+        if func is _ITEM and inputs[0] not in self._constants:
+            raise DataDependentError("a number is taken out of a tensor")
+        result = func(*args, **kwargs)
+        if func is _ITEM:
+            return result
+        node = self._graph.call_function(_LIFT_COPY if func is _LIFT else func, inputs, named)
+        if func is _LIFT:
+            self._constants.add(node)
+        self._note_all(result, node)
+        return result
+
+    def graph_of(self, results: Sequence[Tensor]) -> GraphModule:
+        """The graph that returns these of the tensors it has seen."""
+        self._graph.output(map_aggregate(list(results), self._node_of))
+        return GraphModule(self._root, self._graph)
+
+    def _node_of(self, value: Any) -> Any:
+        """The node that stands for a tensor; other values stand for themselves."""
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._nodes:
+            self._constant(value, value.detach())
+        return self._nodes[id(value)]
+
+    def _constant(self, tensor: Tensor, value: Tensor) -> None:
+        """Let a tensor stand for a value in each run of the graph."""
+        name = f"constant_{len(self._constants)}"
+        setattr(self._root, name, value)
+        node = self._graph.get_attr(name)
+        self._constants.add(node)
+        self._note(tensor, node)
+
+    def _note_all(self, result: Any, node: Node) -> None:
+        if isinstance(result, Tensor):
+            self._note(result, node)
+        elif isinstance(result, tuple | list):
+            for i, part in enumerate(result):
+                if part is not None:
+                    self._note_all(part, self._graph.call_function(operator.getitem, (node, i)))
+
+    def _note(self, tensor: Tensor, node: Node) -> None:
+        node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+        self._nodes[id(tensor)] = node
+        self._kept.append(tensor)

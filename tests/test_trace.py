@@ -1,0 +1,123 @@
+"""Tracing: that a graph computes of other numbers what the function does."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import vmap
+from vecsweep.kernels._trace import DataDependentError, as_if_compiled, is_tracing, trace
+
+import vecsweep as vs
+
+
+def assert_traced(function, *shapes):
+    """Trace on some numbers, and compare on others, twice, because what is written to must not stay."""
+    graph, results = trace(function, [torch.rand(shape) for shape in shapes])
+    assert not is_tracing()
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        tensors = [torch.rand(shape) for shape in shapes]
+        torch.testing.assert_close(graph(*(t.clone() for t in tensors)), function(*(t.clone() for t in tensors)))
+    for node, result in zip(graph.graph.output_node().args[0], results, strict=True):
+        assert (node.meta["val"].shape, node.meta["val"].dtype) == (result.shape, result.dtype)
+    return graph
+
+
+def test_results_in_tuples_and_lists():
+    assert_traced(lambda x: [*x.split([1, 2]), *torch.sort(x, dim=1), *torch.var_mean(x, 0)], (3, 4))
+
+
+def test_views_that_are_written_to():
+    def function(x):
+        y = x.clone()
+        y[1:].mul_(2)
+        y.T[0].add_(y.sum())
+        return [y, y.view(-1)[::2]]
+
+    assert_traced(function, (3, 3))
+
+
+def test_constants_that_are_written_to_are_as_they_were_each_time():
+    kept = torch.tensor([3.0, 4.0])
+
+    def function(x):
+        fresh = torch.tensor([1.0, 2.0])
+        fresh += x
+        return [fresh * kept + torch.arange(2), torch.tensor(2.5).add_(x.sum())]
+
+    assert_traced(function, (2,))
+    assert kept.tolist() == [3.0, 4.0]
+
+
+def test_inputs_that_are_returned_and_results_that_are_used_twice():
+    assert_traced(lambda x, y: [y, x, x + y, x + y], (2,), (2,))
+
+
+def test_gradients_under_vmap():
+    def loss(w, x):
+        return F.cross_entropy(F.layer_norm(x @ w, (3,)), torch.tensor([0, 2, 1, 1]))
+
+    def function(w, x):
+        w = w.detach().requires_grad_()
+        losses = vmap(loss, in_dims=(0, None))(w, x)
+        return [losses.detach(), *torch.autograd.grad(losses.sum(), [w])]
+
+    assert_traced(function, (5, 6, 3), (4, 6))
+
+
+def test_what_a_module_returns_for_a_buffer_is_the_new_one():
+    norm = nn.BatchNorm1d(3)
+
+    def function(x, mean, var):
+        mean, var = mean.clone(), var.clone()
+        out = F.batch_norm(x, mean, var, norm.weight.detach(), norm.bias.detach(), training=True)
+        return [out, mean, var]
+
+    assert_traced(function, (4, 3), (3,), (3,))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: [x * x.sum().item()], lambda x: [x * float(x.max())], lambda x: [x if x.sum() > 0 else -x]],
+    ids=["item", "float", "if"],
+)
+def test_numbers_taken_out_of_tensors_are_no_constants(function):
+    with pytest.raises(DataDependentError):
+        trace(function, [torch.ones(3)])
+    assert not is_tracing()
+
+
+def test_numbers_taken_out_of_constants_are():
+    assert_traced(lambda x: [x * torch.tensor(3.0).item()], (2,))
+
+
+def test_models_are_told_that_they_are_compiled_for_a_while():
+    assert not torch.compiler.is_compiling()
+    with as_if_compiled():
+        assert torch.compiler.is_compiling()
+    assert not torch.compiler.is_compiling()
+
+
+class Masked(nn.Module):
+    """A layer that skips a mask of nothing, as transformers' models do, unless a compiler looks on."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        mask = (x[:, :1] > -9).to(x.dtype)
+        if torch.compiler.is_compiling() or not bool(mask.all()):
+            x = x * mask
+        return self.linear(x)
+
+
+def test_model_that_looks_at_its_batch_but_not_for_compilers_is_traced():
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(12)]
+    batches[7][0][2, 0] = -10.0  # what the trace must not take for granted
+    task = vs.Task(Masked(), batches, F.cross_entropy, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    ours = vs.sweep(task, lrs=[0.1, 0.3], num_steps=24, engine="vectorized")
+    assert ours.engine.startswith("vectorized, traced")
+    theirs = vs.sweep(task, lrs=[0.1, 0.3], num_steps=24, engine="sequential")
+    torch.testing.assert_close(ours.train_loss, theirs.train_loss, rtol=1e-5, atol=0)
