@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,15 +28,30 @@ class DataDependentError(RuntimeError):
     """What was traced asks for a number in a tensor, on which the operators that follow may depend."""
 
 
-def trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]]:
+class Traced(NamedTuple):
+    """What was traced.
+
+    Attributes:
+        graph: whose nodes have in `meta["val"]` tensors without data that look like their results.
+        constants: a module that has what the graph refers to, so that a GraphModule can be made of both.
+        results: what the function returned.
+    """
+
+    graph: Graph
+    constants: torch.nn.Module
+    results: list[Tensor]
+
+    def module(self, graph: Graph | None = None) -> GraphModule:
+        """Make code of the graph, or of another that was made from it."""
+        return GraphModule(self.constants, self.graph if graph is None else graph)
+
+
+def trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> Traced:
     """Run a function and note its operators.
 
     Args:
         function: from tensors to tensors.
         tensors: what it is run on; not changed, unless it does.
-
-    Returns:
-        The graph, whose nodes have in `meta["val"]` tensors without data that look like their results, and the results.
 
     Raises:
         DataDependentError: the function asks for a number in a tensor that is not a constant.
@@ -48,7 +63,7 @@ def trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> t
             results = function(*tensors)
     finally:
         _TRACING.reset(token)
-    return tape.graph_of(results), results
+    return Traced(tape.graph_of(results), tape.constants, results)
 
 
 def is_tracing() -> bool:
@@ -73,10 +88,10 @@ class _Tape(TorchDispatchMode):
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         super().__init__()
         self._graph = Graph()
-        self._root = torch.nn.Module()
+        self.constants = torch.nn.Module()
         self._nodes: dict[int, Node] = {}  # by the id of the tensor
         self._kept: list[Tensor] = []  # as long as they live, no other has their id
-        self._constants: set[Node] = set()
+        self._constant_nodes: set[Node] = set()
         for i, tensor in enumerate(tensors):
             self._note(tensor, self._graph.placeholder(f"input_{i}"))
 
@@ -86,21 +101,21 @@ class _Tape(TorchDispatchMode):
         if func is _LIFT:  # of a tensor made of numbers, here and now: what is written to it must not stay
             self._constant(args[0], args[0].clone())
         inputs, named = map_aggregate(args, self._node_of), map_aggregate(kwargs, self._node_of)
-        if func is _ITEM and inputs[0] not in self._constants:
+        if func is _ITEM and inputs[0] not in self._constant_nodes:
             raise DataDependentError("a number is taken out of a tensor")
         result = func(*args, **kwargs)
         if func is _ITEM:
             return result
         node = self._graph.call_function(_LIFT_COPY if func is _LIFT else func, inputs, named)
         if func is _LIFT:
-            self._constants.add(node)
+            self._constant_nodes.add(node)
         self._note_all(result, node)
         return result
 
-    def graph_of(self, results: Sequence[Tensor]) -> GraphModule:
+    def graph_of(self, results: Sequence[Tensor]) -> Graph:
         """The graph that returns these of the tensors it has seen."""
         self._graph.output(map_aggregate(list(results), self._node_of))
-        return GraphModule(self._root, self._graph)
+        return self._graph
 
     def _node_of(self, value: Any) -> Any:
         """The node that stands for a tensor; other values stand for themselves."""
@@ -112,10 +127,10 @@ class _Tape(TorchDispatchMode):
 
     def _constant(self, tensor: Tensor, value: Tensor) -> None:
         """Let a tensor stand for a value in each run of the graph."""
-        name = f"constant_{len(self._constants)}"
-        setattr(self._root, name, value)
+        name = f"constant_{len(self._constant_nodes)}"
+        setattr(self.constants, name, value)
         node = self._graph.get_attr(name)
-        self._constants.add(node)
+        self._constant_nodes.add(node)
         self._note(tensor, node)
 
     def _note_all(self, result: Any, node: Node) -> None:

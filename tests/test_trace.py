@@ -12,7 +12,8 @@ import vecsweep as vs
 
 def assert_traced(function, *shapes):
     """Trace on some numbers, and compare on others, twice, because what is written to must not stay."""
-    graph, results = trace(function, [torch.rand(shape) for shape in shapes])
+    traced = trace(function, [torch.rand(shape) for shape in shapes])
+    graph, results = traced.module(), traced.results
     assert not is_tracing()
     for seed in (1, 2):
         torch.manual_seed(seed)

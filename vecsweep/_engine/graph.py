@@ -10,50 +10,48 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.split_module import split_module
 
 _CLONE = torch.ops.aten.clone.default
 _COPY = torch.ops.aten.copy_.default
 
 
-def simplify_(graph: GraphModule) -> None:
+def simplify_(graph: Graph) -> None:
     """Take out the aliases that autograd leaves, and the copies of what nobody writes to."""
-    written = {node for node in graph.graph.nodes for node in _written_by(node)}
-    for node in list(graph.graph.nodes):
+    written = {node for node in graph.nodes for node in _written_by(node)}
+    for node in list(graph.nodes):
         if node.target is torch.ops.aten.detach.default or _is_needless_copy(node, written):
             node.replace_all_uses_with(node.args[0])
-            graph.graph.erase_node(node)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
 
 
-def write_in_place(graph: GraphModule, num_state: int) -> GraphModule:
+def write_in_place(graph: Graph, num_state: int) -> Graph:
     """Make a graph that writes the new state over the old, and returns only the rest.
 
     Args:
         graph: a traced step; not changed.
         num_state: how many of its first inputs and outputs are the state.
     """
-    graph = GraphModule(graph, _copy_of(graph))
-    placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    output = graph.graph.output_node()
+    graph = _copy_of(graph)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    output = graph.output_node()
     results = list(output.args[0])  # type: ignore[arg-type]  # a step returns a list
     changed = [(old, new) for old, new in zip(placeholders, results[:num_state], strict=False) if new is not old]
-    with graph.graph.inserting_before(output):
+    with graph.inserting_before(output):
         # What trades places is copied before anything is written.
-        values = [graph.graph.call_function(_CLONE, (new,)) if new.op == "placeholder" else new for _, new in changed]
+        values = [graph.call_function(_CLONE, (new,)) if new.op == "placeholder" else new for _, new in changed]
         for (old, _), value in zip(changed, values, strict=True):
-            graph.graph.call_function(_COPY, (old, value))
+            graph.call_function(_COPY, (old, value))
     output.args = (results[num_state:],)
-    graph.recompile()
     return graph
 
 
-def fuse_writes_(graph: GraphModule) -> None:
+def fuse_writes_(graph: Graph) -> None:
     """Let the operators that compute the new state write it themselves, where nobody reads the old one later."""
-    order = {node: i for i, node in enumerate(graph.graph.nodes)}
-    for copy in [node for node in graph.graph.nodes if node.target is _COPY]:
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for copy in [node for node in graph.nodes if node.target is _COPY]:
         old, new = copy.args
         if old.op != "placeholder" or (out_variant := _out_variant(new)) is None or not _is_alike(old, new):
             continue
@@ -63,8 +61,7 @@ def fuse_writes_(graph: GraphModule) -> None:
         if last_read > order[new] or is_returned or views & set(new.all_input_nodes):
             continue
         new.target, new.kwargs = out_variant, {**new.kwargs, "out": old}
-        graph.graph.erase_node(copy)
-    graph.recompile()
+        graph.erase_node(copy)
 
 
 def split_off_scalars(graph: GraphModule, num_members: int) -> GraphModule:
@@ -96,9 +93,9 @@ def _is_per_member(value: Any, num_members: int) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.float64 and value.shape == (num_members,)
 
 
-def _copy_of(graph: GraphModule) -> torch.fx.Graph:
-    copied = torch.fx.Graph()
-    output = copied.graph_copy(graph.graph, {}, return_output_node=True)
+def _copy_of(graph: Graph) -> Graph:
+    copied = Graph()
+    output = copied.graph_copy(graph, {}, return_output_node=True)
     assert output is not None
     copied.output(output[0])  # type: ignore[index]  # asked to return the node, it returns a pair
     return copied

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
 from vecsweep._engine.capture import Captured
@@ -24,7 +23,7 @@ from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 from vecsweep.kernels._compile import compile_graph
-from vecsweep.kernels._trace import DataDependentError, as_if_compiled, trace
+from vecsweep.kernels._trace import DataDependentError, Traced, as_if_compiled, trace
 from vecsweep.kernels.rules import Draw
 
 _Function = Callable[..., list[Tensor]]
@@ -91,7 +90,7 @@ class Program:
         self._constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         self._grad_names: list[str] = []
-        self._graph: GraphModule | None = None  # pure
+        self._graph: Traced | None = None  # pure
         self._traced: _Function | None = None  # the same, but writes the new state over the old
         self._compiled: _Function | None = None
         self.is_compiling = False
@@ -207,14 +206,13 @@ class Program:
         if traced is None:  # the error is gone here, and with it what its step had computed
             self._is_eager = True
             return self._eager(*tensors)
-        graph, results = traced
-        simplify_(graph)
-        written = write_in_place(graph, self._num_state)
+        simplify_(traced.graph)
+        written = write_in_place(traced.graph, self._num_state)
         fuse_writes_(written)
-        self._graph, self._traced = graph, written.forward
-        return results
+        self._graph, self._traced = traced._replace(results=[]), traced.module(written).forward
+        return traced.results
 
-    def _try_to_trace(self, tensors: Sequence[Tensor]) -> tuple[GraphModule, list[Tensor]] | None:
+    def _try_to_trace(self, tensors: Sequence[Tensor]) -> Traced | None:
         """Trace the step; None if it cannot be."""
         for context in (nullcontext, as_if_compiled):
             try:
@@ -230,9 +228,10 @@ class Program:
         """Compile the graph, and compare what it computes with the graph; keep the graph when that fails."""
         assert self._graph is not None
         self._is_compilable = False
-        parts = split_off_scalars(write_in_place(self._graph, self._num_state), len(self._ensemble))
+        written = self._graph.module(write_in_place(self._graph.graph, self._num_state))
+        parts = split_off_scalars(written, len(self._ensemble))
         with torch.no_grad():
-            expected = self._graph.forward(*tensors)
+            expected = self._graph.module().forward(*tensors)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # what the compiler says of its own parts is not for the caller
