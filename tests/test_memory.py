@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -10,11 +11,11 @@ import resource
 import torch
 {setup}
 faults = []
-for _ in range(6):
+for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(50_000_000)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-print(min(faults[-3:]))
+print(min(faults[-8:]))
 """
 
 needs_glibc = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
@@ -35,3 +36,44 @@ def test_freed_memory_is_kept_when_the_command_line_asks_for_it():
 @needs_glibc
 def test_importing_the_library_leaves_the_allocator_alone():
     assert page_faults("import vecsweep, vecsweep.cli") > 1000 < page_faults("")
+
+
+# Allocates the same in each step of a sweep, and prints how many pages the system had to give.
+RUN = """
+import torch
+import torch.nn.functional as F
+import vecsweep as vs
+def step(model, batch):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(50_000_000)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    return F.mse_loss(model(batch), batch)
+model = torch.nn.Linear(3, 3)
+task = vs.Task(model, [torch.ones(2, 3)], training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+vs.sweep(task, lrs=[0.1], num_steps=20, engine="sequential", progress=False)
+"""
+
+
+@needs_glibc
+def test_freed_memory_is_kept_for_as_long_as_a_run_lasts():
+    kept, after = faults_in_and_after_a_run()
+    assert kept < 1000 < after
+
+
+@needs_glibc
+def test_run_leaves_an_allocator_alone_that_its_user_wants_left_alone():
+    kept, _ = faults_in_and_after_a_run(VECSWEEP_KEEP_MEMORY="0")
+    assert kept > 1000
+
+
+def faults_in_and_after_a_run(**environment):
+    program = "import resource\n" + RUN + FAULTS.format(setup="")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        env=os.environ | environment,
+    )
+    *inside, after = map(int, done.stdout.split())
+    return min(inside[-8:]), after

@@ -1,17 +1,24 @@
-"""Keep freed memory in the process, for the command line alone: importing the library changes no setting.
+"""Keep freed memory in the process: the command line for as long as it runs, the library for as long as a run lasts.
 
 torch's CPU allocator does not cache. glibc gives large blocks back to the system as soon as they are freed, so that in
-each step of a wide ensemble its activations and gradients would be mapped, zeroed and faulted in again. Programs that
-use the library set MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ in the environment to the same effect.
+each step of a wide ensemble its activations and gradients would be mapped, zeroed and faulted in again. Importing the
+library changes no setting, and where somebody has set the allocator up, or says VECSWEEP_KEEP_MEMORY=0, no run does.
 """
 
 import ctypes
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _MMAP_THRESHOLD_BYTES = 2**30  # a larger block, such as a whole data set, is still given back
 _NEVER = 2**31 - 1
+# What glibc raises its thresholds to by itself as large blocks are freed, until somebody sets one.
+_OWN_MMAP_BYTES, _OWN_TRIM_BYTES = 2**25, 2**26
+_LONG_RUN_S = 1.0  # from which on what a run leaves is given back at once, which takes a while, too
 # What sets an allocator from outside: glibc's two ways, another library in its place, and torch's own on a GPU.
 _VARIABLES = (
     *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"),
@@ -27,17 +34,43 @@ def keep_memory() -> bool:
     Reference:
         mallopt(3), https://man7.org/linux/man-pages/man3/mallopt.3.html
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):  # another C library than glibc
-        return False
     global _is_kept
-    is_mmap_set = mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES)  # an older glibc may refuse so much
-    is_trim_set = mallopt(_M_TRIM_THRESHOLD, _NEVER)
-    _is_kept = bool(is_mmap_set and is_trim_set)
+    if (libc := _glibc()) is not None:
+        _is_kept = _set(libc, _MMAP_THRESHOLD_BYTES, _NEVER)
     return _is_kept
+
+
+@contextmanager
+def memory_kept() -> Iterator[None]:
+    """Keep freed memory for a while, unless the allocator has been set up otherwise; give it back in the end."""
+    libc = _glibc()
+    is_set_up = _is_kept or any(map(os.environ.get, _VARIABLES)) or os.environ.get("VECSWEEP_KEEP_MEMORY") == "0"
+    if libc is None or is_set_up:
+        yield
+        return
+    started = time.perf_counter()
+    _set(libc, _MMAP_THRESHOLD_BYTES, _NEVER)
+    try:
+        yield
+    finally:
+        _set(libc, _OWN_MMAP_BYTES, _OWN_TRIM_BYTES)
+        if time.perf_counter() - started > _LONG_RUN_S:
+            libc.malloc_trim(0)
+
+
+def _glibc() -> Any:
+    """The C library, if it has the functions that are needed."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
+
+def _set(libc: Any, mmap_bytes: int, trim_bytes: int) -> bool:
+    """Set both thresholds; an older glibc may refuse the first when it is large."""
+    is_mmap_set = libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes)
+    is_trim_set = libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)
+    return bool(is_mmap_set and is_trim_set)
 
 
 def allocator_setting() -> tuple[str | bool | None, ...]:

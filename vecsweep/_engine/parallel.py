@@ -18,6 +18,7 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import zip_longest
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -161,9 +162,13 @@ class ParallelChunk:
     def members(self, positions: Sequence[int], *, is_last: bool = False) -> list[MemberState]:
         """Take the states of some members; on their way they are copied."""
         states = dict[int, MemberState]()
-        for own, answer in self._ask("states", only=[self._members[i] for i in positions]):
-            states |= dict(zip(own, answer, strict=True))
-        return [states[k] for k in range(len(positions))]
+        wanted = [self._members[i] for i in positions]
+        shares = [[member for member in wanted if member in worker.members] for worker in self._workers]
+        for some in zip_longest(*shares):  # one of each process, which then needs no memory for the others twice
+            only = [member for member in some if member is not None]
+            for (k,), state in self._ask("state", is_last, only=only):
+                states[only[k]] = state
+        return [states[member] for member in wanted]
 
     def select(self, keep: Sequence[int]) -> "ParallelChunk":
         """Take some members out; they stay where they are."""
@@ -292,9 +297,13 @@ class _Share:
         """Compute the loss and the metrics of a batch: `[metric, member]`."""
         return self._select(members).measure(batches)
 
-    def states(self, members: Sequence[int]) -> list[MemberState]:
-        """The states of some members; they are copied as they are sent."""
-        return self._chunk.members(self._own(members), is_last=True)
+    def state(self, members: Sequence[int], is_last: bool) -> MemberState:
+        """The state of a member, which is copied as it is sent; if it is the last that is wanted, the member goes."""
+        (own,) = self._own(members)
+        (state,) = self._chunk.members([own], is_last=True)
+        if is_last:
+            self._chunk.let_go(own)
+        return state
 
     def _select(self, members: Sequence[int]) -> SequentialChunk:
         return self._chunk.select(self._own(members))

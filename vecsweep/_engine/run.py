@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from vecsweep._engine.choices import Timing
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
+from vecsweep._engine.memory import memory_kept
 from vecsweep._engine.modes import modes_set_aside
 from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.record import Observer, Part, Record, Start, join
@@ -73,7 +74,7 @@ def train(
         return loop.train()
 
     records: list[Record] = []
-    with streams.borrowed(), modes_set_aside(), _watch(task).undisturbed():
+    with streams.borrowed(), modes_set_aside(), memory_kept(), _watch(task).undisturbed():
         turns += _turns(plan.seeds, num_seeds_at_once(task, plan.seeds, has_train_metrics=has_train_metrics))
         for members in turns:
             records.append(train_turn(members))

@@ -141,6 +141,10 @@ class SequentialChunk:
         states = [self._members[i].state() for i in positions]
         return states if is_last else [state.copy() for state in states]
 
+    def let_go(self, i: int) -> None:
+        """Give back the memory of a member that is not stepped again."""
+        self._members[i].let_go()
+
     def select(self, keep: Sequence[int]) -> "SequentialChunk":
         """Take some members out."""
         return SequentialChunk(self._engine, [self._members[i] for i in keep])
@@ -217,6 +221,10 @@ class _Member:
             scale=self._scale,
             kept=self._learner.kept(self._pattern) | self._outside.translate(self.outside, self._outside),
         )
+
+    def let_go(self) -> None:
+        """Give back the memory of all that has been handed over."""
+        del self._learner
 
     def _changing(self) -> dict[str, Tensor]:
         """The buffers, and those parameters that are not trained and yet are no longer what they were."""

@@ -37,7 +37,7 @@ _SEED_BYTES = 2 * 2**20  # of a seed's members, parameters and activations, from
 _TIMED_STEPS = 3
 _THREADS_EXPONENT = 0.6  # two threads share a member's operators 1.5 times as fast as one, by bench/bench_real.py
 _FORK_S = 0.2  # that processes take to start and to hand over what they trained
-_TRACE_S = 0.03  # for each operator of a forward pass
+_TRACE_S = 0.005  # for each operator of a forward pass
 _ROUNDS = 2
 
 
