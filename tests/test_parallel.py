@@ -23,9 +23,10 @@ from vecsweep._engine.choices import Way
 from vecsweep._engine.divergence import GRACE, WINDOW, Fate, judge
 from vecsweep._engine.messages import Message, receive
 from vecsweep._engine.parallel import num_processes
+from vecsweep._engine.probe import probe
 from vecsweep._engine.stock import fastest_kernel
 from vecsweep._engine.trials import without_batching
-from vecsweep._engine.work import Work, count_work
+from vecsweep._engine.work import Work
 from vecsweep.plan import Plan
 
 CPU = torch.device("cpu")
@@ -373,41 +374,42 @@ def test_sparse_gradients_are_stepped_by_the_kernel_that_takes_them():
 LIGHT, HEAVY = Work(12, 10**6, 10**5, 10**4), Work(120, 10**9, 10**7, 10**6)
 
 
-def plan_of(num_members, num_steps):
-    return Plan.constant(np.geomspace(1e-4, 1e-2, num_members), [0], num_steps)
+def choose_for(work, num_members, num_steps, num_processes):
+    plan = Plan.constant(np.geomspace(1e-4, 1e-2, num_members), [0], num_steps)
+    return without_batching(work, plan, num_processes, keeps_states=True)
 
 
 def test_light_steps_are_batched_and_heavy_ones_trained_side_by_side():
     assert LIGHT.is_light
     assert not HEAVY.is_light
-    assert without_batching(LIGHT, plan_of(8, 100), 2) is None
-    assert without_batching(HEAVY, plan_of(8, 100), 2).way == Way("parallel", 8, is_compiled=False)
-    assert without_batching(HEAVY, plan_of(8, 100), 0).way.engine == "sequential"
+    assert choose_for(LIGHT, 8, 100, 2) is None
+    assert choose_for(HEAVY, 8, 100, 2).way == Way("parallel", 8, is_compiled=False)
+    assert choose_for(HEAVY, 8, 100, 0).way.engine == "sequential"
 
 
 def test_one_member_and_runs_that_are_soon_over_need_no_processes():
-    assert without_batching(LIGHT, plan_of(1, 1000), 0).way.engine == "sequential"
-    assert without_batching(HEAVY, plan_of(2, 2), 2).way.engine == "sequential"
+    assert choose_for(LIGHT, 1, 1000, 0).way.engine == "sequential"
+    assert choose_for(HEAVY, 2, 2, 2).way.engine == "sequential"
 
 
 def test_processes_that_would_leave_most_threads_idle_are_not_used():
     torch.set_num_threads(16)
-    assert without_batching(HEAVY, plan_of(2, 1000), 2).way.engine == "sequential"
-    assert without_batching(HEAVY, plan_of(8, 1000), 8).way.engine == "parallel"
+    assert choose_for(HEAVY, 2, 1000, 2).way.engine == "sequential"
+    assert choose_for(HEAVY, 12, 1000, 12).way.engine == "parallel"
 
 
 def test_work_is_counted():
     task = make_task()
     seen = []
 
-    def count(learner, batch, seed, streams):
-        seen.append(count_work(learner, batch, seed, streams))
+    def spy(*arguments):
+        seen.append(probe(*arguments))
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vecsweep._engine.loop.count_work", count)
+        patch.setattr("vecsweep._engine.loop.probe", spy)
         vs.sweep(task, lrs=[1e-3, 1e-2], num_steps=3)
-    (work,) = seen
+    work = seen[0].work
     assert work.flops == 2 * 16 * (12 * 16 + 16 * 3)
     assert work.num_parameters == sum(p.numel() for p in Net().parameters())
     assert 5 < work.num_operators < 40

@@ -370,7 +370,7 @@ def test_a_batch_that_is_an_object_is_probed_once_for_its_kind(name, monkeypatch
     probe = vectorized.probe
     monkeypatch.setattr(vectorized, "probe", count)
     runs = vs.sweep(make_task(*CASES[name]), lrs=LRS, num_steps=60, engine="vectorized", chunk_size=2, compile=False)
-    assert len(probed) <= 7
+    assert len(probed) <= 6  # and once for the first batch
     assert "traced" in runs.engine
 
 
@@ -391,7 +391,7 @@ def test_names_that_differ_in_every_batch_are_probed_a_few_times_alone(monkeypat
     monkeypatch.setattr(vectorized, "probe", count)
     task = make_task(batches, of_items)
     runs = vs.sweep(task, lrs=LRS, num_steps=60, engine="vectorized", chunk_size=2, compile=False)
-    assert len(probed) == 16
+    assert len(probed) == 15  # and once for the first batch
     np.testing.assert_allclose(runs.train_loss[:, 0], plain_loop(task, LRS[0], 60)[0], rtol=1e-9)
 
 

@@ -104,13 +104,11 @@ class Unmappable(Exception):  # noqa: N818 - a signal to the training loop, not 
 
     Attributes:
         reason: the operator and the line, as far as they are known.
-        is_stateful: whether it is that a pass keeps something in Python for the next.
     """
 
-    def __init__(self, reason: str, *, is_stateful: bool = False) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.is_stateful = is_stateful
 
 
 class OutOfMemory(Exception):  # noqa: N818 - a signal to the training loop, not a failure

@@ -18,13 +18,13 @@ from tqdm import tqdm
 from vecsweep._engine.batches import BatchStream, size_bytes
 from vecsweep._engine.choices import Choice, Way
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Unmappable, Window
-from vecsweep._engine.divergence import FIRST_BATCHES, Fate, ceiling_of
+from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import Evaluator
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.parallel import NO_PROCESSES, Parallel, num_processes
-from vecsweep._engine.probe import probe
+from vecsweep._engine.probe import Probe, probe
 from vecsweep._engine.record import End, Observer, Record, Start
 from vecsweep._engine.remembered import Pace, forget
 from vecsweep._engine.rng import State, Streams
@@ -33,7 +33,7 @@ from vecsweep._engine.trials import Unbatched, choose_way, divide, without_batch
 from vecsweep._engine.untrained import untrained_losses
 from vecsweep._engine.vectorized import Vectorized
 from vecsweep._engine.watch import Changes, Watch
-from vecsweep._engine.work import count_work
+from vecsweep._engine.work import Work
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 from vecsweep._words import counted
@@ -210,42 +210,42 @@ class Loop:
         )
 
     def _choose_engine(self, first: Batch) -> None:
-        asked = self.execution
-        if asked.engine in ("sequential", "parallel"):
-            # Only to see, before any work, that the loss is fit to be trained.
-            seen = probe(self.learners[self.plan.seeds[0]], first, self.plan.seeds[0], self.streams)
-            self.engine = Sequential(self.learners, asked, self.streams, self.moved)
-            if asked.engine == "parallel":
-                self._use_processes(first, seen.is_stateful)
-            return
-        if self.mover:
+        asked, seed = self.execution.engine, self.plan.seeds[0]
+        if self.mover and asked not in ("sequential", "parallel"):
             self._fall_back(self.mover)
             return
-        unbatched = self._without_batching(first)
-        try:
-            self.engine = Vectorized(self.learners, asked, self.streams, first, tuple(self.plan.hyper))
-        except Unmappable as obstacle:
-            if unbatched is None or unbatched.way.engine == "sequential" or obstacle.is_stateful:
-                self._fall_back(obstacle.reason)
-                return
-            self.choice = Choice(unbatched.way, f"PyTorch cannot batch them: {obstacle.reason}")
+        seen = probe(self.learners[seed], first, seed, self.streams)
+        self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
+        if asked == "parallel":
+            self._use_processes(first, seen.is_stateful)
+        elif asked != "sequential":
+            self._choose_way(first, seen)
+
+    def _choose_way(self, first: Batch, seen: Probe) -> None:
+        unbatched = self._without_batching(first, seen.work)
+        if seen.obstacle is None:
+            hyper = tuple(self.plan.hyper)
+            batched = Vectorized(self.learners, self.execution, self.streams, first, seen, hyper)
+            self.choice = choose_way(batched, self.plan, self.batches, self.streams, self.execution, unbatched)
+            batched.is_compiling = self.choice.way.is_compiled
+            if self.choice.way.engine == "vectorized":
+                self.engine = batched
+        elif unbatched is None or unbatched.way.engine == "sequential" or seen.is_stateful:
+            self._fall_back(seen.obstacle)
         else:
-            self.choice = choose_way(self.engine, self.plan, self.batches, self.streams, asked, unbatched)
-            self.engine.is_compiling = self.choice.way.is_compiled
-        if self.choice.way.engine == "sequential":
-            self.engine = Sequential(self.learners, asked, self.streams, self.moved)
-        elif self.choice.way.engine == "parallel":
+            self.choice = Choice(unbatched.way, f"PyTorch cannot batch them: {seen.obstacle}")
+        if self.choice.way.engine == "parallel":
             assert unbatched is not None
             self.engine = self._in_processes(unbatched.num_processes)
 
-    def _without_batching(self, first: Batch) -> Unbatched | None:
+    def _without_batching(self, first: Batch, work: Work) -> Unbatched | None:
         """How to train members that are not worth batching, where that is left open; None where they are."""
-        asked, seed = self.execution, self.plan.seeds[0]
+        asked = self.execution
         is_open = asked.engine == "auto" and asked.chunk_size == "auto" and asked.compile is not True
         if not is_open or self.device.type != "cpu":
             return None
-        work = count_work(self.learners[seed], first, seed, self.streams)
-        return without_batching(work, self.plan, num_processes(len(self.plan.members), self.device, first))
+        num = num_processes(len(self.plan.members), self.device, first)
+        return without_batching(work, self.plan, num, keeps_states=self.keeps_states)
 
     def _in_processes(self, num: int) -> Parallel:
         engine = Parallel(self.learners, self.execution, self.streams, num)
@@ -295,7 +295,8 @@ class Loop:
 
     def _fate(self, seed: int) -> Fate:
         """What a seed's members begin with: the ceiling that the first batches show, where a run begins."""
-        if self.prefetched is None:
+        is_judged = self.keeps_states or self.plan.num_steps >= GRACE + WINDOW  # here, or in a run that takes it up
+        if self.prefetched is None or not is_judged:
             return Fate.start(self.device)
         batches = [batch for step in self.prefetched[:FIRST_BATCHES] for batch in step[seed]][:FIRST_BATCHES]
         losses = untrained_losses(self.learners[seed], batches, seed, self.streams)

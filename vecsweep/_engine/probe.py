@@ -1,6 +1,7 @@
 """Probe: what one kind of batch does to a model, seen by ordinary forward passes before anything is batched."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from vecsweep._engine.copying import hooks_of
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.rng import Streams, is_same_state
 from vecsweep._engine.watch import Watch
+from vecsweep._engine.work import Work, WorkCounter
 from vecsweep._types import Batch
 from vecsweep.kernels.rules import Draw, Recorder
 
@@ -27,6 +29,7 @@ class Probe:
         obstacle: why members cannot be batched, if a pass shows a reason.
         is_stateful: whether it is that a pass keeps something in Python for the next.
         activation_bytes: what one member keeps for its backward pass, parameters and the batch aside.
+        work: of one member's step.
     """
 
     draws: list[Draw]
@@ -35,6 +38,7 @@ class Probe:
     obstacle: str | None
     is_stateful: bool
     activation_bytes: int
+    work: Work
 
 
 def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
@@ -53,11 +57,11 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     original, learner = learner, learner.copy()  # what a loss does to parameters or attributes in place stays there
     parameters: dict[str, Tensor] = dict(learner.parameters)
     start = streams.mark("model", seed)
-    recorder = Recorder()
+    recorder, counter = Recorder(), WorkCounter()
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
     with watch.undisturbed():
         with recorder:
-            loss, changed = _forward(learner, parameters, batch)
+            loss, changed = _forward(learner, parameters, batch, counter)
         end = streams.mark("model", seed)
         nodes = _autograd_nodes(loss)
         _check_depends_on(nodes, learner)
@@ -94,7 +98,9 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
     elif hooked := _hooked(learner):
         obstacle = f"gradients pass through a hook of {hooked}"
-    return Probe(recorder.draws, frozenset(changed), member_buffers, obstacle, bool(kept), activation_bytes)
+    num_parameters = sum(p.numel() for p in learner.parameters.values())
+    work = Work(counter.num_operators, counter.flops, counter.num_bytes, num_parameters)
+    return Probe(recorder.draws, frozenset(changed), member_buffers, obstacle, bool(kept), activation_bytes, work)
 
 
 def _autograd_nodes(loss: Tensor) -> list[Any]:
@@ -149,11 +155,18 @@ def _hooked(learner: Learner) -> str | None:
     return None
 
 
-def _forward(learner: Learner, parameters: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def _forward(
+    learner: Learner,
+    parameters: dict[str, Tensor],
+    batch: Batch,
+    counter: AbstractContextManager[object] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Evaluate the loss on copies of what is not trained; return also those that this changed."""
     before = learner.constants
     tensors = parameters | {name: tensor.clone() for name, tensor in before.items()}
-    loss = learner.objective.evaluate(tensors, copy_batch(batch))
+    batch = copy_batch(batch)
+    with counter or nullcontext():
+        loss = learner.objective.evaluate(tensors, batch)
     return loss, {name: tensors[name] for name in before if not is_same(tensors[name], before[name])}
 
 

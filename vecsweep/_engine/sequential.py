@@ -114,6 +114,7 @@ class SequentialChunk:
                     member.step(batches[member.seed], {name: float(values[t, i]) for name, values in hyper.items()})
                     for t, batches in enumerate(window)
                 ]
+            member.zero_grad()  # the next member needs as much memory
             curves.append(steps)
             if member.is_alive:  # a member that diverged has not drawn all
                 ends[member.seed] = streams.mark("model", member.seed)
@@ -184,6 +185,10 @@ class _Member:
     def optimizer(self) -> Optimizer:
         """The member's own."""
         return self._learner.optimizer
+
+    def zero_grad(self) -> None:
+        """Give the gradients' memory back."""
+        self._learner.optimizer.zero_grad()
 
     def step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> tuple[float, bool]:
         """Take one step; return its loss and whether the member is alive after it."""

@@ -35,8 +35,13 @@ _CHUNK_ACTIVATION_BYTES = 32 * 2**20  # less than glibc gives back to the system
 _MIXED_FROM = 8  # members of a seed, from which on each seed may have chunks of its own with batches in common
 _SEED_BYTES = 2 * 2**20  # of a seed's members, parameters and activations, from which on that pays for another chunk
 _TIMED_STEPS = 3
-_THREADS_EXPONENT = 0.6  # two threads share a member's operators 1.5 times as fast as one, by bench/bench_real.py
-_FORK_S = 0.2  # that processes take to start and to hand over what they trained
+# Threads that share a member's operators are n**exponent times as fast as one. On two: 1.2 to 1.5 times with small
+# operators, 1.7 to 2 with convolutions of a millisecond.
+_THREADS_EXPONENT = 0.5
+_MOST_BY_SIZE = 0.4
+_LARGE_OPERATOR_S = 1.1e-3
+_FORK_S = 0.2  # that processes take to start
+_HANDED_OVER = 8e7  # parameters a second, with their moments
 _TRACE_S = 0.005  # for each operator of a forward pass
 _ROUNDS = 2
 
@@ -55,7 +60,7 @@ class Unbatched(NamedTuple):
     trace_s: float
 
 
-def without_batching(work: Work, plan: Plan, num: int) -> Unbatched | None:
+def without_batching(work: Work, plan: Plan, num: int, *, keeps_states: bool) -> Unbatched | None:
     """Say how members are trained whose step is so much work on a CPU that batching them gains little; None if less.
 
     As many processes are as many times faster; threads, which the operators of one member share, are that less so.
@@ -64,12 +69,18 @@ def without_batching(work: Work, plan: Plan, num: int) -> Unbatched | None:
         work: of a member's step.
         plan: whose members.
         num: of processes that may train them; 0 where none may.
+        keeps_states: whether what was trained is handed over in the end.
     """
     num_members, num_threads = len(plan.members), torch.get_num_threads()
     if work.is_light and num_members > 1:
         return None
-    sequential_s = plan.num_steps * num_members * work.step_s / num_threads**_THREADS_EXPONENT
-    parallel_s = _FORK_S + plan.num_steps * -(-num_members // num) * work.step_s if num else math.inf
+    operator_s = work.step_s / max(1, work.num_operators)
+    exponent = _THREADS_EXPONENT + min(_MOST_BY_SIZE, operator_s / _LARGE_OPERATOR_S)
+    sequential_s = plan.num_steps * num_members * work.step_s / num_threads**exponent
+    parallel_s = math.inf
+    if num > 0:
+        parallel_s = _FORK_S + plan.num_steps * -(-num_members // num) * work.step_s
+        parallel_s += keeps_states * num_members * work.num_parameters / _HANDED_OVER
     way = Way("parallel" if parallel_s < sequential_s else "sequential", num_members, is_compiled=False)
     return Unbatched(way, num, _TRACE_S * work.num_operators)
 

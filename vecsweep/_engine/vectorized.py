@@ -52,10 +52,8 @@ class Vectorized:
         execution: precision, clipping.
         streams: the random streams of the run.
         first: the first batch of the first seed.
+        seen: what passes over it have shown; no obstacle.
         varied: the names of the hyperparameters that members have for themselves.
-
-    Raises:
-        Unmappable: an ordinary pass over the first batch already shows that members cannot be batched.
     """
 
     def __init__(
@@ -64,6 +62,7 @@ class Vectorized:
         execution: Execution,
         streams: Streams,
         first: Batch,
+        seen: Probe,
         varied: Iterable[str] = ("lr",),
     ) -> None:
         self.learners = learners
@@ -74,9 +73,8 @@ class Vectorized:
         self._probes: dict[Key, Probe] = {}
         self._forms: dict[Hashable, list[Probe]] = {}  # the probes of batches that are alike but for values
         self._programs: dict[Hashable, Program] = {}
-        self._changed: frozenset[str] = frozenset()
         self._differing = _differing(list(learners.values()))
-        seen = self.probe(first, next(iter(learners)), is_first=True)
+        self._keep(key_of(first), seen)
         self._changed, self._stacked = seen.changed_buffers, seen.member_buffers
         self.activation_bytes = seen.activation_bytes
         self.is_compiling = execution.compile is True
@@ -127,7 +125,7 @@ class Vectorized:
         ensemble.optimizer = self.update.stack(ensemble.parameters, states)
         return VectorizedChunk(self, ensemble, None)
 
-    def probe(self, batch: Batch, seed: int, *, is_first: bool = False) -> Probe:
+    def probe(self, batch: Batch, seed: int) -> Probe:
         """See what an ordinary pass over a batch of this kind does.
 
         Raises:
@@ -141,12 +139,16 @@ class Vectorized:
             return alike[-1]
         seen = probe(self.learners[seed], batch, seed, self.streams)
         if seen.obstacle:
-            raise Unmappable(seen.obstacle, is_stateful=seen.is_stateful)
-        if not is_first and not (seen.changed_buffers <= self._changed and seen.member_buffers <= self._stacked):
+            raise Unmappable(seen.obstacle)
+        if not (seen.changed_buffers <= self._changed and seen.member_buffers <= self._stacked):
             raise Unmappable("some batches change buffers that the first batch leaves alone")
+        self._keep(key, seen)
+        return seen
+
+    def _keep(self, key: Key, seen: Probe) -> None:
+        alike = self._forms.get(key.form, [])
         _remember(self._probes, key, seen)
         _remember(self._forms, key.form, [*alike, seen])
-        return seen
 
     def program(self, ensemble: Ensemble, inputs: Inputs) -> Program:
         """The program for batches of this kind and an ensemble of this size."""

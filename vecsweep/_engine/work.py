@@ -2,16 +2,11 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
-
-from vecsweep._engine.batches import copy_batch
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.rng import Streams
-from vecsweep._engine.watch import Watch
-from vecsweep._types import Batch
 
 # Rates of one core, by which a step of each of the models of bench/bench_real.py is estimated within a factor of two or
 # so; depthwise convolutions take longer. They need not be better, because what is chosen by them is far apart.
@@ -21,6 +16,7 @@ _BYTES = 1e10
 _PASSES = 3  # forward, and backward to inputs and to weights
 _UPDATE_BYTES = 28  # of memory for each parameter, to read and write weights, gradients and moments
 _LIGHT_OPERATORS = 40
+_DETACH = torch.ops.aten.detach.default  # that autograd does beside each operator
 
 
 class Work(NamedTuple):
@@ -55,25 +51,7 @@ class Work(NamedTuple):
         return self.overhead_s > self.step_s / 2 and self.num_operators <= _LIGHT_OPERATORS
 
 
-def count_work(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Work:
-    """Count the work of a step by an ordinary forward pass; nothing of the learner changes, nor do the streams.
-
-    Args:
-        learner: of the seed.
-        batch: one batch.
-        seed: whose random stream the model draws from.
-        streams: the random streams of the run.
-    """
-    num_parameters = sum(p.numel() for p in learner.parameters.values())
-    learner = learner.copy()  # what a pass does to buffers in place stays there
-    start = streams.mark("model", seed)
-    with Watch.of_pass(learner.task, learner.model, has_numbers=True).undisturbed(), _Counter() as counter:
-        learner.objective(copy_batch(batch))
-    streams.rewind("model", seed, start)
-    return Work(counter.num_operators, counter.flops, counter.num_bytes, num_parameters)
-
-
-class _Counter(TorchDispatchMode):
+class WorkCounter(TorchDispatchMode):
     """Count what goes by."""
 
     def __init__(self) -> None:
@@ -84,7 +62,7 @@ class _Counter(TorchDispatchMode):
         """Do what is asked for, and count it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        self.num_operators += 1
+        self.num_operators += func is not _DETACH
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=result)
         is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
