@@ -6,7 +6,7 @@ shapes and compilers; in a short sweep of a small model they took longer than al
 
 import operator
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -64,6 +64,19 @@ def trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> T
     finally:
         _TRACING.reset(token)
     return Traced(tape.graph_of(results), tape.constants, results)
+
+
+def try_to_trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> Traced | None:
+    """Trace a function, if need be as if it was compiled; None if it cannot be."""
+    for context in (nullcontext, as_if_compiled):
+        try:
+            with context():
+                return trace(function, tensors)
+        except DataDependentError:
+            continue
+        except Exception:  # whatever the function raises on a tape, and does not without
+            return None
+    return None
 
 
 def is_tracing() -> bool:

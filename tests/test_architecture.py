@@ -62,8 +62,8 @@ LAYERS = {
         "plot observers observers.tensorboard",
     ],
     "engine": [
-        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.memory _engine.messages
-        _engine.modes _engine.packing _engine.places _engine.rng _engine.templates _engine.work""",
+        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.graph _engine.memory
+        _engine.messages _engine.modes _engine.packing _engine.places _engine.rng _engine.templates _engine.work""",
         "_engine.reach _engine.remembered _engine.sources _engine.weights",
         "_engine.watch",
         "_engine.ensemble _engine.objective",
@@ -71,7 +71,7 @@ LAYERS = {
         "_engine.stock",
         "_engine.learner",
         "_engine.contract _engine.optimizer _engine.plain _engine.probe _engine.record",
-        "_engine.graph _engine.measure _engine.step _engine.untrained",
+        "_engine.measure _engine.step _engine.untrained",
         "_engine.program",
         "_engine.sequential _engine.vectorized",
         "_engine.parallel",

@@ -1,5 +1,7 @@
 """Tracing: that a graph computes of other numbers what the function does."""
 
+import os
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -122,3 +124,48 @@ def test_model_that_looks_at_its_batch_but_not_for_compilers_is_traced():
     assert ours.engine.startswith("vectorized, traced")
     theirs = vs.sweep(task, lrs=[0.1, 0.3], num_steps=24, engine="sequential")
     torch.testing.assert_close(ours.train_loss, theirs.train_loss, rtol=1e-5, atol=0)
+
+
+def evaluated(metric, *, num_val=6, engine="vectorized"):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(4)]
+    val_batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(num_val)]
+    task = vs.Task(
+        model,
+        batches,
+        F.cross_entropy,
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        val_batches=val_batches,
+        metrics={"own": metric},
+    )
+    return vs.sweep(task, lrs=[0.1, 0.3, 0.5], seeds=2, num_steps=40, val_every=4, engine=engine)
+
+
+def test_evaluation_is_traced_and_gives_what_an_ordinary_pass_does(monkeypatch):
+    from vecsweep._engine import measure
+
+    traced = []
+    try_to_trace = measure.try_to_trace
+    monkeypatch.setattr(measure, "try_to_trace", lambda *given: traced.append(given) or try_to_trace(*given))
+    ours = evaluated(lambda outputs, targets: (outputs.argmax(1) == targets).double().mean())
+    assert len(traced) == 1
+    theirs = evaluated(lambda outputs, targets: (outputs.argmax(1) == targets).double().mean(), engine="sequential")
+    for name, values in theirs.metrics.items():
+        torch.testing.assert_close(ours.metrics[name], values, rtol=1e-4, atol=1e-6)
+
+
+def test_metric_that_cannot_be_traced_is_computed_as_it_is():
+    ours = evaluated(lambda outputs, targets: torch.histc(outputs.double(), bins=3)[0] / 24)
+    assert ours.metrics["val_own"].shape == (10, 6)
+
+
+def test_evaluation_that_depends_on_more_than_it_is_given_is_found_out(monkeypatch):
+    monkeypatch.setenv("CALLS", "0")
+
+    def metric(outputs, targets):
+        os.environ["CALLS"] = str(int(os.environ["CALLS"]) + 1)
+        return outputs.mean() + int(os.environ["CALLS"])
+
+    with pytest.warns(vs.FallbackWarning, match="traced evaluation gives other numbers"):
+        evaluated(metric)

@@ -3,27 +3,36 @@
 Values are averaged over batches by the weight of each (`weights.py`), so that a smaller last batch counts right.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils import _pytree as pytree
 
-from vecsweep._engine.batches import copy_batch, hand_out, member_dims, move
+from vecsweep._engine.batches import copy_batch, hand_out, key_of, member_dims, move
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
+from vecsweep._engine.graph import simplify_
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sources import check_validation_ends, is_fresh, own_loader
 from vecsweep._engine.weights import weight_of
+from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Batches, FloatArray
 from vecsweep.execution import Execution
+from vecsweep.kernels._trace import try_to_trace
 from vecsweep.kernels.rules import MemberRules
 from vecsweep.task import Task
+
+_MAX_KINDS = 64  # of batches that are remembered
+_CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
+_RTOL = 1e-3  # the same operators in the same order: what differs at all differs by more
 
 
 def measure_at_once(
@@ -45,6 +54,72 @@ def measure_at_once(
     mapped = vmap(member, in_dims=(0, 0, None if seed_index is None else member_dims(batch)), out_dims=1)
     with objective.undisturbed(), objective.evaluating():
         return mapped(ensemble.parameters, own, copy_batch(batch))
+
+
+class Measuring:
+    """`measure_at_once`, traced for each kind of batch that comes again, as steps are.
+
+    Args:
+        objective: one member's loss and metrics.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._kinds: dict[Hashable, _Kind] = {}
+
+    def __call__(self, ensemble: Ensemble, batch: Batch, seed_index: Tensor | None) -> Tensor:
+        """Measure all members of an ensemble in one pass: `[metric, member]`; nothing changes."""
+        kind = key_of(batch)
+        given = (ensemble.parameters, ensemble.buffers, batch, seed_index)
+        leaves, structure = pytree.tree_flatten(given)
+
+        def measure(*tensors: Tensor) -> list[Tensor]:
+            tensors_left = iter(tensors)
+            own = [next(tensors_left) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            parameters, buffers, batch, seed_index = pytree.tree_unflatten(own, structure)
+            members = replace(ensemble, parameters=parameters, buffers=buffers)
+            return [measure_at_once(self._objective, members, batch, seed_index)]
+
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not kind.is_plain:
+            return measure(*tensors)[0]
+        if len(self._kinds) >= _MAX_KINDS:
+            self._kinds.clear()
+        key = (len(ensemble), ensemble.member_buffers, seed_index is None, kind)
+        return self._kinds.setdefault(key, _Kind())(measure, tensors)
+
+
+class _Kind:
+    """How one kind of batch is measured: as it is at first, then as a graph, which is checked now and then."""
+
+    def __init__(self) -> None:
+        self._num_calls = 0
+        self._graph: Callable[..., list[Tensor]] | None = None
+
+    def __call__(self, measure: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> Tensor:
+        self._num_calls += 1
+        if self._num_calls == 2 and (traced := try_to_trace(measure, tensors)) is not None:
+            simplify_(traced.graph)
+            self._graph = traced.module().forward
+            return traced.results[0]
+        if self._graph is None:
+            return measure(*tensors)[0]
+        with torch.no_grad():
+            result = self._graph(*tensors)[0]
+        if self._num_calls not in _CHECKED_CALLS or _is_close(result, expected := measure(*tensors)[0]):
+            return result
+        self._graph = None
+        warn_of_fallback(
+            "The traced evaluation gives other numbers than the eager one, so the loss in eval mode or a metric must "
+            "depend on more than the model, its outputs and the batch. What it gave since the last check is in doubt; "
+            "the members are evaluated without tracing from now on."
+        )
+        return expected
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    scale = float(b.nan_to_num(posinf=0.0, neginf=0.0).abs().max())
+    return torch.allclose(a, b, rtol=_RTOL, atol=_RTOL * scale, equal_nan=True)
 
 
 def measure_one(

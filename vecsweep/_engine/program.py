@@ -9,7 +9,6 @@ step asks the system for the memory of another. On a GPU the kernels are then ca
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -23,7 +22,7 @@ from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 from vecsweep.kernels._compile import compile_graph
-from vecsweep.kernels._trace import DataDependentError, Traced, as_if_compiled, trace
+from vecsweep.kernels._trace import Traced, try_to_trace
 from vecsweep.kernels.rules import Draw
 
 _Function = Callable[..., list[Tensor]]
@@ -202,7 +201,7 @@ class Program:
 
     def _trace(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Trace the step, and return what it computed meanwhile."""
-        traced = self._try_to_trace(tensors)
+        traced = try_to_trace(self._eager, tensors)
         if traced is None:  # the error is gone here, and with it what its step had computed
             self._is_eager = True
             return self._eager(*tensors)
@@ -211,18 +210,6 @@ class Program:
         fuse_writes_(written)
         self._graph, self._traced = traced._replace(results=[]), traced.module(written).forward
         return traced.results
-
-    def _try_to_trace(self, tensors: Sequence[Tensor]) -> Traced | None:
-        """Trace the step; None if it cannot be."""
-        for context in (nullcontext, as_if_compiled):
-            try:
-                with context():
-                    return trace(self._eager, tensors)
-            except DataDependentError:
-                continue
-            except Exception:
-                return None
-        return None
 
     def _compile(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compile the graph, and compare what it computes with the graph; keep the graph when that fails."""

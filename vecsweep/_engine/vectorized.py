@@ -26,7 +26,7 @@ from vecsweep._engine.batches import Key, key_of, stack
 from vecsweep._engine.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
 from vecsweep._engine.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.learner import Learner, is_same
-from vecsweep._engine.measure import measure_at_once, measure_one
+from vecsweep._engine.measure import Measuring, measure_one
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
 from vecsweep._engine.probe import Probe, probe
@@ -80,6 +80,7 @@ class Vectorized:
         self.is_compiling = execution.compile is True
         self.is_worth_compiling = True  # a step that is not traced yet
         self.num_done = 0  # steps before the window that is trained
+        self.measure = Measuring(self.pattern.objective)
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
 
     def restart(self) -> None:
@@ -232,7 +233,7 @@ class VectorizedChunk:
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                    return measure_at_once(self._engine.pattern.objective, self._ensemble, batch, seed_index)
+                    return self._engine.measure(self._ensemble, batch, seed_index)
             except Exception as error:
                 if not _is_out_of_memory(error):
                     self._engine.is_measured_at_once = False
