@@ -120,40 +120,37 @@ def _aim(name: str, num_members: int, num_steps: int) -> float:
     return 1.2 if name in _CONVOLUTIONAL else 1.5
 
 
-@pytest.fixture
-def shapes(request: pytest.FixtureRequest, tiny: bool) -> list[tuple[int, int]]:
-    """Numbers of members and of steps."""
-    return [(2, 2)] if tiny else SHAPES + (FULL_SHAPES if request.config.option.full else [])
-
-
 @pytest.mark.parametrize("name", MODELS)
-def bench_real(record: Record, tiny: bool, shapes: list[tuple[int, int]], name: str) -> None:
+@pytest.mark.parametrize("shape", [*SHAPES, *FULL_SHAPES], ids=lambda shape: "x".join(map(str, shape)))
+def bench_real(record: Record, tiny: bool, request: pytest.FixtureRequest, name: str, shape: tuple[int, int]) -> None:
     """A sweep of a model, with nothing set."""
     pytest.importorskip("transformers", reason="it comes with the extra bench")
-    for num_members, num_steps in shapes:
-        measure = _measure if tiny else _in_a_process
-        found = {arm: measure(arm, name, num_members, num_steps) for arm in ARMS}
-        ours, loop, fastest = (found[arm] for arm in ARMS)
-        pairs = zip(ours["losses"], loop["losses"], strict=False)
-        ratios = {
-            "loop": loop["second_s"] / ours["second_s"],
-            "fastest": fastest["second_s"] / ours["second_s"],
-            "loop, first call": loop["first_s"] / ours["first_s"],
-            "fastest, first call": fastest["first_s"] / ours["first_s"],
-        }
-        if "range_test_s" in ours:
-            ratios["fastest to a range test"] = fastest["second_s"] / ours["range_test_s"]
-        record(
-            name=f"{name} {num_members} x {num_steps}",
-            **{f"{arm}_ms": 1e3 * found[arm]["second_s"] for arm in ARMS},
-            ratios=ratios,
-            against="loop",
-            target=_aim(name, num_members, num_steps),
-            first_s=ours["first_s"],
-            loss=ours["losses"][0],
-            deviation=max(abs(a - b) / abs(b) for a, b in pairs),
-            engine=ours["engine"],
-        )
+    if shape != SHAPES[0] if tiny else shape in FULL_SHAPES and not request.config.option.full:
+        pytest.skip("asked for by --full")
+    num_members, num_steps = (2, 2) if tiny else shape
+    measure = _measure if tiny else _in_a_process
+    found = {arm: measure(arm, name, num_members, num_steps) for arm in ARMS}
+    ours, loop, fastest = (found[arm] for arm in ARMS)
+    pairs = zip(ours["losses"], loop["losses"], strict=False)
+    ratios = {
+        "loop": loop["second_s"] / ours["second_s"],
+        "fastest": fastest["second_s"] / ours["second_s"],
+        "loop, first call": loop["first_s"] / ours["first_s"],
+        "fastest, first call": fastest["first_s"] / ours["first_s"],
+    }
+    if "range_test_s" in ours:
+        ratios["fastest to a range test"] = fastest["second_s"] / ours["range_test_s"]
+    record(
+        name=f"{name} {num_members} x {num_steps}",
+        **{f"{arm}_ms": 1e3 * found[arm]["second_s"] for arm in ARMS},
+        ratios=ratios,
+        against="loop",
+        target=_aim(name, num_members, num_steps),
+        first_s=ours["first_s"],
+        loss=ours["losses"][0],
+        deviation=max(abs(a - b) / abs(b) for a, b in pairs),
+        engine=ours["engine"],
+    )
 
 
 def _main() -> None:
