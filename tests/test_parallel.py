@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -207,6 +209,89 @@ def test_ctrl_c_ends_the_processes_and_keeps_what_there_is():
     signal.signal(signal.SIGINT, before)
     assert time.perf_counter() - started < 10
     assert 0 < len(caught.value.result.train_loss) < 2_000
+
+
+ORPHANS = """
+import os
+import torch
+import torch.nn.functional as F
+import vecsweep as vs
+torch.set_num_threads(2)
+here = os.getpid()
+def step(model, batch):
+    if os.getpid() != here:
+        print(os.getpid(), flush=True)
+    return F.mse_loss(model(batch), batch)
+model = torch.nn.Linear(3, 3)
+task = vs.Task(model, [torch.ones(2, 3)], training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+vs.sweep(task, lrs=[0.1, 0.2], num_steps=10**6, engine="parallel", progress=False)
+"""
+
+
+def test_processes_end_when_the_one_that_they_train_for_is_killed():
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", ORPHANS], stdout=subprocess.PIPE, text=True
+    ) as program:
+        try:
+            orphans = set[int]()
+            while len(orphans) < 2:
+                orphans.add(int(program.stdout.readline()))
+        finally:
+            program.kill()
+    for _ in range(100):
+        alive = [pid for pid in orphans if is_running(pid)]
+        if not alive:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"{alive} are still there")
+
+
+def is_running(pid):
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_what_a_training_step_prints_is_not_lost(capfd):
+    here = os.getpid()
+
+    def loss(outputs, targets):
+        if os.getpid() != here:
+            print("a step")  # noqa: T201
+        return F.cross_entropy(outputs, targets)
+
+    vs.sweep(make_task(loss), lrs=[1e-3, 1e-2], num_steps=20, engine="parallel")
+    assert capfd.readouterr().out.count("a step") == 40
+
+
+class Later(Net):
+    """Begins to keep something when nobody looks any more."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept, self.chosen = None, kept
+
+    def forward(self, x):
+        self.num += 1
+        if self.num > 10:
+            self.kept = self.chosen
+        return super().forward(x)
+
+
+def test_what_passes_keep_later_is_handed_over_or_the_caller_is_told():
+    def sweep(kept):
+        torch.manual_seed(0)
+        model = Later(kept)
+        model.register_buffer("num", torch.zeros(()))
+        task = make_task()
+        task = vs.Task(model, task.batches, F.cross_entropy, optimizer=task.optimizer)
+        return vs.sweep(task, lrs=[1e-3, 1e-2], num_steps=20, engine="parallel")
+
+    assert sweep("a text").model(1).kept == "a text"
+    with pytest.warns(vs.FallbackWarning, match="cannot be handed over"):
+        found = sweep(lambda: 1)
+    assert found.model(1).kept is None
 
 
 class Unsendable:

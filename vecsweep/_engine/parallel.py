@@ -8,7 +8,6 @@ come back, and states when they are asked for.
 
 import gc
 import multiprocessing
-import os
 import pickle
 import signal
 import socket
@@ -18,9 +17,10 @@ import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from itertools import zip_longest
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from vecsweep._engine.memory import keep_memory
 from vecsweep._engine.messages import Message, receive
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential, SequentialChunk
+from vecsweep._errors import FallbackWarning, warn_of_fallback
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
@@ -87,6 +88,7 @@ class Parallel:
         self.num_processes = num_processes
         self._sequential = Sequential(learners, execution, streams)
         self._workers: list[_Worker] = []
+        self._warned: set[str] = set()
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
@@ -96,11 +98,18 @@ class Parallel:
         """Deal members out to new processes, so that neighbours, which end alike, are in different ones."""
         positions = range(len(members))
         num = min(self.num_processes, len(members))
-        own = []
+        own = list[_Worker]()
         for part in (positions[k::num] for k in range(num)):
-            own.append(_Worker(self._sequential, {i: members[i] for i in part}, {i: seeds[i] for i in part}))
-        self._workers += own
+            share = _Share(self._sequential, {i: members[i] for i in part}, {i: seeds[i] for i in part})
+            own.append(_Worker(share, self._workers))
+            self._workers.append(own[-1])
         return ParallelChunk(self, own, list(positions), list(seeds))
+
+    def warn(self, text: str) -> None:
+        """Pass on what a process has warned of, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            warn_of_fallback(text)
 
     def close(self) -> None:
         """End all processes; their members are gone."""
@@ -188,28 +197,30 @@ class ParallelChunk:
             worker.tell(message)
         answers = [worker.answer() for worker in asked]  # of all, lest one is left over when another is an error
         for worker, answer in zip(asked, answers, strict=True):
-            if isinstance(answer, _Failure):
+            for text in answer.warnings:
+                self._engine.warn(text)
+            if answer.error is not None:
                 raise answer.error
-            yield [k for k, member in enumerate(members) if member in worker.members], answer
+            yield [k for k, member in enumerate(members) if member in worker.members], answer.value
 
 
 class _Worker:
     """A process that has some members.
 
     Args:
-        engine: the engine that it steps them with.
-        members: by number.
-        seeds: likewise.
+        share: its members.
+        others: the processes that there are already.
     """
 
-    def __init__(self, engine: Sequential, members: Mapping[int, MemberState], seeds: Mapping[int, int]) -> None:
-        self.members = frozenset(members)
+    def __init__(self, share: "_Share", others: Sequence["_Worker"]) -> None:
+        self.members = share.members
         self._connection, its_end = socket.socketpair()
-        share = _Share(engine, members, seeds)
+        # A process that kept these open would not notice, nor would the others, that this one is gone.
+        ours = [self._connection, *(other._connection for other in others)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of forking where there are threads
             context = multiprocessing.get_context("fork")
-            self._process: BaseProcess = context.Process(target=_serve, args=(its_end, share), daemon=True)
+            self._process: BaseProcess = context.Process(target=_serve, args=(its_end, share, ours), daemon=True)
             self._process.start()
         its_end.close()
 
@@ -218,16 +229,17 @@ class _Worker:
         with suppress(OSError):  # it has died, as `answer` will say
             message.send(self._connection)
 
-    def answer(self) -> Any:
+    def answer(self) -> "_Answer":
         """Wait for the answer to a request."""
         try:
-            return receive(self._connection)
+            answer: _Answer = receive(self._connection)
         except (EOFError, OSError):
             self._process.join()
             raise RuntimeError(
                 f"A process that trains members has ended, with exit code {self._process.exitcode}; -9 is what a "
                 'machine short of memory does. `engine="sequential"` trains all members in this process.'
             ) from None
+        return answer
 
     def end(self) -> None:
         """End the process, whatever it does."""
@@ -240,28 +252,36 @@ class _Worker:
         self._process.close()
 
 
-class _Failure:
-    """What an answer is when there was an error: the error, with a note of where it came from."""
+class _Answer(NamedTuple):
+    """What a process has to say to a request.
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
+    Attributes:
+        value: what was asked for; None where there was an error.
+        error: as it was raised, with a note of where.
+        warnings: what was warned of meanwhile.
+    """
 
-    @classmethod
-    def of(cls, error: Exception) -> "_Failure":
-        """Make an error fit to be sent."""
-        where = "".join(traceback.format_exception(error))
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        error.add_note(f"In a process that trains members:\n{where}")
-        return cls(error)
+    value: Any
+    error: Exception | None
+    warnings: list[str]
+
+
+def _sendable(error: Exception) -> Exception:
+    """Make an error fit to be sent, with a note of where it came from."""
+    where = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever its own way of being pickled raises
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(f"In a process that trains members:\n{where}")
+    return error
 
 
 class _Share:
     """The members of one process, on its side."""
 
     def __init__(self, engine: Sequential, members: Mapping[int, MemberState], seeds: Mapping[int, int]) -> None:
+        self.members = frozenset(members)
         self._engine = engine
         self._states = members
         self._seeds = seeds
@@ -269,9 +289,10 @@ class _Share:
         self._evaluating = ExitStack()
 
     def load(self) -> None:
-        """Make learners of the members, here and not where they were dealt out."""
-        self._chunk = self._engine.load(list(self._states.values()), list(self._seeds.values()))
-        self._states = {}
+        """Make learners of the members, the first time, here and not where they were dealt out."""
+        if self._states:
+            self._chunk = self._engine.load(list(self._states.values()), list(self._seeds.values()))
+            self._states = {}
 
     def run(
         self, members: Sequence[int], window: Window, hyper: Hyper, starts: Mapping[int, State]
@@ -303,6 +324,14 @@ class _Share:
         (state,) = self._chunk.members([own], is_last=True)
         if is_last:
             self._chunk.let_go(own)
+        try:
+            pickle.dumps(state.kept)
+        except Exception as error:  # whatever an object's own way of being pickled raises
+            state = replace(state, kept={})
+            warn_of_fallback(
+                "What passes have kept in Python, which they did not at first, cannot be handed over by the process "
+                f"that trained the member, so that its model is without it: {error}"
+            )
         return state
 
     def _select(self, members: Sequence[int]) -> SequentialChunk:
@@ -313,26 +342,31 @@ class _Share:
         return [self._positions[member] for member in members if member in self._positions]
 
 
-def _serve(connection: socket.socket, share: _Share) -> None:
+def _serve(connection: socket.socket, share: _Share, others: Sequence[socket.socket]) -> None:
     """Answer requests until there is nobody left who could send one."""
+    for other in others:
+        other.close()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; it is the other's to act on
     torch.set_num_threads(1)
     keep_memory()
     gc.freeze()  # what was there before would be copied page by page when it is looked through
-    warnings.simplefilter("ignore")  # it has been said where the first batch was looked at
-    failure: _Failure | None = None
-    try:
-        share.load()
-    except Exception as error:
-        failure = _Failure.of(error)
-    while True:
-        try:
+    with suppress(EOFError, OSError):  # the other side is gone
+        while True:
             request, members, arguments = receive(connection)
-        except EOFError:
-            os._exit(0)
+            _answer(share, request, members, arguments).send(connection)
+
+
+def _answer(share: _Share, request: str, members: Sequence[int], arguments: Sequence[object]) -> Message:
+    """Do what is asked for; what the caller's code prints is out by then."""
+    value, error = None, None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")  # of others it has been told where the first batch was looked at
+        warnings.simplefilter("always", FallbackWarning)
         try:
-            answer = failure or getattr(share, request)(members, *arguments)
-            message = Message(answer)
-        except Exception as error:
-            message = Message(_Failure.of(error))
-        message.send(connection)
+            share.load()
+            value = getattr(share, request)(members, *arguments)
+        except Exception as raised:
+            error = _sendable(raised)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return Message(_Answer(value, error, [str(warning.message) for warning in caught]))
