@@ -421,8 +421,8 @@ def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
     from vecsweep._engine import program
 
     traced = []
-    trace = program.trace
-    monkeypatch.setattr(program, "trace", lambda *step: traced.append(step) or trace(*step))
+    try_to_trace = program.try_to_trace
+    monkeypatch.setattr(program, "try_to_trace", lambda *step: traced.append(step) or try_to_trace(*step))
     vs.range_test(mlp_task(), method="ramp", start_lr=1e-5, end_lr=1e-1, num_steps=60, engine="vectorized")
     assert len(traced) == 1
     vs.sweep(mlp_task(), lrs=[1e-3, 1e-2, 1e-1, 1.0], chunk_size=2, num_steps=60)

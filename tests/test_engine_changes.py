@@ -33,10 +33,7 @@ pytestmark = [
 def eager(monkeypatch):
     """Keep the steps eager: tracing takes most of the time, and is held to the eager step elsewhere."""
 
-    def refuse(step, tensors):
-        raise RuntimeError("no graphs here")
-
-    monkeypatch.setattr(program, "trace", refuse)
+    monkeypatch.setattr(program, "try_to_trace", lambda step, tensors: None)
 
 
 def case(optimizer, **options):
