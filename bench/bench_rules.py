@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from conftest import Compare
 from torch import Tensor
 from torch.func import vmap
-from torch.fx.experimental.proxy_tensor import make_fx
+from vecsweep.kernels._trace import trace
 from vecsweep.kernels.rules import RULES, MemberRules
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -155,11 +155,11 @@ def _batched(case: Case, shared: Tensors, grad: Tensor | None, *, has_rules: boo
 
 def _traced(batched: Pass, own: Tensors) -> Pass:
     """The graph of a pass."""
-    graph = make_fx(batched)(own)
+    graph = trace(lambda *own: batched(own), own).module()
 
     def run(own: Tensors) -> list[Tensor]:
         with torch.no_grad():
-            return graph(own)
+            return graph(*own)
 
     return run
 

@@ -17,10 +17,10 @@ import torch
 from conftest import Interleave, Record
 from measure import summary
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 from vecsweep.kernels._compile import compile_graph
+from vecsweep.kernels._trace import trace
 from vecsweep.kernels.updates import UPDATES, State, Update
 
 from vecsweep._engine.graph import fuse_writes_, split_off_scalars, write_in_place
@@ -129,12 +129,12 @@ def make_step_(
         return pytree.tree_leaves((new_params, new_states))
 
     with torch.no_grad():
-        traced = make_fx(step)(*tensors)
-    graph = write_in_place(traced, len(leaves))
+        traced = trace(step, tensors)
+    graph = write_in_place(traced.graph, len(leaves))
     if is_compiled:
-        return compile_graph(split_off_scalars(graph, len(params[0])))
+        return compile_graph(split_off_scalars(traced.module(graph), len(params[0])))
     fuse_writes_(graph)
-    return graph.forward
+    return traced.module(graph).forward
 
 
 def _moved_bytes(params: Sequence[Tensor], states: Sequence[State]) -> int:
