@@ -13,6 +13,9 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.passes.split_module import split_module
 
+# Calls at which a graph is held against what it was traced from: constants that the trace froze by mistake show then.
+CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
+
 _CLONE = torch.ops.aten.clone.default
 _COPY = torch.ops.aten.copy_.default
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from vecsweep._engine.batches import copy_batch, hand_out, key_of, member_dims, move
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
-from vecsweep._engine.graph import simplify_
+from vecsweep._engine.graph import CHECKED_CALLS, simplify_
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.packing import unpack
@@ -31,7 +31,6 @@ from vecsweep.kernels.rules import MemberRules
 from vecsweep.task import Task
 
 _MAX_KINDS = 64  # of batches that are remembered
-_CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
 _RTOL = 1e-3  # the same operators in the same order: what differs at all differs by more
 
 
@@ -106,7 +105,7 @@ class _Kind:
             return measure(*tensors)[0]
         with torch.no_grad():
             result = self._graph(*tensors)[0]
-        if self._num_calls not in _CHECKED_CALLS or _is_close(result, expected := measure(*tensors)[0]):
+        if self._num_calls not in CHECKED_CALLS or _is_close(result, expected := measure(*tensors)[0]):
             return result
         self._graph = None
         warn_of_fallback(

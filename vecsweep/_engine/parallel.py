@@ -6,21 +6,13 @@ learners as they are, and steps its share of the members as the sequential engin
 come back, and states when they are asked for.
 """
 
-import gc
 import multiprocessing
-import pickle
-import signal
-import socket
 import sys
 import threading
-import traceback
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
 from itertools import zip_longest
-from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +20,11 @@ from torch import Tensor
 from vecsweep._engine.contract import Curve, Unmappable, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
-from vecsweep._engine.memory import keep_memory
-from vecsweep._engine.messages import Message, receive
-from vecsweep._engine.rng import State, Streams
-from vecsweep._engine.sequential import Sequential, SequentialChunk
-from vecsweep._errors import FallbackWarning, warn_of_fallback
+from vecsweep._engine.messages import Message
+from vecsweep._engine.rng import Streams
+from vecsweep._engine.sequential import Sequential
+from vecsweep._engine.workers import Share, Worker
+from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
@@ -87,7 +79,7 @@ class Parallel:
         self.streams = streams
         self.num_processes = num_processes
         self._sequential = Sequential(learners, execution, streams)
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._warned: set[str] = set()
 
     def start(self, seed: int) -> MemberState:
@@ -98,10 +90,10 @@ class Parallel:
         """Deal members out to new processes, so that neighbours, which end alike, are in different ones."""
         positions = range(len(members))
         num = min(self.num_processes, len(members))
-        own = list[_Worker]()
+        own = list[Worker]()
         for part in (positions[k::num] for k in range(num)):
-            share = _Share(self._sequential, {i: members[i] for i in part}, {i: seeds[i] for i in part})
-            own.append(_Worker(share, self._workers))
+            share = Share(self._sequential, {i: members[i] for i in part}, {i: seeds[i] for i in part})
+            own.append(Worker(share, self._workers))
             self._workers.append(own[-1])
         return ParallelChunk(self, own, list(positions), list(seeds))
 
@@ -130,7 +122,7 @@ class ParallelChunk:
         seeds: of the members.
     """
 
-    def __init__(self, engine: Parallel, workers: Sequence["_Worker"], members: list[int], seeds: list[int]) -> None:
+    def __init__(self, engine: Parallel, workers: Sequence["Worker"], members: list[int], seeds: list[int]) -> None:
         self._engine = engine
         self._workers = workers
         self._members = members
@@ -202,171 +194,3 @@ class ParallelChunk:
             if answer.error is not None:
                 raise answer.error
             yield [k for k, member in enumerate(members) if member in worker.members], answer.value
-
-
-class _Worker:
-    """A process that has some members.
-
-    Args:
-        share: its members.
-        others: the processes that there are already.
-    """
-
-    def __init__(self, share: "_Share", others: Sequence["_Worker"]) -> None:
-        self.members = share.members
-        self._connection, its_end = socket.socketpair()
-        # A process that kept these open would not notice, nor would the others, that this one is gone.
-        ours = [self._connection, *(other._connection for other in others)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of forking where there are threads
-            context = multiprocessing.get_context("fork")
-            self._process: BaseProcess = context.Process(target=_serve, args=(its_end, share, ours), daemon=True)
-            self._process.start()
-        its_end.close()
-
-    def tell(self, message: Message) -> None:
-        """Send a request."""
-        with suppress(OSError):  # it has died, as `answer` will say
-            message.send(self._connection)
-
-    def answer(self) -> "_Answer":
-        """Wait for the answer to a request."""
-        try:
-            answer: _Answer = receive(self._connection)
-        except (EOFError, OSError):
-            self._process.join()
-            raise RuntimeError(
-                f"A process that trains members has ended, with exit code {self._process.exitcode}; -9 is what a "
-                'machine short of memory does. `engine="sequential"` trains all members in this process.'
-            ) from None
-        return answer
-
-    def end(self) -> None:
-        """End the process, whatever it does."""
-        self._connection.close()
-        self._process.kill()
-
-    def join(self) -> None:
-        """Wait until it is gone."""
-        self._process.join()
-        self._process.close()
-
-
-class _Answer(NamedTuple):
-    """What a process has to say to a request.
-
-    Attributes:
-        value: what was asked for; None where there was an error.
-        error: as it was raised, with a note of where.
-        warnings: what was warned of meanwhile.
-    """
-
-    value: Any
-    error: Exception | None
-    warnings: list[str]
-
-
-def _sendable(error: Exception) -> Exception:
-    """Make an error fit to be sent, with a note of where it came from."""
-    where = "".join(traceback.format_exception(error))
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # whatever its own way of being pickled raises
-        error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"In a process that trains members:\n{where}")
-    return error
-
-
-class _Share:
-    """The members of one process, on its side."""
-
-    def __init__(self, engine: Sequential, members: Mapping[int, MemberState], seeds: Mapping[int, int]) -> None:
-        self.members = frozenset(members)
-        self._engine = engine
-        self._states = members
-        self._seeds = seeds
-        self._positions = {member: k for k, member in enumerate(members)}
-        self._evaluating = ExitStack()
-
-    def load(self) -> None:
-        """Make learners of the members, the first time, here and not where they were dealt out."""
-        if self._states:
-            self._chunk = self._engine.load(list(self._states.values()), list(self._seeds.values()))
-            self._states = {}
-
-    def run(
-        self, members: Sequence[int], window: Window, hyper: Hyper, starts: Mapping[int, State]
-    ) -> tuple[Tensor, Tensor, dict[int, State]]:
-        """Train some members; return also where the streams stand of the seeds that still train."""
-        own = [k for k, member in enumerate(members) if member in self._positions]
-        seeds = [self._seeds[members[k]] for k in own]
-        for seed in set(seeds):
-            self._engine.streams.rewind("model", seed, starts[seed])
-        curve = self._select(members).run(window, {name: values[:, own] for name, values in hyper.items()})
-        alive = {seed for seed, is_alive in zip(seeds, curve.alive[-1].tolist(), strict=True) if is_alive}
-        return curve.loss, curve.alive, {seed: self._engine.streams.mark("model", seed) for seed in alive}
-
-    def begin_evaluating(self, members: Sequence[int]) -> None:
-        """Put members at the weights that they are evaluated at."""
-        self._evaluating.enter_context(self._select(members).evaluating())
-
-    def end_evaluating(self, members: Sequence[int]) -> None:
-        """Put them back."""
-        self._evaluating.close()
-
-    def measure(self, members: Sequence[int], batches: Mapping[int, Batch]) -> Tensor:
-        """Compute the loss and the metrics of a batch: `[metric, member]`."""
-        return self._select(members).measure(batches)
-
-    def state(self, members: Sequence[int], is_last: bool) -> MemberState:
-        """The state of a member, which is copied as it is sent; if it is the last that is wanted, the member goes."""
-        (own,) = self._own(members)
-        (state,) = self._chunk.members([own], is_last=True)
-        if is_last:
-            self._chunk.let_go(own)
-        try:
-            pickle.dumps(state.kept)
-        except Exception as error:  # whatever an object's own way of being pickled raises
-            state = replace(state, kept={})
-            warn_of_fallback(
-                "What passes have kept in Python, which they did not at first, cannot be handed over by the process "
-                f"that trained the member, so that its model is without it: {error}"
-            )
-        return state
-
-    def _select(self, members: Sequence[int]) -> SequentialChunk:
-        return self._chunk.select(self._own(members))
-
-    def _own(self, members: Sequence[int]) -> list[int]:
-        """Where those of some members that are this process's lie in its chunk."""
-        return [self._positions[member] for member in members if member in self._positions]
-
-
-def _serve(connection: socket.socket, share: _Share, others: Sequence[socket.socket]) -> None:
-    """Answer requests until there is nobody left who could send one."""
-    for other in others:
-        other.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; it is the other's to act on
-    torch.set_num_threads(1)
-    keep_memory()
-    gc.freeze()  # what was there before would be copied page by page when it is looked through
-    with suppress(EOFError, OSError):  # the other side is gone
-        while True:
-            request, members, arguments = receive(connection)
-            _answer(share, request, members, arguments).send(connection)
-
-
-def _answer(share: _Share, request: str, members: Sequence[int], arguments: Sequence[object]) -> Message:
-    """Do what is asked for; what the caller's code prints is out by then."""
-    value, error = None, None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")  # of others it has been told where the first batch was looked at
-        warnings.simplefilter("always", FallbackWarning)
-        try:
-            share.load()
-            value = getattr(share, request)(members, *arguments)
-        except Exception as raised:
-            error = _sendable(raised)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    return Message(_Answer(value, error, [str(warning.message) for warning in caught]))

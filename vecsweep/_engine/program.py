@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep._engine.capture import Captured
 from vecsweep._engine.ensemble import Ensemble
-from vecsweep._engine.graph import fuse_writes_, simplify_, split_off_scalars, write_in_place
+from vecsweep._engine.graph import CHECKED_CALLS, fuse_writes_, simplify_, split_off_scalars, write_in_place
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
@@ -26,7 +26,6 @@ from vecsweep.kernels._trace import Traced, try_to_trace
 from vecsweep.kernels.rules import Draw
 
 _Function = Callable[..., list[Tensor]]
-_CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
 # Rounding, where operators are fused or sums reordered, by the least precise dtype that a step computes in.
 _SHARE_OFF = 0.1
 _LAST_CHECK_OF_STATE = 300  # calls
@@ -141,7 +140,7 @@ class Program:
             return self._written(tensors, self._eager(*tensors))
         if self._num_calls == 2:
             return self._written(tensors, self._trace(tensors) if self._traced is None else self._eager(*tensors))
-        if self._num_calls in _CHECKED_CALLS:
+        if self._num_calls in CHECKED_CALLS:
             return self._checked(tensors)
         # Chunks share a program and take turns, so that a later call may be an earlier step.
         self._unchecked_from = now if self._unchecked_from is None else min(self._unchecked_from, now)
@@ -174,7 +173,7 @@ class Program:
     def _fast(self) -> _Function:
         """The fastest that there is at this call."""
         assert self._traced is not None
-        is_compiled = self.is_compiled and self._num_calls > _CHECKED_CALLS[0]
+        is_compiled = self.is_compiled and self._num_calls > CHECKED_CALLS[0]
         return self._compiled if is_compiled and self._compiled is not None else self._traced
 
     def _eager(self, *tensors: Tensor) -> list[Tensor]:

@@ -27,7 +27,10 @@ def fastest_kernel(optimizer: Optimizer) -> dict[str, bool]:
     groups = optimizer.param_groups
     parameters = [p for group in groups for p in group["params"] if p.requires_grad]
     is_left_open = all(
-        not any(group.get(key) for key in ("fused", "foreach", "differentiable", "capturable")) for group in groups
+        group.get("fused") is None
+        and group.get("foreach") is None
+        and not (group.get("differentiable") or group.get("capturable"))
+        for group in groups
     )
     is_fused = (
         type(optimizer) in _FUSED_ON_CPU
