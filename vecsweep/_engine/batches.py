@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
 
-from vecsweep._engine.packing import VALUES, Packed, pack, tree_map
+from vecsweep._engine.packing import VALUES, Packed, pack, tree_flatten, tree_map
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sources import is_fresh, own_loader
 from vecsweep._types import Batch
@@ -33,7 +33,7 @@ class Key:
         is_plain: whether every leaf is a tensor or a value; others cannot be kept in a trace.
     """
 
-    structure: pytree.TreeSpec
+    structure: Hashable
     leaves: tuple[Hashable, ...]
     form: tuple[Hashable, ...]
     is_plain: bool
@@ -206,7 +206,7 @@ def move(batch: Batch, device: torch.device, dtype: torch.dtype | None, *, is_fr
             lambda part: own(part, move_tensor(part) if isinstance(part, Tensor) and not knows_how else part), packed
         )
 
-    return pytree.tree_map(move_leaf, batch)
+    return tree_map(move_leaf, batch)
 
 
 def _to_gpu(tensor: Tensor, device: torch.device, *, is_fresh: bool) -> Tensor:
@@ -230,7 +230,7 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 def key_of(batch: Batch) -> Key:
     """Say what a traced step depends on in a batch besides the numbers in its tensors."""
-    leaves, structure = pytree.tree_flatten(batch)
+    leaves, structure = tree_flatten(batch)
     kinds = [_kind_of(leaf) for leaf in leaves]
     are_values = [isinstance(leaf, VALUES) for leaf in leaves]
     return Key(
@@ -287,4 +287,4 @@ def member_dims(batch: Batch) -> Batch:
 
 def size_bytes(batch: Batch) -> int:
     """The memory that a batch's tensors take, in bytes."""
-    return sum(leaf.nbytes for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor))
+    return sum(leaf.nbytes for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor))

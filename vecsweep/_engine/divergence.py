@@ -53,8 +53,9 @@ class Fate:
     ) -> "Fate":
         """Judge the losses of one step."""
         counts = (self.streak < 0) | (loss > self.ceiling)
-        streak = torch.where(counts, self.streak + 1, 0)
-        return Fate(self.ceiling, streak, self.alive & loss.isfinite() & (streak < WINDOW))
+        streak = (self.streak + 1) * counts
+        is_finite = loss - loss == 0  # `isfinite` is four operators
+        return Fate(self.ceiling, streak, self.alive & is_finite & (streak < WINDOW))
 
     def select(self, index: Tensor) -> "Fate":
         """Take some members out."""

@@ -5,7 +5,7 @@ so that what may share memory with what can be read from the operators' schemas.
 """
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
@@ -18,14 +18,31 @@ CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
 
 _CLONE = torch.ops.aten.clone.default
 _COPY = torch.ops.aten.copy_.default
+_VIEWS = {
+    torch.ops.aten.detach.default,
+    torch.ops.aten.permute.default,
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.expand.default,
+    torch.ops.aten.alias.default,
+}
+_BY_A_FACTOR = {torch.ops.aten.mul.Tensor, torch.ops.aten.div.Tensor}
 
 
 def simplify_(graph: Graph) -> None:
-    """Take out the aliases that autograd leaves, and the copies of what nobody writes to."""
-    written = {node for node in graph.nodes for node in _written_by(node)}
+    """Take out what leaves a tensor as it is, copies of what nobody writes to, and what was computed before."""
+    written = {alias for node in graph.nodes for target in _written_by(node) for alias in _aliases(target)}
+    computed: dict[Hashable, Node] = {}
     for node in list(graph.nodes):
-        if node.target is torch.ops.aten.detach.default or _is_needless_copy(node, written):
-            node.replace_all_uses_with(node.args[0])
+        is_written = node in written or not written.isdisjoint(node.all_input_nodes)
+        if _is_same_view(node) or (_is_same_value(node) and not is_written):
+            same = node.args[0]
+        elif _is_pure(node) and not is_written:
+            same = computed.setdefault((node.target, _frozen(node.args), _frozen(node.kwargs)), node)
+        else:
+            continue
+        if same is not node:
+            node.replace_all_uses_with(same)
             graph.erase_node(node)
     graph.eliminate_dead_code()
 
@@ -134,13 +151,52 @@ def _arguments(node: Node) -> Iterator[tuple[Any, Any]]:
         yield argument, node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
 
 
-def _is_needless_copy(node: Node, written: set[Node]) -> bool:
-    """Whether a node clones what could be used itself, because neither is written to."""
-    if node.target is not _CLONE or any(user.op == "output" for user in node.users):
+def _aliases(node: Node) -> set[Node]:
+    """All nodes that may share a node's memory."""
+    pending, found = [node], set[Node]()
+    while pending:
+        source = pending.pop()
+        made_of = [
+            value
+            for argument, value in _arguments(source)
+            if argument.alias_info is not None and isinstance(value, Node)
+        ]
+        if source.target is operator.getitem:  # of an operator's results
+            made_of += source.all_input_nodes
+        found.update(() if made_of else _views_of(source))
+        pending += made_of
+    return found
+
+
+def _is_same_view(node: Node) -> bool:
+    """Whether a node is a view of a tensor that shows all of it as it is."""
+    return node.target in _VIEWS and isinstance(node.args[0], Node) and _is_alike(node.args[0], node)
+
+
+def _is_same_value(node: Node) -> bool:
+    """Whether a node computes anew what it was given."""
+    if any(user.op == "output" for user in node.users) or not isinstance(source := next(iter(node.args), None), Node):
         return False
-    source = node.args[0]
-    assert isinstance(source, Node)
-    return _is_alike(source, node) and not any(alias in written for alias in (*_views_of(node), *_views_of(source)))
+    is_copy = node.target is _CLONE or (node.target in _BY_A_FACTOR and node.args[1] == 1 and not node.kwargs)
+    return is_copy and _is_alike(source, node)
+
+
+def _is_pure(node: Node) -> bool:
+    """Whether an operator gives the same each time that it is given the same."""
+    if not isinstance(node.target, torch._ops.OpOverload) or any(user.op == "output" for user in node.users):
+        return False
+    return torch.Tag.nondeterministic_seeded not in node.target.tags and next(_written_by(node), None) is None
+
+
+def _frozen(argument: Any) -> Hashable:
+    """An argument as part of a key: 1 is not 1.0 there, nor True, nor is -0.0 0.0."""
+    if isinstance(argument, Node):
+        return argument
+    if isinstance(argument, list | tuple):
+        return tuple(map(_frozen, argument))
+    if isinstance(argument, dict):
+        return tuple((name, _frozen(value)) for name, value in argument.items())
+    return type(argument), repr(argument)
 
 
 def _is_alike(a: Node, b: Node) -> bool:

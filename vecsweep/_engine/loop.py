@@ -53,6 +53,13 @@ class _Group:
     members: list[int]
     seeds: list[int]
 
+    @property
+    def columns(self) -> slice | list[int]:
+        """Where its members stand in `[step, member]`: a slice where they are neighbours, which is found sooner."""
+        first, last = self.members[0], self.members[-1]
+        is_whole = last - first == len(self.members) - 1 and self.members == list(range(first, last + 1))
+        return slice(first, last + 1) if is_whole else self.members
+
 
 @dataclass(frozen=True, slots=True)
 class _Ran:
@@ -130,8 +137,8 @@ class Loop:
         if start is not None:
             for seed in seeds:
                 streams.rewind("model", seed, start.ends[seed].model)
-        self.hyper = {name: values.copy() for name, values in plan.hyper.items()}
         self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
+        self.hyper = {name: values.copy() if self.feedback else values for name, values in plan.hyper.items()}
         self.loss = np.full(plan.lr.shape, np.nan)
         self.metrics = {name: np.full((self.evaluation.num, len(plan.members)), np.nan) for name in self._measured()}
         self.num_evaluated = 0
@@ -363,7 +370,8 @@ class Loop:
             seeds = dict.fromkeys(group.seeds)
             for seed in seeds:
                 self.streams.rewind("model", seed, starts[seed])
-            hyper = {name: values[start : start + len(window), group.members] for name, values in self.hyper.items()}
+            columns = group.columns
+            hyper = {name: values[start : start + len(window), columns] for name, values in self.hyper.items()}
             try:
                 curve = group.chunk.run(window, hyper)
             except SeedsDiffer:
@@ -446,7 +454,7 @@ class Loop:
         """Note what a chunk did in a window, and take out what diverged, where that makes the chunk cheaper."""
         loss, alive = curve.loss.cpu().numpy(), curve.alive.cpu().numpy()
         was_alive = self._is_alive()[group.members]
-        self.loss[start : start + len(loss), group.members] = np.where(was_alive, loss, np.nan)
+        self.loss[start : start + len(loss), group.columns] = np.where(was_alive, loss, np.nan)
         is_new = ~alive[-1] & was_alive
         self.diverged_at[np.array(group.members)[is_new]] = start + (~alive[:, is_new]).argmax(axis=0)
         self._keep_states(group, np.flatnonzero(is_new))

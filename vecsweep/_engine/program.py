@@ -9,6 +9,7 @@ step asks the system for the memory of another. On a GPU the kernels are then ca
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils import _pytree as pytree
 from vecsweep._engine.capture import Captured
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS, fuse_writes_, simplify_, split_off_scalars, write_in_place
+from vecsweep._engine.packing import tree_flatten
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
@@ -41,6 +43,16 @@ class Inputs(NamedTuple):
     drawn: Sequence[Sequence[Tensor]]
     seed_index: Tensor | None
     hyper: Mapping[str, Tensor]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in the order of PyTorch's pytrees, which take longer to find them than a small step takes."""
+        leaves = [leaf for batch in self.batches for leaf in tree_flatten(batch)[0]]
+        found = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        found += chain.from_iterable(self.drawn)
+        if self.seed_index is not None:
+            found.append(self.seed_index)
+        return [*found, *self.hyper.values()]
 
 
 class Outputs(NamedTuple):
@@ -129,7 +141,7 @@ class Program:
 
         A step that raises leaves them between two steps.
         """
-        tensors = [*state, *(leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))]
+        tensors = [*state, *inputs.tensors]
         loss, alive, is_stepped, *grads = self._run(tensors, now)
         named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, grads, strict=True))
         return Outputs(loss, alive, is_stepped, named)

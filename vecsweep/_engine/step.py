@@ -7,6 +7,7 @@
 The losses are summed, not averaged: a mean over N members would divide every learning rate by N.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,21 +111,21 @@ class Step:
         """Average losses `[member]` and gradients over the batches of the step; return also the new buffers."""
         parameters = {name: p.detach().requires_grad_() for name, p in ensemble.parameters.items()}
         buffers = ensemble.buffers
-        loss = torch.zeros((), dtype=torch.float64, device=ensemble.fate.alive.device)
+        shares: list[Tensor] = []  # of the batches, in the loss
         grads: Grads = dict.fromkeys(parameters)
         for batch, own_draws, own_drawn in zip(batches, draws, drawn, strict=True):
             losses, buffers = self._losses(
                 parameters, buffers, ensemble.member_buffers, batch, own_draws, own_drawn, seed_index
             )
-            loss = loss + losses.detach().double() / len(batches)
-            total = losses / len(batches)
+            shares.append(losses.detach().double() / len(batches))
+            total = losses if len(batches) == 1 else losses / len(batches)
             if ensemble.scale is not None:
                 total = total * ensemble.scale.value
-            new = torch.autograd.grad(total.sum(), list(parameters.values()), allow_unused=True)
+            new = torch.autograd.grad(total, list(parameters.values()), torch.ones_like(total), allow_unused=True)
             for name, grad in zip(parameters, new, strict=True):
                 old = grads[name]
                 grads[name] = grad if old is None else old if grad is None else old + grad
-        return loss, grads, buffers
+        return functools.reduce(torch.add, shares), grads, buffers
 
     def _losses(
         self,

@@ -126,13 +126,12 @@ class Vectorized:
         ensemble.optimizer = self.update.stack(ensemble.parameters, states)
         return VectorizedChunk(self, ensemble, None)
 
-    def probe(self, batch: Batch, seed: int) -> Probe:
+    def probe(self, batch: Batch, key: Key, seed: int) -> Probe:
         """See what an ordinary pass over a batch of this kind does.
 
         Raises:
             Unmappable: it does what cannot be batched.
         """
-        key = key_of(batch)
         if key in self._probes:
             return self._probes[key]
         alike = self._forms.get(key.form, [])
@@ -151,10 +150,9 @@ class Vectorized:
         _remember(self._probes, key, seen)
         _remember(self._forms, key.form, [*alike, seen])
 
-    def program(self, ensemble: Ensemble, inputs: Inputs) -> Program:
-        """The program for batches of this kind and an ensemble of this size."""
-        kinds = tuple(key_of(batch) for batch in inputs.batches)
-        key = (len(ensemble), ensemble.member_buffers, inputs.seed_index is None, kinds)
+    def program(self, ensemble: Ensemble, inputs: Inputs, kinds: Sequence[Key], num_seeds: int) -> Program:
+        """The program for an ensemble of this size and batches of these kinds, stacked where seeds are several."""
+        key = (len(ensemble), ensemble.member_buffers, num_seeds, tuple(kinds))
         if key in self._programs:
             self._programs[key].is_compiling = self.is_compiling
             return self._programs[key]
@@ -211,7 +209,9 @@ class VectorizedChunk:
             with warnings.catch_warnings():
                 # vmap's warning that it runs an operator member by member; nothing that the caller could mend.
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                return self._run(window, hyper)
+                curve = self._run(window, hyper)
+            self._saved = self._saved_optimizers = None  # a chunk that waits for its turn holds its state, and no more
+            return curve
         except Exception as error:
             failure = OutOfMemory() if _is_out_of_memory(error) else Unmappable(_explain(error))
             failure.__cause__ = error
@@ -271,11 +271,7 @@ class VectorizedChunk:
 
     def _snapshot(self) -> None:
         """Copy the state, because steps overwrite it."""
-        self._saved_optimizers = None  # those of the window before, if there is no memory for others
-        state = pytree.tree_leaves(self._ensemble.tensors)
-        if self._saved is None:
-            self._saved = [torch.empty_like(tensor) for tensor in state]
-        torch._foreach_copy_(self._saved, state)
+        self._saved = [tensor.clone() for tensor in pytree.tree_leaves(self._ensemble.tensors)]
         if self._optimizers is not None:
             self._saved_optimizers = [copy.deepcopy(self._optimizers.state(i)) for i in range(len(self))]
 
@@ -297,17 +293,21 @@ class VectorizedChunk:
         alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
         for t, step_batches in enumerate(window):
             own_hyper = dict(zip(hyper, rows[:, t], strict=True))
-            inputs = Inputs(*self._gather(step_batches), self._seed_index, own_hyper)
-            take_step = self._engine.program(self._ensemble, inputs)
+            kinds = [key_of(batch) for batch in step_batches[self._seeds[0]]]
+            inputs = Inputs(*self._gather(step_batches, kinds), self._seed_index, own_hyper)
+            take_step = self._engine.program(self._ensemble, inputs, kinds, len(self._seeds))
             losses[t], alive[t], is_stepped, grads = take_step(state, inputs, self._engine.num_done + t)
             if self._optimizers is not None:
                 self._optimizers.step_(grads, inputs.hyper, is_stepped.tolist())
         return Curve(losses, alive)
 
-    def _gather(self, step_batches: StepBatches) -> tuple[list[Batch], list[list[Draw]], list[list[Tensor]]]:
+    def _gather(
+        self, step_batches: StepBatches, kinds: Sequence[Key]
+    ) -> tuple[list[Batch], list[list[Draw]], list[list[Tensor]]]:
         """The batches of one step, and what is drawn for each, with a seed axis if the seeds are several."""
         seeds = self._seeds
-        draws = [self._engine.probe(batch, seeds[0]).draws for batch in step_batches[seeds[0]]]
+        of_first = step_batches[seeds[0]]
+        draws = [self._engine.probe(b, kind, seeds[0]).draws for b, kind in zip(of_first, kinds, strict=True)]
         drawn = {}
         for seed in seeds:
             if any(draws):
