@@ -210,11 +210,12 @@ class VectorizedChunk:
                 # vmap's warning that it runs an operator member by member; nothing that the caller could mend.
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                 curve = self._run(window, hyper)
-            self._saved = self._saved_optimizers = None  # a chunk that waits for its turn holds its state, and no more
-            return curve
         except Exception as error:
             failure = OutOfMemory() if _is_out_of_memory(error) else Unmappable(_explain(error))
             failure.__cause__ = error
+        else:
+            self._saved = self._saved_optimizers = None  # a chunk that waits for its turn holds its state, and no more
+            return curve
         # Not before here: as long as an error is being handled, the activations of the step that failed stay.
         _let_go(failure)
         self._go_back()
