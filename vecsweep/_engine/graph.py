@@ -178,7 +178,7 @@ def _is_same_value(node: Node) -> bool:
     if any(user.op == "output" for user in node.users) or not isinstance(source := next(iter(node.args), None), Node):
         return False
     is_copy = node.target is _CLONE or (node.target in _BY_A_FACTOR and node.args[1] == 1 and not node.kwargs)
-    return is_copy and _is_alike(source, node)
+    return bool(is_copy) and _is_alike(source, node)
 
 
 def _is_pure(node: Node) -> bool:

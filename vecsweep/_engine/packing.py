@@ -88,7 +88,7 @@ def unpack(batch: Batch) -> Batch:
 
 def tree_flatten(batch: Batch) -> tuple[list[Any], Hashable]:
     """PyTorch's own, but at once for tensors side by side, as most loaders yield: it takes longer than a small step."""
-    kind = type(batch)
+    kind: Any = type(batch)  # mypy takes no class for hashable
     if kind in (tuple, list) and all(type(leaf) is Tensor for leaf in batch):
         return list(batch), kind
     if kind is dict and all(type(leaf) is Tensor for leaf in batch.values()):
