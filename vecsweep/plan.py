@@ -3,7 +3,7 @@
 Not here: what learning rates may follow (`schedules.py`), how plans are checked (`sweeps.py`) and trained (`_engine`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from vecsweep._hyper import plain_options
-from vecsweep._types import FloatArray, Hyper, Mode, Spacing
+from vecsweep._types import FloatArray, Hyper, IntArray, Mode, Spacing
 from vecsweep.schedules.schedule import Schedule, evaluate, evaluate_momentum
 from vecsweep.schedules.torch_schedulers import RunningScheduler, TorchSchedule
 
@@ -74,6 +74,42 @@ class Stopping:
 
 
 @dataclass(frozen=True, slots=True)
+class SoFar:
+    """What the members of a run did up to some step.
+
+    Attributes:
+        num_done: updates.
+        loss: `[step, member]`; NaN where a member had ended.
+        hyper: what the updates used, each `[step, member]`.
+        metrics: what was measured, each `[evaluation, member]`; NaN likewise.
+        diverged_at: `[member]`, the step at which it diverged; -1 if it did not.
+        stopped_at: `[member]`, the updates it had taken when it was stopped; -1 if it was not.
+    """
+
+    num_done: int
+    loss: FloatArray
+    hyper: Hyper
+    metrics: dict[str, FloatArray]
+    diverged_at: IntArray
+    stopped_at: IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """When members are compared, so that only some go on.
+
+    Attributes:
+        steps: after how many updates; members are evaluated there.
+        metric: that is measured for it; None if what is measured anyway will do.
+        keep: says which go on, by their positions.
+    """
+
+    steps: frozenset[int]
+    metric: str | None
+    keep: Callable[[SoFar], Collection[int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """When members are evaluated.
 
@@ -82,12 +118,14 @@ class Evaluation:
         followed: those of them that schedules and `stopping` look at; at the end of a phase there may be another.
         has_train_metrics: whether the metrics are measured on the training batches, too.
         stopping: which members are stopped; None for none.
+        pruning: which others are; None for none.
     """
 
     steps: tuple[int, ...] = ()
     followed: frozenset[int] = frozenset()
     has_train_metrics: bool = False
     stopping: Stopping | None = None
+    pruning: Pruning | None = None
 
     @property
     def num(self) -> int:

@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 from vecsweep._arguments import RESTARTABLE
 from vecsweep._engine.run import count_batches, template_of
 from vecsweep.execution import Execution, check_count
-from vecsweep.plan import Evaluation, Plan, Span, Stopping
+from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping
+from vecsweep.pruning import Prune, rungs
 from vecsweep.task import Task
 
 _ROUNDING = 1e-9  # of epochs, whose lengths in steps need not be whole
@@ -26,6 +27,8 @@ class Request:
         has_train_metrics: whether metrics are measured on the training batches, too.
         stopping: which members are stopped; None for none.
         tensorboard: the folder that runs are written to as they go; None for none.
+        prune: says which members go on where they are compared; None where all do.
+        rung_metric: that `prune` goes by at the rungs of successive halving; None where it is asked at each evaluation.
     """
 
     task: Task
@@ -34,6 +37,8 @@ class Request:
     has_train_metrics: bool = False
     stopping: Stopping | None = None
     tensorboard: Path | None = None
+    prune: Prune | None = None
+    rung_metric: str | None = None
 
     def template(self, seed: int) -> Optimizer:
         """A copy of the task's optimizer."""
@@ -70,7 +75,8 @@ class Request:
         if self.task.is_one_pass and (epochs is not None or needs_epochs or begin):
             what = "`epochs` needs" if epochs is not None else "Going on needs" if begin else "The schedule needs"
             raise ValueError(f"{what} batches that can be read again; got an iterator. {RESTARTABLE}")
-        has_evaluations = self.task.val_batches is not None or self.has_train_metrics or self.stopping is not None
+        asks_often = self.stopping is not None or (self.prune is not None and self.rung_metric is None)
+        has_evaluations = self.task.val_batches is not None or self.has_train_metrics or asks_often
         is_by_epochs = needs_epochs or (has_evaluations and self.val_every is None and not self.task.is_one_pass)
         per_step = self.execution.accumulation_steps
         if steps_per_epoch is None and (epochs is not None or is_by_epochs or self.has_train_metrics):
@@ -105,12 +111,13 @@ class Request:
                     f"that the run takes. {remedy}, or {other}."
                 )
 
-    def evaluation(self, span: Span, plan: Plan) -> Evaluation:
-        """Say when members are evaluated.
+    def evaluation(self, span: Span, plan: Plan, course: Course | None = None) -> Evaluation:
+        """Say when members are evaluated; those that are pruned besides at the rungs of the course that they follow.
 
         Raises:
             ValueError: a metric is followed that nobody measures.
         """
+        at_rungs = rungs(course, span) if course is not None and self.rung_metric is not None else frozenset()
         measured = ["mean_train_loss"]
         if self.task.val_batches is not None:
             measured += ["val_loss", *(f"val_{name}" for name in self.task.metrics)]
@@ -119,14 +126,17 @@ class Request:
         followed = {feedback.metric: "A schedule" for feedback in plan.feedback.values()}
         if self.stopping is not None:
             followed[self.stopping.metric] = "`patience`"
+        if self.rung_metric is not None:
+            followed[self.rung_metric] = "`prune`"
         for name, who in followed.items():
             if name not in measured:
                 raise ValueError(
                     f"{who} follows {name!r}, which is not measured; there is {', '.join(measured)}. Give the task "
                     "`val_batches` and `metrics`, or follow another."
                 )
-        if len(measured) == 1 and not followed:
+        if len(measured) == 1 and not followed and self.prune is None:
             return Evaluation()
+        followed.pop(self.rung_metric or "", None)
         if self.task.is_one_pass and self.val_every is None and followed:
             raise ValueError(
                 "What follows a metric needs epochs, which an iterator does not tell. Pass `val_every`, or batches "
@@ -134,7 +144,13 @@ class Request:
             )
         followed_at = self.regular(span.begin, span.begin + span.num_steps, span.steps_per_epoch)
         steps = frozenset(step - span.begin for step in followed_at)
-        return Evaluation(tuple(sorted(steps | {span.num_steps})), steps, self.has_train_metrics, self.stopping)
+        at = tuple(sorted(steps | at_rungs | {span.num_steps}))
+        return Evaluation(at, steps, self.has_train_metrics, self.stopping)
+
+    def pruned_at(self, span: Span, evaluation: Evaluation, course: Course) -> frozenset[int]:
+        """After which steps of a span members are pruned; the last is the end of all that are left."""
+        steps = rungs(course, span) if self.rung_metric is not None else evaluation.followed
+        return frozenset(steps) - {span.num_steps}
 
     def regular(self, begin: int, end: int, steps_per_epoch: float | None) -> set[int]:
         """The steps, after `begin` and up to `end`, that evaluations come after wherever phases end."""

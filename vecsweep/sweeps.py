@@ -3,9 +3,10 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Unpack, get_args
+from typing import Literal, Unpack, get_args
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from vecsweep._errors import Interrupted
 from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
+from vecsweep.pruning import Prune, halve
 from vecsweep.request import Request
 from vecsweep.results import RangeTest, Sweep
 from vecsweep.results.ranking import mode_of
@@ -39,10 +41,12 @@ def sweep(
     vary: Mapping[str, Sequence[float]] | None = None,
     num_steps: int | None = None,
     epochs: int | None = None,
+    until: int | None = None,
     val_every: int | None = None,
     train_metrics: bool = False,
     patience: int | None = None,
-    monitor: str = "val_loss",
+    prune: Literal["halving"] | Prune | None = None,
+    monitor: str | None = None,
     mode: Mode | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
     **execution: Unpack[ExecutionOptions],
@@ -64,14 +68,20 @@ def sweep(
         epochs: passes over the batches, in place of `num_steps`; steps are rounded down where `accumulation_steps`
             does not divide them. A source without a length is read through once, to count its batches, which for an
             endless one never ends: give `num_steps` there, and no more batches are read than those steps take.
+        until: stop there, part-way through the schedules, in the unit of the length that is given: of 30 epochs, after
+            4, say. `extend` goes on in them, with no argument to their end. None for the end.
         val_every: updates between evaluations on the task's `val_batches`; None for each epoch, or for the end alone
             where the batches have no length and an epoch is longer than the run. There is always one at the end.
         train_metrics: whether to measure the task's metrics on one pass over the training batches, too, in eval mode,
             as "train_<name>".
         patience: stop a member after so many evaluations without a new best `monitor`; None for never. It keeps the
             weights at which it stopped.
-        monitor: the metric that `patience` watches: "val_loss", another "val_<name>", or "mean_train_loss", the mean
-            of the losses since the last evaluation.
+        prune: compare members part-way, and stop some. "halving" stops the worse half of the settings, by the mean
+            over their seeds, after an eighth, a quarter and a half of the schedules' length. A function is asked at
+            each evaluation but the last: given the sweep so far, it returns the members that go on, as indices.
+        monitor: the metric that `patience` and "halving" go by: "val_loss", another "val_<name>", or
+            "mean_train_loss", the mean of the losses since the last evaluation; None for "val_loss", and for "halving"
+            without `val_batches` "mean_train_loss".
         mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
         tensorboard: a folder to which each member is written while it trains, to be watched there.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
@@ -109,17 +119,36 @@ def sweep(
         raise ValueError("`train_metrics` needs `metrics` in the task; got none.")
     if train_metrics and task.is_one_pass:
         raise ValueError(f"`train_metrics` reads the training batches again; got an iterator. {RESTARTABLE}")
-    stopping = None
+    stopping, rung_metric = None, None
     if patience is not None:
         check_count("patience", patience)
-        stopping = Stopping(monitor, mode_of(monitor, mode), patience)
+        monitored = monitor or "val_loss"
+        stopping = Stopping(monitored, mode_of(monitored, mode), patience)
+    if prune == "halving":
+        rung_metric = monitor or ("mean_train_loss" if task.val_batches is None else "val_loss")
+        prune = partial(halve, metric=rung_metric, mode=mode_of(rung_metric, mode))
+    elif prune is not None and not callable(prune):
+        raise ValueError(f'`prune` must be "halving" or a function of the sweep so far; got {prune!r}.')
     folder = None if tensorboard is None else Path(tensorboard)
-    request = Request(task, options, val_every, train_metrics, stopping, folder)
-    span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
+    request = Request(task, options, val_every, train_metrics, stopping, folder, prune, rung_metric)
+    whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
+    span = whole if until is None else _part(request, whole, until, is_in_epochs=epochs is not None)
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
     members = cross(rates, list(named), seed_list, varied)
-    courses = tuple(Course(named[m.schedule], m.schedule, span.begin, span.num_steps) for m in members)
+    courses = tuple(Course(named[m.schedule], m.schedule, whole.begin, whole.num_steps) for m in members)
     return begin(request, members, courses, span)
+
+
+def _part(request: Request, whole: Span, until: int, *, is_in_epochs: bool) -> Span:
+    """The first steps of a span, up to a step or an epoch of it."""
+    check_count("until", until)
+    part = request.span(
+        *((None, until) if is_in_epochs else (until, None)), seed=0, steps_per_epoch=whole.steps_per_epoch
+    )
+    if part.num_steps > whole.num_steps:
+        name, length = ("epochs", "epochs") if is_in_epochs else ("num_steps", "steps")
+        raise ValueError(f"`until` must be within `{name}`; got {until} {length} of a sweep that is shorter.")
+    return replace(part, steps_per_epoch=whole.steps_per_epoch)
 
 
 def range_test(

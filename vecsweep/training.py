@@ -5,8 +5,9 @@ that a sweep can be extended and branched as often as one likes.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Lrs, Schedules
-from vecsweep.plan import Course, Evaluation, Member, Plan, Span, cross, draw_up, set_by
+from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
+from vecsweep.pruning import pruning
 from vecsweep.request import Request
 from vecsweep.results import MemberRecord, Sweep
 
@@ -61,6 +63,13 @@ class Training:
                 f"There is nothing to train further: all {len(runs.members)} members diverged or were stopped. Branch "
                 "from one that was stopped, or sweep over smaller learning rates."
             )
+        if num_steps is None and epochs is None:
+            num_steps = max(course.begin + course.num_steps for course in self.courses) - len(runs.train_loss)
+            if num_steps <= 0:
+                raise ValueError(
+                    "`num_steps` or `epochs` must be given: the schedules have come to their end. Without either, "
+                    "members go on to it."
+                )
         schedules = {course.name: course.schedule for course in self.courses}
         return self._go_on(runs, alive, self._span(runs, num_steps, epochs, needs_epochs(schedules)))
 
@@ -119,8 +128,17 @@ class Training:
         part = replace(part, start=replace(part.start, metrics=past))
         template = self.request.template(part.members[0].seed)
         plan = draw_up(part.members, part.courses, span, template, past)
-        now, record = _train(self.request, plan, span, part.start)
-        joined = _join(before, now, alive, plain_options(template.param_groups[0]))
+        defaults = plain_options(template.param_groups[0])
+        now, record = _train(
+            self.request,
+            plan,
+            part.courses,
+            span,
+            part.start,
+            partial(_join, before, alive=alive, defaults=defaults),
+            alive,
+        )
+        joined = _join(before, now, alive, defaults)
         if not record.is_complete:
             raise Interrupted(joined)
         states = list(self.start.states)
@@ -144,16 +162,38 @@ def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, 
         Interrupted: Ctrl-C; its `result` holds what was computed.
     """
     plan = draw_up(members, courses, span, request.template(members[0].seed))
-    runs, record = _train(request, plan, span, None)
+    runs, record = _train(request, plan, courses, span, None, lambda runs: runs, range(len(members)))
     if not record.is_complete:
         raise Interrupted(runs if len(runs.train_loss) else None)
     start = Start(record.states, record.learners, record.ends, record.metrics)
     return replace(runs, _trained=Training(request, members, courses, start))
 
 
-def _train(request: Request, plan: Plan, span: Span, start: Start | None) -> tuple[Sweep, Record]:
-    """Train a plan; the sweep is that of these steps alone."""
-    evaluation = request.evaluation(span, plan)
+def _train(
+    request: Request,
+    plan: Plan,
+    courses: Sequence[Course],
+    span: Span,
+    start: Start | None,
+    join: Callable[[Sweep], Sweep],
+    positions: Sequence[int],
+) -> tuple[Sweep, Record]:
+    """Train a plan; the sweep is that of these steps alone.
+
+    Args:
+        request: what, and how.
+        plan: with which hyperparameters.
+        courses: that members follow.
+        span: the steps.
+        start: where members stand; None for the beginning.
+        join: puts a sweep of these steps after what was before them.
+        positions: of the members in what that gives.
+    """
+    evaluation = request.evaluation(span, plan, courses[0])
+    if request.prune is not None:
+        steps = request.pruned_at(span, evaluation, courses[0])
+        view = lambda so_far: join(_view(plan, so_far, span, evaluation))  # noqa: E731 - of what is at hand here
+        evaluation = replace(evaluation, pruning=pruning(request.prune, steps, request.rung_metric, view, positions))
     writer = None
     if request.tensorboard is not None:
         from vecsweep.observers.tensorboard import LiveWriter
@@ -169,6 +209,13 @@ def _train(request: Request, plan: Plan, span: Span, start: Start | None) -> tup
         if writer is not None:
             writer.close()
     return runs, record
+
+
+def _view(plan: Plan, so_far: SoFar, span: Span, evaluation: Evaluation) -> Sweep:
+    """Make a sweep of what a run that goes on has done so far."""
+    nobody = Record.empty(len(plan.members))
+    names = ("loss", "hyper", "metrics", "diverged_at", "stopped_at")
+    return wrap(plan, replace(nobody, **{name: getattr(so_far, name) for name in names}), span, evaluation, 0.0)
 
 
 def wrap(plan: Plan, record: Record, span: Span, evaluation: Evaluation, duration_s: float) -> Sweep:

@@ -38,7 +38,7 @@ from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 from vecsweep._words import counted
 from vecsweep.execution import Execution
-from vecsweep.plan import Evaluation, Plan
+from vecsweep.plan import Evaluation, Plan, Pruning, SoFar, Stopping
 from vecsweep.task import Task
 
 _WINDOW_STEPS = 16
@@ -414,31 +414,65 @@ class Loop:
         self.num_evaluated += 1  # one that Ctrl-C broke off does not count
         if self.observer:
             self.observer.metrics(num_done, {name: values[row] for name, values in self.metrics.items()})
-        if num_done not in self.evaluation.followed:
-            return groups
-        for i, scheduler in self.feedback.items():
-            if alive[i]:
-                scheduler.step(float(self.metrics[self.plan.feedback[i].metric][row, i]))
-                for name, value in scheduler.hyper().items():
-                    self.hyper[name][num_done:, i] = value
-        if self.evaluation.stopping is None:
-            return groups
-        return [part for group in groups for part in self._stop(group, num_done)]
+        if num_done in self.evaluation.followed:
+            for i, scheduler in self.feedback.items():
+                if alive[i]:
+                    scheduler.step(float(self.metrics[self.plan.feedback[i].metric][row, i]))
+                    for name, value in scheduler.hyper().items():
+                        self.hyper[name][num_done:, i] = value
+            if self.evaluation.stopping is not None:
+                groups = self._stop(groups, self._have_stalled(self.evaluation.stopping), num_done)
+        pruning = self.evaluation.pruning
+        if pruning is not None and num_done in pruning.steps:
+            groups = self._regrouped(self._stop(groups, self._are_pruned(pruning, num_done), num_done))
+        return groups
 
-    def _stop(self, group: _Group, num_done: int) -> list[_Group]:
-        """Note which members of a chunk no longer improve, and take them out, where that makes the chunk cheaper."""
-        stopping = self.evaluation.stopping
-        assert stopping is not None
+    def _have_stalled(self, stopping: Stopping) -> NDArray[np.bool_]:
+        """Who no longer improves, `[member]`."""
         steps = self.evaluation.steps[: self.num_evaluated]
         rows = [row for row, step in enumerate(steps) if step in self.evaluation.followed]
         history = self.metrics[stopping.metric][rows]
         if self.start is not None:
             history = np.concatenate([self.start.metrics[stopping.metric], history])
-        alive = self._is_alive()[group.members]
-        stalled = np.flatnonzero(alive & stopping.are_due(history[:, group.members]))
-        self._keep_states(group, stalled)
-        self.stopped_at[np.array(group.members)[stalled]] = num_done
-        return self._trim(group, np.flatnonzero(self._is_alive()[group.members]).tolist())
+        return stopping.are_due(history)
+
+    def _are_pruned(self, pruning: Pruning, num_done: int) -> NDArray[np.bool_]:
+        """Who does not go on after being compared with the others, `[member]`."""
+        so_far = SoFar(
+            num_done,
+            self.loss[:num_done].copy(),
+            {name: values[:num_done].copy() for name, values in self.hyper.items()},
+            {name: values[: self.num_evaluated].copy() for name, values in self.metrics.items()},
+            self.diverged_at.copy(),
+            self.stopped_at.copy(),
+        )
+        kept = np.zeros(len(self.plan.members), dtype=np.bool_)
+        kept[list(pruning.keep(so_far))] = True
+        return ~kept
+
+    def _stop(self, groups: Sequence[_Group], due: NDArray[np.bool_], num_done: int) -> list[_Group]:
+        """Stop members, and take them out of their chunks, where that makes these cheaper."""
+        due = due & self._is_alive()
+        for group in groups:
+            self._keep_states(group, np.flatnonzero(due[group.members]))
+        self.stopped_at[due] = num_done
+        alive = self._is_alive()
+        return [part for group in groups for part in self._trim(group, np.flatnonzero(alive[group.members]).tolist())]
+
+    def _regrouped(self, groups: list[_Group]) -> list[_Group]:
+        """Put the members that are left into as few chunks as they need; a process keeps those it has."""
+        alive = np.flatnonzero(self._is_alive()).tolist()
+        if len(groups) < 2 or not isinstance(self.engine, Vectorized):
+            return groups
+        parts = divide(self.plan.select(alive), self.choice.way.chunk_size, self.engine.member_bytes)
+        if len(parts) >= len(groups):
+            return groups
+        states = dict[int, MemberState]()
+        for group in groups:
+            own = [k for k, i in enumerate(group.members) if i in set(alive)]
+            states |= zip((group.members[k] for k in own), group.chunk.members(own, is_last=True), strict=True)
+        members = [[alive[k] for k in part] for part in parts]
+        return [self._group(part, [states[i] for i in part]) for part in members]
 
     def _measured(self) -> list[str]:
         """The names of what there is to know at each evaluation."""
@@ -447,6 +481,8 @@ class Loop:
         wanted = {feedback.metric for feedback in self.plan.feedback.values()}
         if self.evaluation.stopping is not None:
             wanted.add(self.evaluation.stopping.metric)
+        if self.evaluation.pruning is not None and self.evaluation.pruning.metric is not None:
+            wanted.add(self.evaluation.pruning.metric)
         names = list(self.evaluator.names) if self.evaluator is not None else []
         return names + ["mean_train_loss"] * ("mean_train_loss" in wanted)
 

@@ -76,6 +76,11 @@ def train(
     records: list[Record] = []
     with streams.borrowed(), modes_set_aside(), memory_kept(), _watch(task).undisturbed():
         turns += _turns(plan.seeds, num_seeds_at_once(task, plan.seeds, has_train_metrics=has_train_metrics))
+        if len(turns) > 1 and evaluation is not None and evaluation.pruning is not None:
+            raise ValueError(
+                f"`prune` compares all members, but the loader has too many workers for {len(set(plan.seeds))} seeds "
+                "at the same time. Take fewer seeds, or a smaller `num_workers`."
+            )
         for members in turns:
             records.append(train_turn(members))
             if not records[-1].is_complete:

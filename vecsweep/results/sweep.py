@@ -129,12 +129,13 @@ class Sweep(Curves):
         """Train all members further; this result stays as it is.
 
         Weights, optimizer states, batches and random numbers go on where they stood, so that ten epochs and ten more
-        are twenty. A schedule that is a function of progress has come to its end and holds its last value; one of
-        torch's runs on. Members that diverged or were stopped stay as they are.
+        are twenty. A schedule that was left part-way, because the sweep had `until`, goes on; one that has come to its
+        end holds its last value, if it is a function of progress, and one of torch's runs on. Members that diverged or
+        were stopped stay as they are.
 
         Args:
             num_steps: further updates of each member.
-            epochs: further passes over the batches, in place of `num_steps`.
+            epochs: further passes over the batches, in place of `num_steps`; neither to go on to the schedules' end.
 
         Returns:
             The whole history, from the first step on.
