@@ -116,8 +116,8 @@ def shift_masks(monkeypatch):
     """Masks come a step late."""
     gather, before = VectorizedChunk._gather, {}
 
-    def shifted(self, step_batches):
-        batches, draws, drawn = gather(self, step_batches)
+    def shifted(self, *given):
+        batches, draws, drawn = gather(self, *given)
         late = before.get(id(self), drawn)
         before[id(self)] = drawn
         return batches, draws, late

@@ -42,6 +42,7 @@ from vecsweep.plan import Evaluation, Plan, Pruning, SoFar, Stopping
 from vecsweep.task import Task
 
 _WINDOW_STEPS = 16
+_WORTH_TRIMMING = 0.6  # of a chunk's members
 _WINDOW_BYTES = 64 * 2**20  # of buffered batches
 
 
@@ -500,8 +501,8 @@ class Loop:
         """Leave only some members in a chunk, by their positions, where that makes it cheaper."""
         if not keep:
             return []
-        # Each new size of a stacked chunk is traced anew, so that it is halved rather than trimmed.
-        is_worth_it = len(keep) < len(group.members) * (0.5 if isinstance(self.engine, Vectorized) else 1)
+        # Each new size of a stacked chunk is traced anew, so that it is about halved rather than trimmed.
+        is_worth_it = len(keep) <= len(group.members) * (_WORTH_TRIMMING if isinstance(self.engine, Vectorized) else 1)
         return [self._select(group, keep) if is_worth_it else group]
 
     def _group(self, members: list[int], states: Sequence[MemberState]) -> _Group:

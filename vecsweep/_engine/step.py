@@ -121,7 +121,8 @@ class Step:
             total = losses if len(batches) == 1 else losses / len(batches)
             if ensemble.scale is not None:
                 total = total * ensemble.scale.value
-            new = torch.autograd.grad(total, list(parameters.values()), torch.ones_like(total), allow_unused=True)
+            of_total = torch.ones_like(total)
+            new = torch.autograd.grad(total, list(parameters.values()), grad_outputs=of_total, allow_unused=True)
             for name, grad in zip(parameters, new, strict=True):
                 old = grads[name]
                 grads[name] = grad if old is None else old if grad is None else old + grad

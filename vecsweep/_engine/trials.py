@@ -63,8 +63,7 @@ class Unbatched(NamedTuple):
 def without_batching(work: Work, plan: Plan, num: int, *, keeps_states: bool) -> Unbatched | None:
     """Say how members are trained whose step is so much work on a CPU that batching them gains little; None if less.
 
-    As many processes are as many times faster; threads, which the operators of one member share, are that less so. What
-    is batched costs a trace, and for small steps one step for all members.
+    As many processes are as many times faster; threads, which the operators of one member share, are that less so.
 
     Args:
         work: of a member's step.
@@ -73,11 +72,8 @@ def without_batching(work: Work, plan: Plan, num: int, *, keeps_states: bool) ->
         keeps_states: whether what was trained is handed over in the end.
     """
     num_members, num_threads = len(plan.members), torch.get_num_threads()
-    trace_s = _TRACE_S * work.num_operators
     if work.is_light and num_members > 1:
-        is_over_sooner = (num_members - 1) * plan.num_steps * work.step_s < trace_s
-        sequential = Way("sequential", num_members, is_compiled=False)
-        return Unbatched(sequential, 0, trace_s) if is_over_sooner else None
+        return None
     operator_s = work.step_s / max(1, work.num_operators)
     exponent = _THREADS_EXPONENT + min(_MOST_BY_SIZE, operator_s / _LARGE_OPERATOR_S)
     sequential_s = plan.num_steps * num_members * work.step_s / num_threads**exponent
@@ -86,7 +82,7 @@ def without_batching(work: Work, plan: Plan, num: int, *, keeps_states: bool) ->
         parallel_s = _FORK_S + plan.num_steps * -(-num_members // num) * work.step_s
         parallel_s += keeps_states * num_members * work.num_parameters / _HANDED_OVER
     way = Way("parallel" if parallel_s < sequential_s else "sequential", num_members, is_compiled=False)
-    return Unbatched(way, num, trace_s)
+    return Unbatched(way, num, _TRACE_S * work.num_operators)
 
 
 def choose_way(
