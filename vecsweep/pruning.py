@@ -41,9 +41,14 @@ def halve(runs: Sweep, metric: str, mode: Mode) -> list[int]:
     return [i for members in left[: math.ceil(len(left) / 2)] for i in members]
 
 
-def rungs(course: Course, span: Span) -> frozenset[int]:
-    """The updates of a span after which members are halved."""
-    ends = {course.begin + max(1, round(share * course.num_steps)) for share in RUNGS}
+def step_of(share: float, num_steps: int) -> int:
+    """The updates that a share of so many is, at least one."""
+    return max(1, round(share * num_steps))
+
+
+def steps_of(rungs: Collection[float], course: Course, span: Span) -> frozenset[int]:
+    """The updates of a span, its end aside, after which there are rungs of a course."""
+    ends = {course.begin + step_of(share, course.num_steps) for share in rungs}
     return frozenset(step - span.begin for step in ends if span.begin < step < span.begin + span.num_steps)
 
 

@@ -10,7 +10,7 @@ from vecsweep._arguments import RESTARTABLE
 from vecsweep._engine.run import count_batches, template_of
 from vecsweep.execution import Execution, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping
-from vecsweep.pruning import Prune, rungs
+from vecsweep.pruning import Prune, steps_of
 from vecsweep.task import Task
 
 _ROUNDING = 1e-9  # of epochs, whose lengths in steps need not be whole
@@ -28,7 +28,8 @@ class Request:
         stopping: which members are stopped; None for none.
         tensorboard: the folder that runs are written to as they go; None for none.
         prune: says which members go on where they are compared; None where all do.
-        rung_metric: that `prune` goes by at the rungs of successive halving; None where it is asked at each evaluation.
+        rungs: shares of the schedules' length after which it is asked; none where it is at each evaluation.
+        rung_metric: that is measured for it; None if what is measured anyway will do.
     """
 
     task: Task
@@ -38,6 +39,7 @@ class Request:
     stopping: Stopping | None = None
     tensorboard: Path | None = None
     prune: Prune | None = None
+    rungs: tuple[float, ...] = ()
     rung_metric: str | None = None
 
     def template(self, seed: int) -> Optimizer:
@@ -75,7 +77,7 @@ class Request:
         if self.task.is_one_pass and (epochs is not None or needs_epochs or begin):
             what = "`epochs` needs" if epochs is not None else "Going on needs" if begin else "The schedule needs"
             raise ValueError(f"{what} batches that can be read again; got an iterator. {RESTARTABLE}")
-        asks_often = self.stopping is not None or (self.prune is not None and self.rung_metric is None)
+        asks_often = self.stopping is not None or (self.prune is not None and not self.rungs)
         has_evaluations = self.task.val_batches is not None or self.has_train_metrics or asks_often
         is_by_epochs = needs_epochs or (has_evaluations and self.val_every is None and not self.task.is_one_pass)
         per_step = self.execution.accumulation_steps
@@ -117,7 +119,6 @@ class Request:
         Raises:
             ValueError: a metric is followed that nobody measures.
         """
-        at_rungs = rungs(course, span) if course is not None and self.rung_metric is not None else frozenset()
         measured = ["mean_train_loss"]
         if self.task.val_batches is not None:
             measured += ["val_loss", *(f"val_{name}" for name in self.task.metrics)]
@@ -134,9 +135,10 @@ class Request:
                     f"{who} follows {name!r}, which is not measured; there is {', '.join(measured)}. Give the task "
                     "`val_batches` and `metrics`, or follow another."
                 )
-        if len(measured) == 1 and not followed and self.prune is None:
-            return Evaluation()
+        at_rungs = frozenset[int]() if course is None else steps_of(self.rungs, course, span)
         followed.pop(self.rung_metric or "", None)
+        if len(measured) == 1 and not followed and (self.prune is None or self.rungs):
+            return Evaluation(tuple(sorted(at_rungs | {span.num_steps})) if at_rungs else ())
         if self.task.is_one_pass and self.val_every is None and followed:
             raise ValueError(
                 "What follows a metric needs epochs, which an iterator does not tell. Pass `val_every`, or batches "
@@ -149,7 +151,7 @@ class Request:
 
     def pruned_at(self, span: Span, evaluation: Evaluation, course: Course) -> frozenset[int]:
         """After which steps of a span members are pruned; the last is the end of all that are left."""
-        steps = rungs(course, span) if self.rung_metric is not None else evaluation.followed
+        steps = steps_of(self.rungs, course, span) if self.rungs else evaluation.followed
         return frozenset(steps) - {span.num_steps}
 
     def regular(self, begin: int, end: int, steps_per_epoch: float | None) -> set[int]:

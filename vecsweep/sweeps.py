@@ -24,7 +24,7 @@ from vecsweep._errors import Interrupted
 from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
-from vecsweep.pruning import Prune, halve
+from vecsweep.pruning import RUNGS, Prune, halve
 from vecsweep.request import Request
 from vecsweep.results import RangeTest, Sweep
 from vecsweep.results.ranking import mode_of
@@ -119,18 +119,21 @@ def sweep(
         raise ValueError("`train_metrics` needs `metrics` in the task; got none.")
     if train_metrics and task.is_one_pass:
         raise ValueError(f"`train_metrics` reads the training batches again; got an iterator. {RESTARTABLE}")
-    stopping, rung_metric = None, None
+    stopping: Stopping | None = None
+    rungs: tuple[float, ...] = ()
+    rung_metric: str | None = None
     if patience is not None:
         check_count("patience", patience)
         monitored = monitor or "val_loss"
         stopping = Stopping(monitored, mode_of(monitored, mode), patience)
     if prune == "halving":
         rung_metric = monitor or ("mean_train_loss" if task.val_batches is None else "val_loss")
+        rungs = RUNGS
         prune = partial(halve, metric=rung_metric, mode=mode_of(rung_metric, mode))
     elif prune is not None and not callable(prune):
         raise ValueError(f'`prune` must be "halving" or a function of the sweep so far; got {prune!r}.')
     folder = None if tensorboard is None else Path(tensorboard)
-    request = Request(task, options, val_every, train_metrics, stopping, folder, prune, rung_metric)
+    request = Request(task, options, val_every, train_metrics, stopping, folder, prune, rungs, rung_metric)
     whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     span = whole if until is None else _part(request, whole, until, is_in_epochs=epochs is not None)
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}

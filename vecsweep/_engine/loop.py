@@ -502,8 +502,8 @@ class Loop:
         if not keep:
             return []
         # Each new size of a stacked chunk is traced anew, so that it is about halved rather than trimmed.
-        is_worth_it = len(keep) <= len(group.members) * (_WORTH_TRIMMING if isinstance(self.engine, Vectorized) else 1)
-        return [self._select(group, keep) if is_worth_it else group]
+        share, is_stacked = len(keep) / len(group.members), isinstance(self.engine, Vectorized)
+        return [self._select(group, keep) if share < 1 and not (is_stacked and share > _WORTH_TRIMMING) else group]
 
     def _group(self, members: list[int], states: Sequence[MemberState]) -> _Group:
         """Hand members, by their positions in the plan, to the engine that is now in use."""
