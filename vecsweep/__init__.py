@@ -18,16 +18,18 @@ Example:
 from vecsweep import schedules
 from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
 from vecsweep._version import __version__ as __version__
+from vecsweep.answer import find_lr
 from vecsweep.check import CheckReport, check
 from vecsweep.execution import Execution
 from vecsweep.finder import LRFinder
 from vecsweep.integrations.fastai import lr_find
-from vecsweep.results import RangeTest, Sweep, load
+from vecsweep.results import Answer, RangeTest, Sweep, load
 from vecsweep.suggest import Suggestion
 from vecsweep.sweeps import range_test, sweep
 from vecsweep.task import Task
 
 __all__ = [
+    "Answer",
     "CheckReport",
     "Execution",
     "FallbackWarning",
@@ -39,6 +41,7 @@ __all__ = [
     "Sweep",
     "Task",
     "check",
+    "find_lr",
     "load",
     "lr_find",
     "range_test",

@@ -1,0 +1,357 @@
+"""The verb find_lr: a scan of all learning rates, then a race of those that may be best, under the user's own run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Unpack, get_args
+
+import numpy as np
+
+from vecsweep._arguments import (
+    RESTARTABLE,
+    NamedSchedules,
+    check_schedules,
+    check_seeds,
+    check_task,
+    check_vary,
+    needs_epochs,
+)
+from vecsweep._errors import Interrupted
+from vecsweep._types import Mode, Schedules, Seeds
+from vecsweep.execution import ExecutionOptions, check_choice
+from vecsweep.plan import Course, Member, Span, cross
+from vecsweep.pruning import step_of
+from vecsweep.race import Race, Scan, is_alike, scan_lrs, scan_spacing, scan_steps, strategy_for
+from vecsweep.request import Request
+from vecsweep.results import Answer, Sweep
+from vecsweep.results.answer import Trial
+from vecsweep.results.ranking import Setting, group_by_setting, mode_of
+from vecsweep.schedules import constant
+from vecsweep.schedules.schedule import Schedule
+from vecsweep.suggest.basin import TOLERANCE, read_basin
+from vecsweep.task import Task
+from vecsweep.training import begin
+
+_LAST_LOSSES = 0.25  # of a member's losses so far, whose mean is its score where there is no validation
+_LATE = (7 / 8, 15 / 16)  # of a run, where those that are left are measured, too, to see what chance does
+_UNFELT = 0.02  # of the metric of untrained weights; training that gains less has shown nothing
+
+
+def find_lr(
+    task: Task,
+    *,
+    epochs: int | None = None,
+    num_steps: int | None = None,
+    schedule: Any = "constant",
+    schedules: Schedules | None = None,
+    vary: Mapping[str, Sequence[float]] | None = None,
+    seeds: Seeds = 1,
+    budget: float = 4.0,
+    tolerance: float = TOLERANCE,
+    monitor: str | None = None,
+    mode: Mode | None = None,
+    **execution: Unpack[ExecutionOptions],
+) -> Answer:
+    """Find the learning rate for a run, and train the model with it on the way.
+
+    It needs no range. A scan of learning rates from 1e-6 to 100, and beyond if need be, trains each for a 32nd of the
+    run with the whole schedule squeezed into it. The learning rates that may be best then race under the run itself:
+    after an eighth, a quarter and a half of it, the better part goes on. The best is trained to the end.
+
+    Args:
+        task: what is trained; nothing of it is changed.
+        epochs: how long the run is that the learning rate is for, in passes over the batches.
+        num_steps: likewise in optimizer updates, in place of `epochs`.
+        schedule: what its learning rate follows, as in `vecsweep.sweep`.
+        schedules: several, to be compared, in place of `schedule`.
+        vary: values of other hyperparameters of the optimizer, to be compared, as in `vecsweep.sweep`.
+        seeds: how many seeds the race is run with, or the seeds themselves.
+        budget: the work that may be spent, in runs of one member, 0.5 to 20 or more: it decides how many learning rates
+            start, how many go on, and below about 2 that the race ends early, at an eighth or a quarter of the run.
+        tolerance: the share of what training gains that does not matter; learning rates within it are as good.
+        monitor: the metric to go by, "val_loss" or another "val_<name>"; None for "val_loss" where the task has
+            `val_batches`, else the mean of a member's last quarter of losses, "train_loss".
+        mode: whether less or more of it is better, "min" or "max"; None to go by its name.
+        **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
+            `divergence_factor`, `progress`, `seed`; see `Execution`.
+
+    Returns:
+        The learning rate, the interval of those that are as good, what is doubtful, and the trained model.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, the task cannot be trained, or no learning rate trains it.
+        Interrupted: Ctrl-C; its `result` is what was trained of the part that it came in.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> model = nn.Linear(2, 1)
+        >>> batches = [(torch.tensor([[1.0, 2.0], [2.0, -1.0]]), torch.tensor([[3.0], [1.0]]))]
+        >>> task = Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> answer = find_lr(task, num_steps=64)
+        >>> 0.01 < answer.lr < 1
+        True
+    """
+    options = check_task(task, execution)
+    named = check_schedules([schedule] if schedules is None else schedules)
+    seed_list = check_seeds(seeds, options, task)
+    if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
+        raise ValueError(f"`budget` must be a positive number of runs; got {budget!r}. Pass 4, say.")
+    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+        raise ValueError(f"`tolerance` must be a share between 0 and 1; got {tolerance!r}. Pass {TOLERANCE}.")
+    if task.is_one_pass:
+        raise ValueError(f"A race reads the batches again and again; got an iterator. {RESTARTABLE}")
+    if mode is not None:
+        check_choice("mode", mode, get_args(Mode))
+    metric = monitor or ("train_loss" if task.val_batches is None else "val_loss")
+    direction = mode_of(metric, mode)
+    request = Request(task, options)
+    span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
+    varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
+    combinations = [
+        Setting(1.0, own.schedule, tuple(own.hyper.items())) for own in cross(np.ones(1), list(named), [0], varied)
+    ]
+    search = _Search(request, named, seed_list, span, metric, direction, float(budget))
+    scans = search.scan(combinations)
+    race = search.race(scans)
+    return search.answer(scans, race, tolerance)
+
+
+class _Search:
+    """What is trained to find an answer, and what it has cost so far.
+
+    Args:
+        request: what is trained, and how.
+        named: the schedules.
+        seeds: of the race; the scan has the first alone.
+        span: the run.
+        metric: what settings are judged by.
+        mode: whether less or more of it is better.
+        budget: in runs of one member.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        named: NamedSchedules,
+        seeds: Sequence[int],
+        span: Span,
+        metric: str,
+        mode: Mode,
+        budget: float,
+    ) -> None:
+        self.request = request
+        self.named = named
+        self.seeds = seeds
+        self.span = span
+        self.metric = metric
+        self.mode = mode
+        self.budget = budget
+        self.cost = 0.0
+        self.runs: list[Sweep] = []
+
+    def scan(self, combinations: Sequence[Setting]) -> dict[Setting, Scan]:
+        """Scan all learning rates with each combination of schedule and hyperparameters."""
+        num_steps = scan_steps(self.span.num_steps)
+        spacing = scan_spacing(self.budget, self.span.num_steps, len(combinations))
+        scans = {own: Scan() for own in combinations}
+        missing = dict.fromkeys(combinations, scan_lrs(spacing))
+        while missing:
+            settings = [replace(own, lr=float(lr)) for own, lrs in missing.items() for lr in lrs]
+            courses = {name: self._squeezed(name, num_steps) for name in self.named}
+            runs = self._train(settings, self.seeds[:1], courses, Span(0, num_steps, None), self.request)
+            for setting, score in self._scores(runs).items():
+                scans[replace(setting, lr=1.0)].scores[setting.lr] = score
+            missing = {own: lrs for own, scan in scans.items() if (lrs := scan.missing(spacing)).size}
+        if not any(math.isfinite(score) for scan in scans.values() for score in scan.scores.values()):
+            raise ValueError(
+                f"No learning rate trains this task: all diverged within {num_steps} steps, at 1e-10 and at 100. Look "
+                "for NaN in the data and in the loss of the untrained model."
+            )
+        return scans
+
+    def race(self, scans: Mapping[Setting, Scan]) -> Race:
+        """Let the learning rates race that the scans leave; add others where the best stands at an edge."""
+        num_seeds = len(self.seeds)
+        strategy = strategy_for(self.budget - self.cost, scans.values(), num_seeds)
+        race = Race(strategy)
+        starting = [replace(own, lr=float(lr)) for own, scan in scans.items() for lr in scan.window(strategy.spacing)]
+        race.admit(len(starting))
+        self._run(race, starting)
+        worst = num_seeds * strategy.rungs[-1]  # that one more may cost
+        while self.cost + worst <= self.budget and race.end and (further := race.beyond_edge()) is not None:
+            self._run(race, [further])
+        return race
+
+    def answer(self, scans: Mapping[Setting, Scan], race: Race, tolerance: float) -> Answer:
+        """Read the answer off a race."""
+        if race.end == 0:
+            raise ValueError(
+                f"No learning rate trains this task for {self.span.num_steps} steps: all that a scan of "
+                f"{scan_steps(self.span.num_steps)} steps left diverged later. Clip gradients (`max_grad_norm`), or "
+                "look for outliers in the data."
+            )
+        sign = 1 if self.mode == "min" else -1
+        winner = race.winner
+        start = scans[replace(winner, lr=1.0)].start
+        gaps = race.gaps(start)
+        noise = self._noise(race, start)
+        trials = [self._trial(race, own, gaps[own], sign) for own in gaps]
+        trials.sort(key=lambda trial: (trial.setting != winner, -trial.rungs[-1], trial.gap))
+        alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
+        lrs, behind = (np.array(values) for values in ([own.lr for own in alike], [gaps[own] for own in alike]))
+        basin = read_basin(lrs, behind, alike.index(winner), tolerance + noise)
+        return Answer(
+            lr=basin.lr,
+            interval=(basin.low, basin.high),
+            schedule=winner.schedule,
+            hyper=dict(winner.hyper),
+            doubts=tuple(self._doubts(race, scans[replace(winner, lr=1.0)], gaps, tolerance + noise)),
+            trials=tuple(trials),
+            winner=trials[0],
+            metric=self.metric,
+            mode=self.mode,
+            start=sign * start,
+            tolerance=tolerance,
+            noise=noise,
+            num_steps=self.span.num_steps,
+            budget=self.budget,
+            cost=self.cost,
+            runs=tuple(self.runs),
+        )
+
+    def _run(self, race: Race, settings: Sequence[Setting]) -> None:
+        """Train settings from the first step on, rung by rung, for as long as they keep up."""
+        total, last = self.span.num_steps, race.strategy.rungs[-1]
+        at = {step_of(rung, total): rung for rung in race.strategy.rungs}
+
+        def keep(runs: Sweep) -> list[int]:
+            by_setting = group_by_setting([member.setting for member in runs.members])
+            going_on = set(by_setting)
+            if (rung := at.get(len(runs.train_loss))) is not None:
+                alive = {own: score for own, score in self._scores(runs).items() if self._is_in(runs, by_setting[own])}
+                going_on = race.judge(rung, alive)
+            return [i for own in going_on for i in by_setting[own]]
+
+        late = tuple(share * last for share in _LATE) if last == 1.0 else ()
+        request = replace(
+            self.request,
+            prune=keep,
+            rungs=(*race.strategy.rungs, *late),
+            rung_metric=None if self.metric == "train_loss" else self.metric,
+            val_every=total,
+        )
+        courses = {name: Course(schedule, name, 0, total) for name, schedule in self.named.items()}
+        span = replace(self.span, num_steps=step_of(last, total))
+        runs = self._train(settings, self.seeds, courses, span, request)
+        keep(runs)
+
+    def _train(
+        self,
+        settings: Sequence[Setting],
+        seeds: Sequence[int],
+        courses: Mapping[str, Course],
+        span: Span,
+        request: Request,
+    ) -> Sweep:
+        """Train settings with seeds, and note what it cost."""
+        members = tuple(Member(own.lr, seed, own.schedule, dict(own.hyper)) for own in settings for seed in seeds)
+        try:
+            runs = begin(request, members, tuple(courses[member.schedule] for member in members), span)
+        except Interrupted as interruption:
+            interruption.add_note("The race was not over, so that there is no answer yet.")
+            raise
+        self.runs.append(runs)
+        self.cost += float((~np.isnan(runs.train_loss)).sum()) / self.span.num_steps
+        return runs
+
+    def _squeezed(self, name: str, num_steps: int) -> Course:
+        """A schedule that comes to its end within a scan; one of torch's has its own pace, and stands still instead."""
+        schedule = self.named[name]
+        return Course(schedule if isinstance(schedule, Schedule) else constant(), name, 0, num_steps)
+
+    def _scores(self, runs: Sweep) -> dict[Setting, float]:
+        """How good each setting is so far, the mean over seeds, less being better; infinite where one diverged."""
+        if self.metric == "train_loss":
+            num = len(runs.train_loss)
+            values = runs.train_loss[num - math.ceil(_LAST_LOSSES * num) :].mean(axis=0)
+        else:
+            values = runs.metrics[self.metric][-1] * (1 if self.mode == "min" else -1)
+        values = np.where(np.isnan(values) | (runs.diverged_at >= 0), np.inf, values)
+        by_setting = group_by_setting([member.setting for member in runs.members])
+        return {own: float(values[list(members)].mean()) for own, members in by_setting.items()}
+
+    @staticmethod
+    def _is_in(runs: Sweep, members: Sequence[int]) -> bool:
+        """Whether a setting has not been taken out of the race."""
+        return all(runs.members[i].stopped_at is None for i in members)
+
+    def _trial(self, race: Race, setting: Setting, gap: float, sign: int) -> Trial:
+        measured = [(rung, own[setting]) for rung, own in race.scores.items() if setting in own]
+        scores = tuple(sign * score if math.isfinite(score) else math.nan for _, score in measured)
+        return Trial(setting, tuple(rung for rung, _ in measured), scores, gap)
+
+    def _noise(self, race: Race, start: float) -> float:
+        """What chance does to the difference of two settings, as a share of what training gains.
+
+        Of several seeds it is the standard error over them; of one, the deviation over the last evaluations.
+        """
+        spreads = []
+        for runs in self.runs:
+            if self.metric not in runs.metrics and self.metric != "train_loss":
+                continue
+            by_setting = group_by_setting([member.setting for member in runs.members])
+            alive = [
+                list(members)
+                for members in by_setting.values()
+                if len(runs.train_loss) == self.span.num_steps
+                and all(runs.members[i].diverged_at is None and runs.members[i].stopped_at is None for i in members)
+            ]
+            if len(alive) < 2:
+                continue
+            if len(self.seeds) > 1:
+                final = runs.final(self.metric)
+                values = np.array([final[members] for members in alive])  # [setting, seed]
+                spreads.append((values - values.mean(0)).std(axis=1, ddof=1).mean() / math.sqrt(len(self.seeds)))
+            elif self.metric != "train_loss":
+                last = runs.metrics[self.metric][-3:, [members[0] for members in alive]]
+                spreads.append((last - last.mean(axis=1, keepdims=True)).std(axis=0, ddof=1).mean())
+        best = race.scores[race.end][race.winner]
+        return float(np.mean(spreads) / max(start - best, 1e-12)) if spreads and start > best else 0.0
+
+    def _doubts(self, race: Race, scan: Scan, gaps: Mapping[Setting, float], tolerance: float) -> list[str]:
+        """What may be wrong with the answer."""
+        doubts, winner = [], race.winner
+        gained = scan.start - race.scores[race.end][winner]
+        if gained <= _UNFELT * abs(scan.start):
+            doubts.append(
+                f"Training hardly gains anything: {self.metric} comes from {abs(scan.start):.4g} to "
+                f"{abs(scan.start - gained):.4g}. The run may be too short, or the model unable to learn this."
+            )
+        alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
+        place = alike.index(winner)
+        if race.beyond_edge() is not None and len(alike) > 1:
+            edge = "lowest" if place == 0 else "highest"
+            is_cliff = place > 0 and scan.cliff is not None and winner.lr * 10**race.strategy.spacing >= scan.cliff
+            if not is_cliff:
+                doubts.append(
+                    f"The best, {winner.lr:.3g}, is the {edge} that raced: the true best may lie beyond. Raise "
+                    "`budget`."
+                )
+        worse = [gaps[own] > 10 * tolerance for own in alike]
+        if place + 1 < len(alike) and math.isinf(gaps[alike[place + 1]]):
+            doubts.append(
+                f"The best, {winner.lr:.3g}, stands right below {alike[place + 1].lr:.3g}, which diverged. Take a "
+                "lower one where the run will differ from this."
+            )
+        inside = [own for own, is_worse in zip(alike, worse, strict=True) if not is_worse]
+        between = alike[alike.index(inside[0]) : alike.index(inside[-1]) + 1] if inside else []
+        if any(gaps[own] > 10 * tolerance for own in between):
+            doubts.append("Good and bad learning rates take turns: the curve is noisy. Raise `seeds`.")
+        if race.end < 1.0:
+            doubts.append(
+                f"The race ended at {race.end:.0%} of the run, where the budget did; later in a run lower learning "
+                "rates tend to be better. Raise `budget` to see its end."
+            )
+        return doubts

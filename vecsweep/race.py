@@ -1,0 +1,248 @@
+"""The race for the best learning rate: which are tried, and which go on. No training here.
+
+A *scan* of the whole range comes first: the schedule squeezed into a 32nd of the run. Where it is best, and from where
+on it is worse than untrained, bounds the learning rates that start. At each *rung*, a share of the run, the better part
+of them goes on. Those that end early count as far behind as they were at their last rung.
+
+Why these numbers: on the problems of `bench/quality` that are not held out, the best lr of a run lies from 1.6 decades
+below the best of its scan to 0.4 above it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vecsweep._types import FloatArray
+from vecsweep.results.ranking import Setting
+
+SCANNED = (1e-6, 1e2)  # the range of the first scan
+SCAN_SHARE = 1 / 32  # of the run
+LEAST_SCAN_STEPS = 8
+BELOW, ABOVE = 1.6, 0.4  # decades around the best of the scan
+_TO_CLIFF = 1.6  # decades: a best that is further below the cliff is noise
+_MOST_DECADES = 20  # that a scan may come to, from its first range on
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """How finely a race looks, and how far.
+
+    Attributes:
+        spacing: decades between the learning rates that start.
+        keep: the share of them that goes on after each rung.
+        rungs: shares of the run; the race ends at the last.
+    """
+
+    spacing: float
+    keep: float
+    rungs: tuple[float, ...]
+
+    def cost(self, num: int, num_seeds: int = 1) -> float:
+        """The work of it in runs of one member.
+
+        Args:
+            num: who start.
+            num_seeds: that each is trained with.
+        """
+        cost, before = 0.0, 0.0
+        for rung in self.rungs:
+            cost += num * (rung - before)
+            num, before = survivors(num, self.keep), rung
+        return num_seeds * cost
+
+
+_TO_THE_END = (1 / 8, 1 / 4, 1 / 2, 1.0)
+STRATEGIES = (  # each takes more work than the one before it
+    Strategy(0.65, 0.5, (1 / 16,)),
+    Strategy(0.5, 0.5, (1 / 16, 1 / 8)),
+    Strategy(0.5, 0.5, (1 / 8, 1 / 4)),
+    Strategy(0.5, 0.5, _TO_THE_END),
+    Strategy(0.3, 0.5, _TO_THE_END),
+    Strategy(0.25, 0.5, _TO_THE_END),
+    Strategy(0.25, 0.6, _TO_THE_END),
+    Strategy(0.25, 0.8, _TO_THE_END),
+    Strategy(0.2, 0.8, _TO_THE_END),
+    Strategy(0.2, 1.0, _TO_THE_END),
+    Strategy(0.15, 1.0, _TO_THE_END),
+    Strategy(0.1, 1.0, _TO_THE_END),
+)
+_SCAN_SPACINGS = (0.4, 0.6, 0.8)  # decades, the finest of which the scan takes its share of the budget at most
+_SCANNED_SHARE = 0.25
+
+
+def scan_spacing(budget: float, num_steps: int, num_combinations: int = 1) -> float:
+    """Choose the decades between the learning rates of a scan.
+
+    Args:
+        budget: in runs of one member.
+        num_steps: of the run.
+        num_combinations: of schedules and hyperparameters, each of which is scanned.
+
+    Raises:
+        ValueError: it does not pay for a scan and the least of races.
+    """
+    costs = {
+        spacing: num_combinations * len(scan_lrs(spacing)) * scan_steps(num_steps) / num_steps
+        for spacing in _SCAN_SPACINGS
+    }
+    coarsest, cheapest = _SCAN_SPACINGS[-1], STRATEGIES[0]
+    most = num_combinations * (math.floor((BELOW + ABOVE) / cheapest.spacing) + 1)
+    least = costs[coarsest] + cheapest.cost(most)
+    if budget < least:
+        what = f"{num_combinations} combinations" if num_combinations > 1 else "one setting"
+        raise ValueError(
+            f"`budget` must be at least {math.ceil(10 * least) / 10:g} runs for {what} and {num_steps} steps; got "
+            f"{budget:g}. Raise it, or compare less."
+        )
+    return next((own for own in _SCAN_SPACINGS if costs[own] <= _SCANNED_SHARE * budget), coarsest)
+
+
+def strategy_for(left: float, scans: Iterable["Scan"], num_seeds: int = 1) -> Strategy:
+    """Choose the most thorough strategy that is paid for, or else the first.
+
+    Args:
+        left: of the budget, in runs of one member.
+        scans: of each combination.
+        num_seeds: that each setting is trained with.
+    """
+    found = list(scans)
+    chosen = STRATEGIES[0]
+    for strategy in STRATEGIES:
+        if strategy.cost(sum(len(scan.window(strategy.spacing)) for scan in found), num_seeds) <= left:
+            chosen = strategy
+    return chosen
+
+
+def survivors(num: int, keep: float) -> int:
+    """How many of so many go on."""
+    return max(1, math.ceil(num * keep - 1e-9))
+
+
+def scan_steps(num_steps: int) -> int:
+    """How many steps a scan takes."""
+    return min(num_steps, max(LEAST_SCAN_STEPS, round(SCAN_SHARE * num_steps)))
+
+
+def scan_lrs(spacing: float, low: float = SCANNED[0], high: float = SCANNED[1]) -> FloatArray:
+    """Learning rates at multiples of a spacing in decades, from `low` up to `high`."""
+    places = np.arange(math.ceil(math.log10(low) / spacing - 1e-9), math.floor(math.log10(high) / spacing + 1e-9) + 1)
+    return np.array(10.0 ** (places * spacing), dtype=np.float64)
+
+
+@dataclass(slots=True)
+class Scan:
+    """What a scan has shown.
+
+    Attributes:
+        scores: by lr, less being better; infinite where it diverged.
+    """
+
+    scores: dict[float, float] = field(default_factory=dict)
+
+    @property
+    def start(self) -> float:
+        """What untrained weights score: as the smallest lr does."""
+        return self.scores[min(self.scores)]
+
+    @property
+    def best(self) -> float:
+        """The lr that scores best, unless it is so far below the cliff that what it gained must be noise."""
+        best = min(self.scores, key=self.scores.__getitem__)
+        return best if self.cliff is None else max(best, self.cliff * 10**-_TO_CLIFF)
+
+    @property
+    def cliff(self) -> float | None:
+        """The least lr above the best from which on all score worse than untrained weights; None if there is none."""
+        lowest = min(self.scores, key=self.scores.__getitem__)
+        for lr in sorted(self.scores, reverse=True):
+            if lr <= lowest or self.scores[lr] <= self.start:
+                return min((own for own in self.scores if own > lr), default=None)
+        return None
+
+    def missing(self, spacing: float) -> FloatArray:
+        """The learning rates to be scanned, too, because the range does not hold what it is to show."""
+        low, high = min(self.scores), max(self.scores)
+        if math.log10(high / low) >= _MOST_DECADES:
+            return np.empty(0)
+        if not any(map(math.isfinite, self.scores.values())) or self.cliff == min(sorted(self.scores)[:2][1:]):
+            return scan_lrs(spacing, low * 10**-4, low * 0.99)
+        if self.cliff is None and self.best >= high * 10**-ABOVE:
+            return scan_lrs(spacing, high * 1.01, high * 10**4)
+        return np.empty(0)
+
+    def window(self, spacing: float) -> FloatArray:
+        """The learning rates that are to start."""
+        low, high = self.best * 10**-BELOW, self.best * 10**ABOVE
+        if self.cliff is not None:
+            high = min(high, self.cliff * 0.999)
+        found = scan_lrs(spacing, low, high)
+        return found if found.size else np.array([self.best])
+
+
+class Race:
+    """Who has come how far.
+
+    Args:
+        strategy: how many go on.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.strategy = strategy
+        self.scores: dict[float, dict[Setting, float]] = {rung: {} for rung in strategy.rungs}
+        self._places: dict[float, int] = {}  # that there are after each rung
+
+    def admit(self, num: int) -> None:
+        """Say how many start; those that come later compete for the same places."""
+        for rung in self.strategy.rungs:
+            num = survivors(num, self.strategy.keep)
+            self._places.setdefault(rung, num)
+
+    def judge(self, rung: float, scores: Mapping[Setting, float]) -> set[Setting]:
+        """Take the scores of some at a rung, less being better, and return who of them goes on."""
+        of_all = self.scores[rung]
+        of_all.update(scores)
+        ranked = sorted((own for own in of_all if math.isfinite(of_all[own])), key=of_all.__getitem__)
+        return set(ranked[: self._places[rung]]) & set(scores)
+
+    @property
+    def end(self) -> float:
+        """The last rung that anybody came to alive."""
+        reached = [rung for rung, own in self.scores.items() if any(map(math.isfinite, own.values()))]
+        return max(reached, default=0.0)
+
+    @property
+    def winner(self) -> Setting:
+        """Who is best at the end."""
+        of_end = self.scores[self.end]
+        return min(of_end, key=of_end.__getitem__)
+
+    def gaps(self, start: float) -> dict[Setting, float]:
+        """How far each is behind the best at its last rung, as a share of what training had gained there.
+
+        Args:
+            start: what untrained weights score.
+        """
+        found: dict[Setting, float] = {}
+        for own in self.scores.values():
+            best = min(own.values(), default=math.inf)
+            gain = max(start - best, 1e-12 * max(abs(start), 1e-300))
+            found |= {
+                setting: (score - best) / gain if math.isfinite(score) else math.inf for setting, score in own.items()
+            }
+        return found
+
+    def beyond_edge(self) -> Setting | None:
+        """Who is to start, too, because the winner is the first or last of those like it."""
+        winner, spacing = self.winner, self.strategy.spacing
+        lrs = sorted(own.lr for own in self.scores[self.strategy.rungs[0]] if is_alike(own, winner))
+        if lrs[0] < winner.lr < lrs[-1]:
+            return None
+        factor = 10**-spacing if winner.lr == lrs[0] else 10**spacing
+        return Setting(winner.lr * factor, winner.schedule, winner.hyper)
+
+
+def is_alike(a: Setting, b: Setting) -> bool:
+    """Whether two settings differ in their lr at most."""
+    return (a.schedule, a.hyper) == (b.schedule, b.hyper)

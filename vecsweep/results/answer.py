@@ -1,0 +1,193 @@
+"""Answer: which learning rate a run should have, how sure that is, and all that was trained to find out."""
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from torch import nn
+
+from vecsweep._types import FloatArray, Mode
+from vecsweep._words import cell, counted
+from vecsweep.results.ranking import Setting
+from vecsweep.results.sweep import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Trial(NamedTuple):
+    """What became of one setting.
+
+    Attributes:
+        setting: its lr, schedule and whatever else was compared.
+        rungs: shares of the run after which it was measured, up to its end.
+        scores: the metric there, `[rung]`, the mean over seeds; NaN where a seed diverged.
+        gap: how far it was behind the best at its last rung, as a share of what training had gained there: 0 for the
+            best, 1 for as bad as untrained; infinite where it diverged.
+    """
+
+    setting: Setting
+    rungs: tuple[float, ...]
+    scores: tuple[float, ...]
+    gap: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class Answer:
+    """Which learning rate to train with.
+
+    Attributes:
+        lr: the steadiest learning rate of the basin, between those that were trained.
+        interval: from the lowest to the highest that is no worse than the best by more than `tolerance` and chance.
+        schedule: the name of the best, for which this holds.
+        hyper: the best of what else was compared, by name.
+        doubts: what is doubtful, in words; none where nothing is.
+        trials: of all settings, the best first.
+        winner: the best of those that were trained.
+        metric: what it was judged by, "train_loss" for the mean of a member's last losses.
+        mode: whether less or more of it is better.
+        start: the metric of untrained weights, about.
+        tolerance: the share of what training gains that does not matter.
+        noise: the same, of what chance does to the difference of two settings.
+        num_steps: of the run that is asked about.
+        budget: that was allowed, in runs of one member.
+        cost: that was taken.
+        runs: all that was trained, a sweep for each part: a scan of each combination, the race, and what was added.
+    """
+
+    lr: float
+    interval: tuple[float, float]
+    schedule: str
+    hyper: dict[str, float]
+    doubts: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    winner: Trial
+    metric: str
+    mode: Mode
+    start: float
+    tolerance: float
+    noise: float
+    num_steps: int
+    budget: float
+    cost: float
+    runs: tuple[Sweep, ...]
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        doubted = f"; {counted(len(self.doubts), 'doubt')}" if self.doubts else ""
+        return f"Answer(lr={self.lr:.3g}, from {low:.3g} to {high:.3g}; {self._run_in_words()}{doubted})"
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        with_what = "".join(f", {name} {value:.4g}" for name, value in self.hyper.items())
+        margin = f"{self.tolerance:.0%} of what training gains{' and chance' if self.noise else ''}"
+        told = (
+            f"From {low:.3g} to {high:.3g} it is as good, within {margin}. Found at the cost of {self.cost:.2g} runs."
+        )
+        lines = [
+            f"lr {self.lr:.3g}{with_what}, for {self._run_in_words()}.",
+            told,
+            *(f"Doubt: {doubt}" for doubt in self.doubts),
+            "",
+            *self._table(),
+        ]
+        for name, values in self.mattered().items():
+            told = ", ".join(f"{_text(value)}: {cell(100 * gap)} %" for value, gap in values.items())
+            lines += ["", f"Behind the best, at the best of the rest, by {name}: {told}"]
+        return "\n".join(lines)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the winner has been trained to the end of the run."""
+        return self.winner.rungs[-1] == 1.0
+
+    def model(self) -> nn.Module:
+        """Return a module with the winner's weights, trained to the end of the run; of several seeds, the first's.
+
+        Where the budget ended before that, the rest is trained now.
+        """
+        runs, i = self._winners_run()
+        return runs.model(i)
+
+    def save_model(self, path: str | os.PathLike[str]) -> Path:
+        """Write the winner's weights to a safetensors file, as `Sweep.save_model` does.
+
+        Args:
+            path: where; ".safetensors" is added if it has no suffix. A file that is there is replaced at once.
+
+        Returns:
+            Where it was written.
+        """
+        runs, i = self._winners_run()
+        return runs.save_model(i, path)
+
+    def mattered(self) -> dict[str, dict[str | float, float]]:
+        """Return what each thing that was compared besides the lr does: by its name and value, the least gap.
+
+        Example:
+            `answer.mattered()["schedule"]["cosine"]`
+        """
+        columns: dict[str, dict[str | float, float]] = {}
+        for trial in self.trials:
+            parts: dict[str, str | float] = {"schedule": trial.setting.schedule, **dict(trial.setting.hyper)}
+            for name, value in parts.items():
+                column = columns.setdefault(name, {})
+                column[value] = min(column.get(value, math.inf), trial.gap)
+        return {name: column for name, column in columns.items() if len(column) > 1}
+
+    def curve(self) -> tuple[FloatArray, FloatArray]:
+        """Return the learning rates of the best combination, ascending, and how far each is behind: `[lr]` both."""
+        own = sorted(
+            (trial.setting.lr, trial.gap)
+            for trial in self.trials
+            if (trial.setting.schedule, trial.setting.hyper)
+            == (self.winner.setting.schedule, self.winner.setting.hyper)
+        )
+        lrs, gaps = zip(*own, strict=True)
+        return np.array(lrs), np.array(gaps)
+
+    def plot(self, ax: "Axes | None" = None) -> "Axes":
+        """Draw the race: the metric against the learning rate at each rung, the answer and its interval.
+
+        Args:
+            ax: where to draw; None makes a figure.
+
+        Returns:
+            The axes; `answer.plot().figure.savefig("answer.png")` keeps the picture.
+        """
+        from vecsweep.plot import plot_answer
+
+        return plot_answer(self, ax)
+
+    def _winners_run(self) -> tuple[Sweep, int]:
+        """The sweep that the winner was trained in, to its end, and the winner's place there."""
+        for runs in reversed(self.runs):
+            for i, member in enumerate(runs.members):
+                if member.setting == self.winner.setting and member.diverged_at is None and member.stopped_at is None:
+                    if len(runs.train_loss) >= self.num_steps:
+                        return runs, i
+                    return runs._take([i]).extend(num_steps=self.num_steps - len(runs.train_loss)), 0
+        raise ValueError("There is no trained model: the winner's weights are not here. Raise `budget`.")
+
+    def _run_in_words(self) -> str:
+        return f"{self.num_steps} steps of {self.schedule!r}"
+
+    def _table(self) -> list[str]:
+        rows = [("lr", "with", "trained", self.metric, "behind")]
+        several = len({(trial.setting.schedule, trial.setting.hyper) for trial in self.trials}) > 1
+        for trial in self.trials:
+            _, *rest = trial.setting.parts
+            behind = f"{100 * trial.gap:.1f} %" if math.isfinite(trial.gap) else "diverged"
+            rows.append(
+                (f"{trial.setting.lr:.3g}", ", ".join(rest), f"{trial.rungs[-1]:.0%}", cell(trial.scores[-1]), behind)
+            )
+        kept = [k for k in range(5) if k != 1 or several]
+        widths = [max(len(row[k]) for row in rows) for k in kept]
+        return ["  ".join(row[k].rjust(width) for k, width in zip(kept, widths, strict=True)) for row in rows]
+
+
+def _text(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
