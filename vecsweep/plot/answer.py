@@ -7,7 +7,6 @@ from matplotlib.patches import Patch
 
 from vecsweep.plot._axes import add_grid, at_height, draw_crosses, find_view, limit_values, neutral_color, new_axes
 from vecsweep.plot._looks import BLUE, VERMILION
-from vecsweep.plot._metric import name_metric
 from vecsweep.results.answer import Answer
 
 _FAINTEST = 0.3  # of the first rung's line; the last is opaque
@@ -55,7 +54,7 @@ def plot_answer(answer: Answer, ax: Axes | None = None) -> Axes:
         Patch(facecolor=VERMILION, alpha=0.15, label=f"as good: {low:.3g} to {high:.3g}"),
     ]
     ax.legend(handles=entries, fontsize="small")
-    ax.set(xlabel="learning rate", ylabel=name_metric(answer.metric))
+    ax.set(xlabel="learning rate", ylabel=answer.metric)
     held = "".join(f", {name} {value:.4g}" for name, value in answer.hyper.items())
     ax.set_title(f"Race for {answer.num_steps} steps of {answer.schedule!r}{held}")
     return ax
