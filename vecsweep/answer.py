@@ -24,8 +24,8 @@ from vecsweep.pruning import step_of
 from vecsweep.race import Race, Scan, is_alike, scan_lrs, scan_spacing, scan_steps, strategy_for
 from vecsweep.request import Request
 from vecsweep.results import Answer, Sweep
-from vecsweep.results.answer import Trial
 from vecsweep.results.ranking import Setting, group_by_setting, mode_of
+from vecsweep.results.trial import Trial
 from vecsweep.schedules import constant
 from vecsweep.schedules.schedule import Schedule
 from vecsweep.suggest.basin import TOLERANCE, read_basin

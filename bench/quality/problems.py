@@ -231,7 +231,7 @@ def text_gpt() -> Parts:
 class _GRU(nn.Module):
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.tokens, self.cell, self.head = nn.Embedding(65, width), nn.GRU(width, width, batch_first=True), None
+        self.tokens, self.cell = nn.Embedding(65, width), nn.GRU(width, width, batch_first=True)
         self.head = nn.Linear(width, 65)
 
     def forward(self, symbols: Tensor) -> Tensor:
@@ -242,7 +242,7 @@ class _GRU(nn.Module):
 def text_gru() -> Parts:
     """Next characters by a GRU."""
     train, held_out = _text(16, is_next_alone=False)
-    return _GRU, train, F.cross_entropy, held_out
+    return lambda: _GRU(), train, F.cross_entropy, held_out
 
 
 def text_bag() -> Parts:

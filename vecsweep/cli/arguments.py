@@ -5,6 +5,7 @@ An option that is not given is left out of the parsed arguments, so that the def
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -166,6 +167,14 @@ def varied(text: str) -> tuple[str, list[float]]:
     if not equals or not name.isidentifier():
         raise argparse.ArgumentTypeError(f"must be a name and its values, such as weight_decay=0,1e-2; got {text!r}")
     return name, numbers(values)
+
+
+def merged(varied: Sequence[tuple[str, list[float]]]) -> dict[str, list[float]]:
+    """Put the values of a hyperparameter that was named several times together."""
+    found: dict[str, list[float]] = {}
+    for name, values in varied:
+        found.setdefault(name, []).extend(values)
+    return found
 
 
 def output_folder(text: str) -> Path:

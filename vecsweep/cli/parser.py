@@ -4,10 +4,11 @@ import argparse
 from typing import NoReturn
 
 from vecsweep import __version__
-from vecsweep.cli import bench, check, data, demo, plot, range_test, steer, sweep
+from vecsweep.cli import bench, check, data, demo, find_lr, plot, range_test, steer, sweep
 
 _COMMANDS = {
     "demo": demo,
+    "find-lr": find_lr,
     "range-test": range_test,
     "sweep": sweep,
     "steer": steer,

@@ -11,7 +11,7 @@ import numpy as np
 from vecsweep._words import cell
 from vecsweep.check import CheckReport
 from vecsweep.cli.timing import Speed
-from vecsweep.results import RangeTest, Sweep
+from vecsweep.results import Answer, RangeTest, Sweep
 from vecsweep.results.ranking import Ranking
 from vecsweep.suggest import Suggestion
 
@@ -51,6 +51,35 @@ def describe_range_test(
         "engine": found.engine,
         "in_doubt_from": found.in_doubt_from,
         "duration_s": found.duration_s,
+    }
+
+
+def describe_answer(answer: Answer) -> dict[str, Any]:
+    """Return which learning rate was found, for JSON."""
+    return {
+        "lr": answer.lr,
+        "interval": list(answer.interval),
+        "schedule": answer.schedule,
+        "hyper": answer.hyper,
+        "doubts": list(answer.doubts),
+        "metric": answer.metric,
+        "start": answer.start,
+        "num_steps": answer.num_steps,
+        "budget": answer.budget,
+        "cost": answer.cost,
+        "noise": answer.noise,
+        "mattered": {name: {str(value): gap for value, gap in own.items()} for name, own in answer.mattered().items()},
+        "trials": [
+            {
+                "lr": trial.setting.lr,
+                "schedule": trial.setting.schedule,
+                **dict(trial.setting.hyper),
+                "rungs": list(trial.rungs),
+                "scores": list(trial.scores),
+                "gap": trial.gap,
+            }
+            for trial in answer.trials
+        ],
     }
 
 

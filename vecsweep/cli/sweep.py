@@ -1,7 +1,6 @@
 """`vecsweep sweep`: compare learning rates, schedules and seeds."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from vecsweep.cli.arguments import (
     add_json,
     add_seeds,
     given,
+    merged,
     numbers,
     output_file,
     output_folder,
@@ -29,7 +29,7 @@ from vecsweep.tasks import load_task
 WHAT = "train at several learning rates, schedules and seeds side by side, and rank them"
 EXAMPLE = "vecsweep sweep digits --lrs 0.03,0.1,0.3 --schedules constant,one-cycle --seeds 3 --epochs 10"
 
-_OPTIONS = ("lrs", "schedules", "seeds", "num_steps", "epochs", "val_every", "patience", "monitor")
+_OPTIONS = ("lrs", "schedules", "seeds", "num_steps", "epochs", "until", "val_every", "patience", "prune", "monitor")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = compared.add_mutually_exclusive_group(required=True)
     length.add_argument("--epochs", type=int, metavar="N", help="passes over the training data")
     length.add_argument("--num-steps", type=int, metavar="N", help="updates of each member, in place of --epochs")
+    parser.add_argument(
+        "--until", type=int, metavar="N", help="stop there, part-way through the schedules (default: at their end)"
+    )
     judged = parser.add_argument_group("how it is judged")
     judged.add_argument("--metric", default=None, help="to rank by (default: val_loss, or train_loss without one)")
     judged.add_argument(
@@ -72,7 +75,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="stop a member after N evaluations without progress (default: never)",
     )
-    judged.add_argument("--monitor", metavar="METRIC", help="what --patience watches (default: val_loss)")
+    judged.add_argument(
+        "--prune",
+        choices=("halving",),
+        help="stop the worse half after an eighth, a quarter and a half of the run (default: nobody)",
+    )
+    judged.add_argument("--monitor", metavar="METRIC", help="what --patience and --prune watch (default: val_loss)")
     add_execution(parser, has_engine=True)
     written = parser.add_argument_group("what is written")
     written.add_argument(
@@ -103,7 +111,7 @@ def run(arguments: argparse.Namespace) -> int:
     task, folder = load_task(arguments.task), make_folder(arguments.output_dir)
     options = given(arguments, *_OPTIONS, "train_metrics", "tensorboard", *EXECUTION_OPTIONS)
     with saved_if_interrupted(folder / "sweep.npz"):
-        runs = vs.sweep(task, vary=_merged(arguments.vary), **options)
+        runs = vs.sweep(task, vary=merged(arguments.vary), **options)
     say, ranking = sayer(arguments), runs.ranking(arguments.metric, arguments.mode)
     say(format_ranking(ranking))
     say(f"\n{format_run(runs)}")
@@ -111,14 +119,6 @@ def run(arguments: argparse.Namespace) -> int:
     tell_files(files, say)
     print_json({"task": arguments.task, **describe_sweep(runs, ranking), **files}, arguments)
     return 0 if any(standing.num_missing == 0 for standing in ranking.standings) else 1
-
-
-def _merged(varied: Sequence[tuple[str, list[float]]]) -> dict[str, list[float]]:
-    """Put the values of a hyperparameter that was named several times together."""
-    merged: dict[str, list[float]] = {}
-    for name, values in varied:
-        merged.setdefault(name, []).extend(values)
-    return merged
 
 
 def _write(runs: Sweep, folder: Path, arguments: argparse.Namespace, metric: str, mode: Any) -> dict[str, str | None]:

@@ -9,9 +9,9 @@ Reference:
     https://arxiv.org/abs/1712.01662
 """
 
-from vecsweep.plot.answer import plot_answer
 from vecsweep.plot.plan import plot_plan, plot_rows, plot_schedule
+from vecsweep.plot.race import plot_race
 from vecsweep.plot.range_test import plot_range_test
 from vecsweep.plot.sweep import plot_sweep
 
-__all__ = ["plot_answer", "plot_plan", "plot_range_test", "plot_rows", "plot_schedule", "plot_sweep"]
+__all__ = ["plot_plan", "plot_race", "plot_range_test", "plot_rows", "plot_schedule", "plot_sweep"]

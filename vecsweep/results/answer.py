@@ -4,35 +4,18 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
 
 from vecsweep._types import FloatArray, Mode
 from vecsweep._words import cell, counted
-from vecsweep.results.ranking import Setting
 from vecsweep.results.sweep import Sweep
+from vecsweep.results.trial import Trial
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-class Trial(NamedTuple):
-    """What became of one setting.
-
-    Attributes:
-        setting: its lr, schedule and whatever else was compared.
-        rungs: shares of the run after which it was measured, up to its end.
-        scores: the metric there, `[rung]`, the mean over seeds; NaN where a seed diverged.
-        gap: how far it was behind the best at its last rung, as a share of what training had gained there: 0 for the
-            best, 1 for as bad as untrained; infinite where it diverged.
-    """
-
-    setting: Setting
-    rungs: tuple[float, ...]
-    scores: tuple[float, ...]
-    gap: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -158,9 +141,26 @@ class Answer:
         Returns:
             The axes; `answer.plot().figure.savefig("answer.png")` keeps the picture.
         """
-        from vecsweep.plot import plot_answer
+        from vecsweep.plot import plot_race
 
-        return plot_answer(self, ax)
+        held = "".join(f", {name} {value:.4g}" for name, value in self.hyper.items())
+        return plot_race(
+            self._alike(),
+            ax,
+            lr=self.lr,
+            interval=self.interval,
+            start=self.start,
+            metric=self.metric,
+            mode=self.mode,
+            num_steps=self.num_steps,
+            title=f"Race for {self._run_in_words()}{held}",
+        )
+
+    def _alike(self) -> list[Trial]:
+        """The trials of the best combination, by their learning rate."""
+        best = self.winner.setting
+        own = [t for t in self.trials if (t.setting.schedule, t.setting.hyper) == (best.schedule, best.hyper)]
+        return sorted(own, key=lambda trial: trial.setting.lr)
 
     def _winners_run(self) -> tuple[Sweep, int]:
         """The sweep that the winner was trained in, to its end, and the winner's place there."""
