@@ -21,7 +21,7 @@ from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
 from vecsweep.plan import Course, Member, Span, cross
 from vecsweep.pruning import step_of
-from vecsweep.race import Race, Scan, is_alike, scan_lrs, scan_spacing, scan_steps, strategy_for
+from vecsweep.race import Race, Scan, is_alike, num_seeds_for, scan_lrs, scan_spacing, scan_steps, strategy_for
 from vecsweep.request import Request
 from vecsweep.results import Answer, Sweep
 from vecsweep.results.ranking import Setting, group_by_setting, mode_of
@@ -45,7 +45,7 @@ def find_lr(
     schedule: Any = "constant",
     schedules: Schedules | None = None,
     vary: Mapping[str, Sequence[float]] | None = None,
-    seeds: Seeds = 1,
+    seeds: Seeds | None = None,
     budget: float = 4.0,
     tolerance: float = TOLERANCE,
     monitor: str | None = None,
@@ -65,7 +65,8 @@ def find_lr(
         schedule: what its learning rate follows, as in `vecsweep.sweep`.
         schedules: several, to be compared, in place of `schedule`.
         vary: values of other hyperparameters of the optimizer, to be compared, as in `vecsweep.sweep`.
-        seeds: how many seeds the race is run with, or the seeds themselves.
+        seeds: how many seeds the race is run with, or the seeds themselves; None for one, for two from a budget of 7
+            on, and three from 11.
         budget: the work that may be spent, in runs of one member, 0.5 to 20 or more: it decides how many learning rates
             start, how many go on, and below about 2 that the race ends early, at an eighth or a quarter of the run.
         tolerance: the share of what training gains that does not matter; learning rates within it are as good.
@@ -95,16 +96,22 @@ def find_lr(
     """
     options = check_task(task, execution)
     named = check_schedules([schedule] if schedules is None else schedules)
-    seed_list = check_seeds(seeds, options, task)
     if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
         raise ValueError(f"`budget` must be a positive number of runs; got {budget!r}. Pass 4, say.")
+    seed_list = check_seeds(num_seeds_for(budget) if seeds is None else seeds, options, task)
     if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be a share between 0 and 1; got {tolerance!r}. Pass {TOLERANCE}.")
     if task.is_one_pass:
         raise ValueError(f"A race reads the batches again and again; got an iterator. {RESTARTABLE}")
     if mode is not None:
         check_choice("mode", mode, get_args(Mode))
-    metric = monitor or ("train_loss" if task.val_batches is None else "val_loss")
+    measured = [] if task.val_batches is None else ["val_loss", *(f"val_{name}" for name in task.metrics)]
+    metric = monitor or [*measured, "train_loss"][0]
+    if metric not in (*measured, "train_loss"):
+        raise ValueError(
+            f"`monitor` must be a metric of the race; {metric!r} is not measured there, but "
+            f"{', '.join((*measured, 'train_loss'))}. Give the task `val_batches` and `metrics`, or go by another."
+        )
     direction = mode_of(metric, mode)
     request = Request(task, options)
     span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
@@ -174,7 +181,7 @@ class _Search:
     def race(self, scans: Mapping[Setting, Scan]) -> Race:
         """Let the learning rates race that the scans leave; add others where the best stands at an edge."""
         num_seeds = len(self.seeds)
-        strategy = strategy_for(self.budget - self.cost, scans.values(), num_seeds)
+        strategy = strategy_for(self.budget - self.cost, scans.values(), self.span.num_steps, num_seeds)
         race = Race(strategy)
         starting = [replace(own, lr=float(lr)) for own, scan in scans.items() for lr in scan.window(strategy.spacing)]
         race.admit(len(starting))

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vecsweep._types import FloatArray
+from vecsweep.pruning import step_of
 from vecsweep.results.ranking import Setting
 
 SCANNED = (1e-6, 1e2)  # the range of the first scan
 SCAN_SHARE = 1 / 32  # of the run
 LEAST_SCAN_STEPS = 8
-BELOW, ABOVE = 1.6, 0.4  # decades around the best of the scan
+BELOW, ABOVE = 1.5, 0.5  # decades around the best of the scan
 _TO_CLIFF = 1.6  # decades: a best that is further below the cliff is noise
 _MOST_DECADES = 20  # that a scan may come to, from its first range on
 
@@ -31,43 +32,46 @@ class Strategy:
 
     Attributes:
         spacing: decades between the learning rates that start.
-        keep: the share of them that goes on after each rung.
         rungs: shares of the run; the race ends at the last.
+        keeps: the shares of them that go on after each rung but the last.
     """
 
     spacing: float
-    keep: float
     rungs: tuple[float, ...]
+    keeps: tuple[float, ...]
 
-    def cost(self, num: int, num_seeds: int = 1) -> float:
+    def cost(self, num: int, num_steps: int, num_seeds: int = 1) -> float:
         """The work of it in runs of one member.
 
         Args:
             num: who start.
+            num_steps: of the run.
             num_seeds: that each is trained with.
         """
-        cost, before = 0.0, 0.0
-        for rung in self.rungs:
-            cost += num * (rung - before)
-            num, before = survivors(num, self.keep), rung
-        return num_seeds * cost
+        cost, before = 0, 0
+        for rung, keep in zip(self.rungs, (*self.keeps, 1.0), strict=True):
+            step = step_of(rung, num_steps)
+            cost += num * (step - before)
+            num, before = survivors(num, keep), step
+        return num_seeds * cost / num_steps
 
 
 _TO_THE_END = (1 / 8, 1 / 4, 1 / 2, 1.0)
 STRATEGIES = (  # each takes more work than the one before it
-    Strategy(0.65, 0.5, (1 / 16,)),
-    Strategy(0.5, 0.5, (1 / 16, 1 / 8)),
-    Strategy(0.5, 0.5, (1 / 8, 1 / 4)),
-    Strategy(0.5, 0.5, _TO_THE_END),
-    Strategy(0.3, 0.5, _TO_THE_END),
-    Strategy(0.25, 0.5, _TO_THE_END),
-    Strategy(0.25, 0.6, _TO_THE_END),
-    Strategy(0.25, 0.8, _TO_THE_END),
-    Strategy(0.2, 0.8, _TO_THE_END),
-    Strategy(0.2, 1.0, _TO_THE_END),
-    Strategy(0.15, 1.0, _TO_THE_END),
-    Strategy(0.1, 1.0, _TO_THE_END),
+    Strategy(0.65, (1 / 16,), ()),
+    Strategy(0.5, (1 / 8,), ()),
+    Strategy(0.5, (1 / 8, 1 / 4), (0.6,)),
+    Strategy(0.5, _TO_THE_END, (0.6, 0.6, 0.5)),
+    Strategy(0.5, _TO_THE_END, (0.8, 0.7, 0.6)),
+    Strategy(0.5, _TO_THE_END, (1.0, 0.8, 0.6)),
+    Strategy(0.4, _TO_THE_END, (1.0, 0.8, 0.6)),
+    Strategy(0.3, _TO_THE_END, (1.0, 0.8, 0.6)),
+    Strategy(0.25, _TO_THE_END, (1.0, 0.8, 0.8)),
+    Strategy(0.2, _TO_THE_END, (1.0, 0.8, 0.8)),
+    Strategy(0.15, _TO_THE_END, (1.0, 1.0, 1.0)),
+    Strategy(0.1, _TO_THE_END, (1.0, 1.0, 1.0)),
 )
+_SEEDS_FROM = (7.0, 11.0)  # a budget, from which on it goes into another seed
 _SCAN_SPACINGS = (0.4, 0.6, 0.8)  # decades, the finest of which the scan takes its share of the budget at most
 _SCANNED_SHARE = 0.25
 
@@ -89,7 +93,7 @@ def scan_spacing(budget: float, num_steps: int, num_combinations: int = 1) -> fl
     }
     coarsest, cheapest = _SCAN_SPACINGS[-1], STRATEGIES[0]
     most = num_combinations * (math.floor((BELOW + ABOVE) / cheapest.spacing) + 1)
-    least = costs[coarsest] + cheapest.cost(most)
+    least = costs[coarsest] + cheapest.cost(most, num_steps)
     if budget < least:
         what = f"{num_combinations} combinations" if num_combinations > 1 else "one setting"
         raise ValueError(
@@ -99,18 +103,24 @@ def scan_spacing(budget: float, num_steps: int, num_combinations: int = 1) -> fl
     return next((own for own in _SCAN_SPACINGS if costs[own] <= _SCANNED_SHARE * budget), coarsest)
 
 
-def strategy_for(left: float, scans: Iterable["Scan"], num_seeds: int = 1) -> Strategy:
+def num_seeds_for(budget: float) -> int:
+    """Choose how many seeds a race has: more of them steady the answer better than a finer look."""
+    return 1 + sum(budget >= least for least in _SEEDS_FROM)
+
+
+def strategy_for(left: float, scans: Iterable["Scan"], num_steps: int, num_seeds: int = 1) -> Strategy:
     """Choose the most thorough strategy that is paid for, or else the first.
 
     Args:
         left: of the budget, in runs of one member.
         scans: of each combination.
+        num_steps: of the run.
         num_seeds: that each setting is trained with.
     """
     found = list(scans)
     chosen = STRATEGIES[0]
     for strategy in STRATEGIES:
-        if strategy.cost(sum(len(scan.window(strategy.spacing)) for scan in found), num_seeds) <= left:
+        if strategy.cost(sum(len(scan.window(strategy.spacing)) for scan in found), num_steps, num_seeds) <= left:
             chosen = strategy
     return chosen
 
@@ -174,11 +184,7 @@ class Scan:
 
     def window(self, spacing: float) -> FloatArray:
         """The learning rates that are to start."""
-        low, high = self.best * 10**-BELOW, self.best * 10**ABOVE
-        if self.cliff is not None:
-            high = min(high, self.cliff * 0.999)
-        found = scan_lrs(spacing, low, high)
-        return found if found.size else np.array([self.best])
+        return scan_lrs(spacing, self.best * 10**-BELOW, self.best * 10**ABOVE)
 
 
 class Race:
@@ -195,8 +201,8 @@ class Race:
 
     def admit(self, num: int) -> None:
         """Say how many start; those that come later compete for the same places."""
-        for rung in self.strategy.rungs:
-            num = survivors(num, self.strategy.keep)
+        for rung, keep in zip(self.strategy.rungs, (*self.strategy.keeps, 1.0), strict=True):
+            num = survivors(num, keep)
             self._places.setdefault(rung, num)
 
     def judge(self, rung: float, scores: Mapping[Setting, float]) -> set[Setting]:

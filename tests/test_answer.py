@@ -1,0 +1,333 @@
+"""find_lr: the learning rate that it names, held against plain loops at every learning rate, and what it costs."""
+
+import copy
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import vecsweep as vs
+from vecsweep.cli import main
+from vecsweep.race import STRATEGIES, Race, Scan, Strategy, scan_lrs, scan_spacing, scan_steps, strategy_for
+from vecsweep.results.ranking import Setting
+from vecsweep.suggest.basin import read_basin
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+NUM_STEPS = 160
+OPTIMIZERS = {
+    "sgd": lambda params: torch.optim.SGD(params, lr=0.1),
+    "momentum": lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9),
+    "adam": torch.optim.Adam,
+}
+
+
+def data(num_rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(num_rows, 8, generator=generator)
+    noise = 0.3 * torch.randn(num_rows, generator=generator)
+    return inputs, (inputs @ torch.arange(8.0).cos() + inputs[:, 1].square() - 1 + noise > 0).long()
+
+
+def accuracy(outputs, targets):
+    return (outputs.argmax(dim=1) == targets).double().mean()
+
+
+def make_task(optimizer="momentum", *, scale=1.0, **options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    inputs, targets = data(1024, 1)
+    kind = OPTIMIZERS[optimizer]
+    how = {
+        "loss_fn": lambda outputs, targets: scale * F.cross_entropy(outputs, targets),
+        "optimizer": lambda params: kind(params),
+        "val_batches": [data(1024, 2)],
+        "metrics": {"accuracy": accuracy},
+    }
+    batches = options.pop("batches", list(zip(inputs.split(16), targets.split(16), strict=True)))
+    return vs.Task(model, batches, **(how | options))
+
+
+def find_lr(task=None, **options):
+    return vs.find_lr(task or make_task(), **({"num_steps": NUM_STEPS, "progress": False} | options))
+
+
+def cosine(step):
+    return (1 + math.cos(math.pi * step / (NUM_STEPS - 1))) / 2
+
+
+def plain_loop(task, lr, schedule=lambda step: 1.0, num_steps=NUM_STEPS):
+    """The model that people's own loop trains, and its validation loss."""
+    model = copy.deepcopy(task.model)
+    optimizer = task.optimizer(model.parameters())
+    for step in range(num_steps):
+        inputs, targets = task.batches[step % len(task.batches)]
+        for group in optimizer.param_groups:
+            group["lr"] = lr * schedule(step)
+        optimizer.zero_grad()
+        task.loss_fn(model(inputs), targets).backward()
+        optimizer.step()
+    with torch.no_grad():
+        loss = float(np.mean([float(task.loss_fn(model(x), y)) for x, y in task.val_batches]))
+    return model, loss if math.isfinite(loss) else math.inf
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(("name", "schedule"), [("constant", lambda step: 1.0), ("cosine", cosine)])
+def test_answer_is_as_good_as_the_best_of_plain_loops(optimizer, name, schedule):
+    task = make_task(optimizer)
+    answer = find_lr(task, schedule=name)
+    lrs = 10 ** np.arange(-4, 2.01, 0.25)
+    losses = [plain_loop(task, lr, schedule)[1] for lr in lrs]
+    untrained = plain_loop(task, 0.0)[1]
+    for lr in (answer.lr, answer.winner.setting.lr):
+        regret = (plain_loop(task, lr, schedule)[1] - min(losses)) / (untrained - min(losses))
+        assert regret < 0.05
+    assert answer.start == pytest.approx(untrained, rel=0.01)
+    assert answer.interval[0] <= answer.lr <= answer.interval[1]
+
+
+def test_model_is_the_winner_trained_to_the_end_under_the_schedule():
+    task = make_task()
+    answer = find_lr(task, schedule="cosine")
+    expected, loss = plain_loop(task, answer.winner.setting.lr, cosine)
+    assert answer.finished
+    assert answer.winner.scores[-1] == pytest.approx(loss, rel=1e-9)
+    for own, other in zip(answer.model().parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+def test_model_of_a_race_that_ended_early_is_trained_when_it_is_asked_for():
+    task = make_task()
+    answer = find_lr(task, schedule="cosine", budget=1.2)
+    assert not answer.finished
+    assert any("ended at" in doubt for doubt in answer.doubts)
+    expected, _ = plain_loop(task, answer.winner.setting.lr, cosine)
+    for own, other in zip(answer.model().parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-10, 1e-5, 1e5, 1e10])
+def test_no_range_is_needed(scale):
+    """The gradient of a loss times c is c times as large, so that plain SGD wants an lr c times as small."""
+    usual, scaled = find_lr(make_task("sgd")), find_lr(make_task("sgd", scale=scale))
+    assert scaled.lr * scale == pytest.approx(usual.lr, rel=0.8)
+
+
+@pytest.mark.parametrize("budget", [0.8, 1, 2, 3, 4, 6, 8, 12, 20])
+@pytest.mark.parametrize("num_steps", [40, 300])
+def test_budget_is_kept(budget, num_steps):
+    answer = find_lr(num_steps=num_steps, budget=budget if num_steps > 100 else budget + 2)
+    assert answer.cost <= answer.budget
+    assert answer.cost == pytest.approx(
+        sum(int((~np.isnan(runs.train_loss)).sum()) for runs in answer.runs) / num_steps, rel=1e-9
+    )
+
+
+def test_seeds_race_together():
+    answer = find_lr(seeds=3, budget=10)
+    race = answer.runs[1]
+    assert {member.seed for member in race.members} == {0, 1, 2}
+    final = race.final("val_loss")
+    own = [i for i, member in enumerate(race.members) if member.lr == answer.winner.setting.lr]
+    assert answer.winner.scores[-1] == pytest.approx(final[own].mean())
+
+
+def test_what_else_is_compared_is_named_with_what_it_matters():
+    answer = find_lr(schedules=["constant", "cosine"], vary={"momentum": [0.0, 0.9]}, budget=10)
+    mattered = answer.mattered()
+    assert set(mattered) == {"schedule", "momentum"}
+    assert set(mattered["schedule"]) == {"constant", "cosine"}
+    assert mattered["schedule"][answer.schedule] == 0
+    assert mattered["momentum"][answer.hyper["momentum"]] == 0
+    assert all(gap >= 0 for values in mattered.values() for gap in values.values())
+    for name in ("constant", "cosine", "momentum"):
+        assert name in str(answer)
+
+
+def test_without_validation_the_training_loss_decides():
+    answer = find_lr(make_task(val_batches=None, metrics={}))
+    assert answer.metric == "train_loss"
+    race = answer.runs[1]
+    place = next(i for i, member in enumerate(race.members) if member.setting == answer.winner.setting)
+    assert answer.winner.scores[-1] == pytest.approx(race.train_loss[-NUM_STEPS // 4 :, place].mean())
+
+
+def test_more_of_an_accuracy_is_better():
+    answer = find_lr(monitor="val_accuracy")
+    assert answer.mode == "max"
+    finished = [trial.scores[-1] for trial in answer.trials if trial.rungs[-1] == 1]
+    assert answer.winner.scores[-1] == max(finished) > answer.start
+
+
+def test_nothing_of_the_callers_changes():
+    task = make_task()
+    before = [p.clone() for p in task.model.parameters()]
+    state = torch.get_rng_state()
+    find_lr(task)
+    assert all(torch.equal(own, old) for own, old in zip(task.model.parameters(), before, strict=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_same_call_gives_the_same_answer():
+    first, second = find_lr(), find_lr()
+    assert first.lr == second.lr
+    assert first.trials == second.trials
+
+
+def test_task_that_nothing_trains_is_refused():
+    task = make_task(loss_fn=lambda outputs, _: outputs.sum() * math.nan)
+    with pytest.raises(ValueError, match="No learning rate trains this task"):
+        find_lr(task)
+
+
+def test_task_that_learns_nothing_is_doubted():
+    inputs, _ = data(1024, 1)
+    labels = torch.randint(2, (2, 1024), generator=torch.Generator().manual_seed(3))
+    batches = list(zip(inputs.split(16), labels[0].split(16), strict=True))
+    task = make_task(batches=batches, val_batches=[(inputs, labels[1])])
+    nn.init.zeros_(task.model[2].weight)  # it begins at the loss of a guess
+    nn.init.zeros_(task.model[2].bias)
+    assert any("hardly gains" in doubt for doubt in find_lr(task, num_steps=64).doubts)
+
+
+def test_picture_shows_each_rung_and_the_answer():
+    answer = find_lr()
+    ax = answer.plot()
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert [text for text in texts if text.startswith("after")] == [f"after {n} steps" for n in (20, 40, 80, 160)]
+    assert f"answer, {answer.lr:.3g}" in texts
+    assert ax.get_xscale() == "log"
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "what"),
+    [
+        ({"budget": 0}, ValueError, "`budget`"),
+        ({"budget": 0.1}, ValueError, "at least"),
+        ({"budget": "4"}, ValueError, "`budget`"),
+        ({"budget": 1, "vary": {"momentum": [0.1, 0.2, 0.3]}}, ValueError, "3 combinations"),
+        ({"tolerance": 1}, ValueError, "`tolerance`"),
+        ({"schedule": "cosin"}, ValueError, "cosine"),
+        ({"num_steps": None}, ValueError, "Exactly one"),
+        ({"epochs": 3}, ValueError, "Exactly one"),
+        ({"monitor": "val_acuracy", "mode": "max"}, ValueError, "not measured"),
+        ({"monitor": "train_accuracy"}, ValueError, "not measured"),
+        ({"mode": "less"}, ValueError, "`mode`"),
+        ({"vary": {"lr": [0.1]}}, ValueError, "`lrs`|lr"),
+    ],
+)
+def test_wrong_argument_is_told(options, error, what):
+    with pytest.raises(error, match=what):
+        find_lr(**options)
+
+
+def test_iterator_is_refused():
+    with pytest.raises(ValueError, match="again and again"):
+        find_lr(
+            make_task() if False else vs.Task(nn.Linear(8, 2), iter([data(8, 1)]), F.cross_entropy, OPTIMIZERS["sgd"])
+        )
+
+
+def test_command_says_the_answer_and_writes_what_is_asked_for(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    torch.set_default_dtype(torch.float32)
+    png, weights = tmp_path / "answer.png", tmp_path / "best.safetensors"
+    arguments = ["digits", "--num-steps", "64", "--schedule", "cosine", "--png", str(png), "--model", str(weights)]
+    assert main(["find-lr", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["interval"][0] <= found["lr"] <= found["interval"][1]
+    assert found["cost"] <= found["budget"] == 4
+    assert png.stat().st_size > 10_000
+    assert weights.exists()
+    assert main(["find-lr", "digits", "--num-steps", "64", "--budget", "1.5"]) == 0
+    assert "Doubt: The race ended" in capsys.readouterr().out
+
+
+# What decides, without training.
+
+
+def test_each_strategy_takes_more_work_than_the_one_before_it():
+    costs = [own.cost(math.floor(2.0 / own.spacing) + 1, 1000) for own in STRATEGIES]
+    assert all(a < b for a, b in pairwise(costs))
+
+
+@pytest.mark.parametrize("budget", [1.0, 2.0, 4.0, 8.0, 20.0])
+def test_strategy_is_the_most_thorough_that_is_paid_for(budget):
+    scan = Scan({float(lr): abs(math.log10(lr) + 1.0) for lr in scan_lrs(0.4)})
+    chosen = strategy_for(budget, [scan], 1000)
+    assert chosen.cost(len(scan.window(chosen.spacing)), 1000) <= budget
+    dearer = STRATEGIES[STRATEGIES.index(chosen) + 1 :]
+    assert all(own.cost(len(scan.window(own.spacing)), 1000) > budget for own in dearer)
+
+
+def test_scan_takes_its_share_of_the_budget_at_most():
+    for budget in (1.0, 2.0, 4.0, 8.0):
+        spacing = scan_spacing(budget, 1000)
+        assert spacing == 0.8 or len(scan_lrs(spacing)) * scan_steps(1000) / 1000 <= 0.25 * budget
+
+
+def test_scan_finds_the_cliff_and_what_may_be_best_below_it():
+    scores = {1e-3: 2.0, 1e-2: 1.9, 1e-1: 1.5, 1.0: 3.0, 10.0: math.inf}
+    scan = Scan(scores)
+    assert (scan.start, scan.best, scan.cliff) == (2.0, 0.1, 1.0)
+    window = scan.window(0.25)
+    assert window[0] >= 0.1 * 10**-1.51
+    assert window[-1] <= 0.1 * 10**0.51
+    assert Scan(scores | {1.0: 1.6, 10.0: 1.7}).cliff is None
+
+
+def test_best_far_below_the_cliff_is_noise():
+    scores = {float(lr): 2.0 - 1e-6 * (lr == 1e-4) for lr in 10.0 ** np.arange(-6, 1)} | {10.0: 9.0, 100.0: math.inf}
+    assert Scan(scores).best == pytest.approx(10 * 10**-1.6)
+
+
+def test_scan_widens_where_it_ends_too_soon():
+    falling = Scan({float(lr): 2.0 - 0.1 * i for i, lr in enumerate(scan_lrs(0.4))})
+    assert falling.missing(0.4).min() > 100
+    exploded = Scan({float(lr): math.inf for lr in scan_lrs(0.4)})
+    assert exploded.missing(0.4).max() < 1e-6
+    good = Scan({float(lr): abs(math.log10(lr) + 2.0) + (100 if lr > 0.2 else 0) for lr in scan_lrs(0.4)})
+    assert good.missing(0.4).size == 0
+
+
+def test_late_comers_compete_for_the_same_places():
+    race = Race(Strategy(0.25, (0.5, 1.0), (0.5,)))
+    settings = {lr: Setting(lr, "constant") for lr in (0.1, 0.2, 0.3, 0.4, 0.5)}
+    race.admit(4)
+    going_on = race.judge(0.5, {settings[lr]: lr for lr in (0.1, 0.2, 0.3, 0.4)})
+    assert going_on == {settings[0.1], settings[0.2]}
+    assert race.judge(0.5, {settings[0.5]: 0.15}) == {settings[0.5]}
+    race.judge(1.0, {settings[0.1]: 0.5, settings[0.2]: 0.4})
+    assert race.winner == settings[0.2]
+    gaps = race.gaps(start=1.1)
+    assert gaps[settings[0.2]] == 0
+    assert gaps[settings[0.1]] == pytest.approx(0.1 / 0.7)
+    assert gaps[settings[0.3]] == pytest.approx(0.2 / 1.0)
+
+
+def test_members_that_diverged_never_go_on():
+    race = Race(Strategy(0.25, (0.5, 1.0), (1.0,)))
+    settings = [Setting(lr, "constant") for lr in (0.1, 0.2)]
+    race.admit(2)
+    assert race.judge(0.5, dict(zip(settings, (1.0, math.inf), strict=True))) == {settings[0]}
+    assert race.gaps(2.0)[settings[1]] == math.inf
+
+
+@pytest.mark.parametrize(("gaps", "expected"), [([0.5, 0, 0.5], 0.1), ([0.0, 0.0, 0.5], 10**-1.5)])
+def test_centre_of_the_basin_lies_between_those_that_are_as_good(gaps, expected):
+    basin = read_basin(np.array([0.01, 0.1, 1.0]), np.array(gaps), best=1)
+    assert basin.lr == pytest.approx(expected, rel=0.01)
+
+
+def test_interval_ends_where_the_gap_crosses_the_tolerance():
+    basin = read_basin(np.array([1e-3, 1e-2, 1e-1, 1.0]), np.array([0.2, 0.0, 0.04, math.inf]), best=1, tolerance=0.02)
+    assert basin.low == pytest.approx(10**-2.1)
+    assert basin.high == pytest.approx(10**-1.5)
+    beside_cliff = read_basin(np.array([1e-2, 1e-1]), np.array([0.0, math.inf]), best=0)
+    assert beside_cliff == pytest.approx((1e-2, 1e-2, 1e-2))
