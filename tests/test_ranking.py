@@ -48,25 +48,68 @@ def make_runs(final, *, seeds=(0, 1, 2), num_evaluations=3, diverged=(), stopped
     )
 
 
-def test_means_intervals_and_ties_are_those_of_the_paired_t_test():
-    final = np.array([[0.50, 0.61, 0.40], [0.52, 0.62, 0.43], [0.51, 0.58, 0.43], [0.9, 0.95, 0.83]])
-    ranking = make_runs(final).ranking("val_loss", confidence=0.9)
-    assert ranking.mode == "min"
-    best = final[ranking.best.members[0] // 3]
-    assert best.mean() == final.mean(axis=1).min()
-    for standing in ranking.standings:
-        own = final[standing.members[0] // 3]
-        assert standing.mean == pytest.approx(own.mean())
-        assert (standing.median, standing.low, standing.high) == (np.median(own), own.min(), own.max())
-        if standing is ranking.best:
-            assert standing.is_tied
-            continue
-        test = stats.ttest_rel(own, best)
+def test_means_interval_and_tie_of_two_settings_are_those_of_the_paired_t_test():
+    for other in ([0.52, 0.62, 0.43], [0.51, 0.58, 0.43]):
+        final = np.array([[0.50, 0.61, 0.40], other])
+        ranking = make_runs(final).ranking("val_loss", confidence=0.9)
+        assert ranking.mode == "min"
+        best, worse = ranking.standings
+        for standing in ranking.standings:
+            own = final[standing.members[0] // 3]
+            assert standing.mean == pytest.approx(own.mean())
+            assert (standing.median, standing.low, standing.high) == (np.median(own), own.min(), own.max())
+        assert best.is_tied
+        test = stats.ttest_rel(final[1], final[0])
         interval = test.confidence_interval(0.9)
-        assert standing.difference - standing.margin == pytest.approx(interval.low)
-        assert standing.difference + standing.margin == pytest.approx(interval.high)
-        assert standing.is_tied == (test.pvalue > 0.1)
-    assert len(ranking.tied) == 2, "the second is consistently worse, the third is not"
+        assert worse.difference - worse.margin == pytest.approx(interval.low)
+        assert worse.difference + worse.margin == pytest.approx(interval.high)
+        assert worse.is_tied == (test.pvalue > 0.1)
+
+
+def test_settings_say_together_how_far_chance_goes():
+    """The residuals of an ordinary regression on settings and seeds give the variance that all intervals share."""
+    rng = np.random.default_rng(0)
+    num_settings, num_seeds = 5, 3
+    final = rng.normal(size=(num_settings, 1)) + rng.normal(size=num_seeds) + 0.1 * rng.normal(size=(5, 3))
+    ranking = make_runs(final).ranking("val_loss")
+    rows, columns = np.indices(final.shape).reshape(2, -1)
+    design = np.concatenate([np.eye(num_settings)[rows], np.eye(num_seeds)[columns][:, 1:]], axis=1)
+    _, (squares,), rank, _ = np.linalg.lstsq(design, final.ravel(), rcond=None)
+    freedom = final.size - rank
+    assert freedom == 8
+    together = 0.95 ** (1 / (num_settings - 1))
+    margin = stats.t.ppf((1 + together) / 2, freedom) * np.sqrt(2 * squares / freedom / num_seeds)
+    assert [standing.margin for standing in ranking.standings[1:]] == pytest.approx([margin] * 4)
+
+
+def test_setting_that_varies_clearly_more_speaks_for_itself():
+    final = np.array([[0.50, 0.61, 0.40], [0.53, 0.62, 0.42], [0.54, 0.66, 0.45], [0.57, 0.65, 0.46], [9.0, 1.0, 30.0]])
+    by_lr = {standing.setting.lr: standing for standing in make_runs(final).ranking().standings}
+    wild = by_lr[0.01 * 10**4]
+    t = stats.t.ppf((1 + 0.95 ** (1 / 4)) / 2, 2)
+    assert wild.margin == pytest.approx(t * (final[4] - final[0]).std(ddof=1) / np.sqrt(3))
+    without = {standing.setting.lr: standing for standing in make_runs(final[:4]).ranking().standings}
+    assert by_lr[0.1].margin == pytest.approx(without[0.1].margin, rel=0.1)
+
+
+def test_untrained_setting_is_told_from_the_best_by_two_seeds():
+    """Each interval by itself has one degree of freedom, and holds almost anything."""
+    final = [[0.83, 0.835], [0.70, 0.74], [0.53, 0.56], [0.55, 0.55], [0.60, 0.66], [0.75, 0.71]]
+    ranking = make_runs(final, seeds=(0, 1)).ranking()
+    tied = {standing.setting.lr for standing in ranking.tied}
+    assert 1.0 in tied
+    assert 0.01 not in tied
+    assert stats.ttest_rel(final[0], final[2]).confidence_interval(0.95).low < 0
+
+
+def test_settings_that_are_equal_are_tied_as_often_as_was_asked_for():
+    rng = np.random.default_rng(1)
+    wrong = 0
+    for _ in range(400):
+        final = rng.normal(size=4) + 0.1 * rng.normal(size=(6, 4))
+        wrong += not all(standing.is_tied for standing in make_runs(final, seeds=range(4)).ranking().standings)
+    # The best of six was chosen by the same numbers, which makes differences to it larger than they are.
+    assert wrong / 400 < 0.15
 
 
 def test_common_random_numbers_tell_apart_what_the_spread_over_seeds_hides():

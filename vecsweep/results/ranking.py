@@ -205,12 +205,16 @@ def rank(
 ) -> Ranking:
     """Order settings by their means over seeds, and compare each with the best, seed by seed.
 
-    The confidence interval of a mean difference is `mean(d) +- t * std(d) / sqrt(n)` with the differences `d` of n
-    seeds and Student's t of n - 1 degrees of freedom. Each setting is compared with the best by itself: among many,
-    one in twenty that is truly as good falls outside a 95 % interval by chance.
+    The confidence interval of a mean difference over n seeds is `mean(d) +- t * s / sqrt(n)`. Few seeds say little of
+    `s`, the deviation of the differences `d`, so that settings say it together: `s**2` is twice the mean square of what
+    is left of the values without the means of settings and seeds, of k settings with (k - 1)(n - 1) degrees of freedom.
+    A setting whose own differences vary clearly more (by an F test at 1 %) is not among them, and has its own `s` and
+    n - 1. Student's t is that of `confidence ** (1 / (k - 1))`, so that all k - 1 comparisons hold together with the
+    confidence that was asked for. With two settings all this is the paired t-test.
 
     Reference:
-        Student, The probable error of a mean, 1908; the paired t-test.
+        Student, The probable error of a mean, 1908; Fisher 1925, Statistical methods for research workers, for the
+        analysis of variance; Sidak 1967, https://doi.org/10.1080/01621459.1967.10482935, for the correction.
     """
     groups = group_by_setting(settings)
     means = {setting: float(np.mean(final[list(members)])) for setting, members in groups.items()}
@@ -220,13 +224,18 @@ def rank(
     whole = [values for values in several if not np.isnan(values).any()]
     are_alike = bool(whole) and all((values == values[0]).all() for values in whole)
     best = {seeds[i]: final[i] for i in groups[order[0]]}
+    differences = {
+        setting: np.array([final[i] - best[seeds[i]] for i in members if seeds[i] in best])
+        for setting, members in groups.items()
+    }
+    margins = _margins([differences[setting] for setting in order[1:]], confidence)
     standings = []
-    for setting in order:
+    for setting, margin in zip(order, (0.0 if len(best) > 1 else float("nan"), *margins), strict=True):
         members = list(groups[setting])
         values = final[members]
-        differences = np.array([final[i] - best[seeds[i]] for i in members if seeds[i] in best])
-        difference, margin = _interval(differences, confidence)
-        margin = float("nan") if are_alike else margin
+        own = differences[setting]
+        difference = float(own.mean()) if own.size else float("nan")
+        margin = float("nan") if are_alike or np.isnan(difference) else margin
         is_tied: bool | None = None
         if np.isnan(difference):
             is_tied = False
@@ -252,17 +261,36 @@ def rank(
     return Ranking(metric, mode, confidence, len(set(seeds)), are_alike, tuple(standings))
 
 
-def _interval(differences: FloatArray, confidence: float) -> tuple[float, float]:
-    """The mean of differences, and the half-width of its confidence interval."""
-    if differences.size == 0 or np.isnan(differences).any():
-        return float("nan"), float("nan")
-    num = differences.size
-    if num == 1:
-        return float(differences[0]), float("nan")
-    from scipy.special import stdtrit  # Student's quantile; a fifth of a second to import, for those who rank
+def _margins(differences: Sequence[FloatArray], confidence: float) -> list[float]:
+    """The half-widths of the confidence intervals of mean differences to the best, NaN where they are not known.
 
-    t = float(stdtrit(num - 1, (1 + confidence) / 2))
-    return float(differences.mean()), t * float(differences.std(ddof=1)) / float(np.sqrt(num))
+    Args:
+        differences: of each setting but the best, `[seed]`.
+        confidence: of all intervals together.
+    """
+    margins = [float("nan")] * len(differences)
+    known = [k for k, own in enumerate(differences) if own.size > 1 and not np.isnan(own).any()]
+    if not known:
+        return margins
+    from scipy.special import fdtri, stdtrit  # quantiles; a fifth of a second to import, for those who rank
+
+    num = max(differences[k].size for k in known)
+    variances = {k: float(differences[k].var(ddof=1)) for k in known}
+    whole = [k for k in known if differences[k].size == num]
+    usual = float(np.median([variances[k] for k in whole]))
+    most = float(fdtri(num - 1, max(1, (len(whole) - 1) * (num - 1)), 0.99)) if len(whole) > 1 else np.inf
+    pooled = [k for k in whole if variances[k] <= most * usual]
+    # The best differs from itself by nothing; of two-way residuals the differences to it have all that values have.
+    table = np.stack([np.zeros(num), *(differences[k] for k in pooled)])
+    rest = table - table.mean(axis=1, keepdims=True) - table.mean(axis=0) + table.mean()
+    freedom = len(pooled) * (num - 1)
+    together = confidence ** (1 / len(known))
+    for k in known:
+        variance, own_freedom = variances[k], differences[k].size - 1
+        if k in pooled:
+            variance, own_freedom = 2 * float((rest**2).sum()) / freedom, freedom
+        margins[k] = float(stdtrit(own_freedom, (1 + together) / 2)) * float(np.sqrt(variance / differences[k].size))
+    return margins
 
 
 def _tell_apart(settings: Sequence[Setting]) -> list[str]:
