@@ -94,7 +94,7 @@ def test_setting_that_varies_clearly_more_speaks_for_itself():
 
 def test_untrained_setting_is_told_from_the_best_by_two_seeds():
     """Each interval by itself has one degree of freedom, and holds almost anything."""
-    final = [[0.83, 0.835], [0.70, 0.74], [0.53, 0.56], [0.55, 0.55], [0.60, 0.66], [0.75, 0.71]]
+    final = [[0.83, 0.80], [0.70, 0.74], [0.53, 0.56], [0.55, 0.55], [0.60, 0.66], [0.75, 0.71]]
     ranking = make_runs(final, seeds=(0, 1)).ranking()
     tied = {standing.setting.lr for standing in ranking.tied}
     assert 1.0 in tied

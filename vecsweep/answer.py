@@ -210,8 +210,8 @@ class _Search:
         lrs, behind = (np.array(values) for values in ([own.lr for own in alike], [gaps[own] for own in alike]))
         basin = read_basin(lrs, behind, alike.index(winner), tolerance + noise)
         return Answer(
-            lr=basin.lr,
-            interval=(basin.low, basin.high),
+            lr=basin.lr * race.drift,
+            interval=(basin.low * race.drift, basin.high * race.drift),
             schedule=winner.schedule,
             hyper=dict(winner.hyper),
             doubts=tuple(self._doubts(race, scans[replace(winner, lr=1.0)], gaps, tolerance + noise)),
@@ -358,7 +358,8 @@ class _Search:
             doubts.append("Good and bad learning rates take turns: the curve is noisy. Raise `seeds`.")
         if race.end < 1.0:
             doubts.append(
-                f"The race ended at {race.end:.0%} of the run, where the budget did; later in a run lower learning "
-                "rates tend to be better. Raise `budget` to see its end."
+                f"The race ended at {race.end:.0%} of the run, where the budget did. Later in a run lower learning rates "
+                f"tend to be better, so that the answer is {race.drift:.2f} of what was best there. Raise `budget` to "
+                "see the end."
             )
         return doubts

@@ -59,8 +59,9 @@ class Strategy:
 _TO_THE_END = (1 / 8, 1 / 4, 1 / 2, 1.0)
 STRATEGIES = (  # each takes more work than the one before it
     Strategy(0.65, (1 / 16,), ()),
-    Strategy(0.5, (1 / 8,), ()),
+    Strategy(0.65, (1 / 8, 1 / 4), (0.5,)),
     Strategy(0.5, (1 / 8, 1 / 4), (0.6,)),
+    Strategy(0.5, (1 / 8, 1 / 4, 1 / 2), (0.6, 0.5)),
     Strategy(0.5, _TO_THE_END, (0.6, 0.6, 0.5)),
     Strategy(0.5, _TO_THE_END, (0.8, 0.7, 0.6)),
     Strategy(0.5, _TO_THE_END, (1.0, 0.8, 0.6)),
@@ -71,6 +72,7 @@ STRATEGIES = (  # each takes more work than the one before it
     Strategy(0.15, _TO_THE_END, (1.0, 1.0, 1.0)),
     Strategy(0.1, _TO_THE_END, (1.0, 1.0, 1.0)),
 )
+_DRIFT = 1 / 6  # exponent: the best lr of a run is that of a share of it times share ** _DRIFT
 _SEEDS_FROM = (7.0, 11.0)  # a budget, from which on it goes into another seed
 _SCAN_SPACINGS = (0.4, 0.6, 0.8)  # decades, the finest of which the scan takes its share of the budget at most
 _SCANNED_SHARE = 0.25
@@ -217,6 +219,11 @@ class Race:
         """The last rung that anybody came to alive."""
         reached = [rung for rung, own in self.scores.items() if any(map(math.isfinite, own.values()))]
         return max(reached, default=0.0)
+
+    @property
+    def drift(self) -> float:
+        """What an lr that is read off here is multiplied by: the longer a run, the lower is its best."""
+        return self.end**_DRIFT
 
     @property
     def winner(self) -> Setting:
