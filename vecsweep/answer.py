@@ -356,10 +356,4 @@ class _Search:
         between = alike[alike.index(inside[0]) : alike.index(inside[-1]) + 1] if inside else []
         if any(gaps[own] > 10 * tolerance for own in between):
             doubts.append("Good and bad learning rates take turns: the curve is noisy. Raise `seeds`.")
-        if race.end < 1.0:
-            doubts.append(
-                f"The race ended at {race.end:.0%} of the run, where the budget did. Later in a run lower learning rates "
-                f"tend to be better, so that the answer is {race.drift:.2f} of what was best there. Raise `budget` to "
-                "see the end."
-            )
         return doubts

@@ -70,9 +70,10 @@ class Answer:
         told = (
             f"From {low:.3g} to {high:.3g} it is as good, within {margin}. Found at the cost of {self.cost:.2g} runs."
         )
+        early = f"The race ended at {self.winner.rungs[-1]:.0%} of the run, where the budget did."
         lines = [
             f"lr {self.lr:.3g}{with_what}, for {self._run_in_words()}.",
-            told,
+            told if self.finished else f"{told} {early}",
             *(f"Doubt: {doubt}" for doubt in self.doubts),
             "",
             *self._table(),
