@@ -29,9 +29,9 @@ LAYERS = {
     ],
     "ground": ["_errors _folders _hyper _types _version _words"],
     "inputs": [
-        "execution task suggest.doubts tasks.fetching",
+        "execution task suggest.basin suggest.doubts tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
-        "suggest.basin suggest.cyclical suggest.suggestion tasks.batches tasks.models",
+        "suggest.cyclical suggest.suggestion tasks.batches tasks.models",
         "suggest tasks.builtin",
         "tasks.finding",
         "tasks",

@@ -178,21 +178,23 @@ def test_a_doubtful_suggestion_is_called_doubtful_and_another_is_not():
 
 def test_the_rules_asked_for_are_marked_more_lightly_and_the_default_one_only_once():
     found = grid(CURVE)
-    ax = plot_range_test(found, rules=["valley", "lowest"])
-    valley = line_of(ax, "valley")
-    assert valley.get_xdata()[0] == found.suggest("valley").lr
-    assert valley.get_linewidth() < line_of(ax, "suggestion").get_linewidth()
+    ax = plot_range_test(found, rules=["basin", "lowest"])
+    basin = line_of(ax, "basin")
+    assert basin.get_xdata()[0] == found.suggest("basin").lr
+    assert basin.get_linewidth() < line_of(ax, "suggestion").get_linewidth()
     assert not any(text.startswith(("steepest", "minimum", "lowest:")) for text in legend_texts(ax))
 
 
 def test_an_unknown_rule_is_an_error():
     with pytest.raises(ValueError, match="Did you mean 'valley'"):
         plot_range_test(grid(CURVE), rules=["vally"])
+    with pytest.raises(ValueError, match="'valley' reads ramps"):
+        plot_range_test(grid(CURVE), rules=["valley"])
 
 
 def test_suggestions_are_told_apart_in_grey_by_line_and_marker():
-    ax = plot_range_test(grid(CURVE), rules=["valley", "steepest", "minimum"])
-    lines = [line_of(ax, name) for name in ("suggestion", "valley", "steepest", "minimum")]
+    ax = plot_range_test(ramp(CURVE, [11]), rules=["lowest", "steepest", "minimum"])
+    lines = [line_of(ax, name) for name in ("suggestion", "lowest", "steepest", "minimum")]
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines)
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 import vecsweep as vs
 from vecsweep.results import MemberRecord
-from vecsweep.suggest import smooth, suggest, valley
+from vecsweep.suggest import RULES, smooth, suggest, valley
 
 NAN = np.nan
 
@@ -533,9 +533,24 @@ def test_rule_may_be_named_or_a_function_of_lrs_and_scores(method):
     assert (answer.rule, answer.lr) == ("third", LRS[own][2])
     np.testing.assert_array_equal(seen[0][0], LRS[own])
     np.testing.assert_array_equal(seen[0][1], NOISY[own])
-    assert found.suggest("steepest", smoothing=0.0).lr == suggest(LRS[own], NOISY[own], "steepest").lr
+    assert found.suggest("lowest", smoothing=0.0).lr == suggest(LRS[own], NOISY[own], "lowest").lr
     with pytest.raises(ValueError, match=r"`rule` must be one of .*Did you mean 'steepest'"):
         found.suggest("steep")
+
+
+@pytest.mark.parametrize("rule", ["valley", "slide", "steepest", "minimum", valley])
+def test_rules_that_read_ramps_are_refused_on_a_grid(rule):
+    with pytest.raises(ValueError, match=r"reads ramps.*Take 'lowest' or 'basin'"):
+        make_grid([NOISY], lrs=LRS.tolist()).suggest(rule)
+    assert make_ramp(NOISY[:, None], LRS).suggest(rule).lr > 0
+
+
+@pytest.mark.parametrize(("method", "has_all"), [("grid", False), ("ramp", True)])
+def test_rules_that_can_read_it_are_named(method, has_all):
+    found = make_grid([NOISY], lrs=LRS.tolist()) if method == "grid" else make_ramp(NOISY[:, None], LRS)
+    assert {"lowest", "basin", "third_of_largest_stable"} <= set(found.rules) <= set(RULES)
+    assert (set(found.rules) == set(RULES)) == has_all
+    assert all(found.suggest(rule).rule == rule for rule in found.rules)
 
 
 def test_suggestion_passes_over_what_diverged():

@@ -177,6 +177,7 @@ def test_largest_stable_lr_ends_before_the_curve_rises_above_its_start(losses, l
 
 
 SINGLE_POINT_ANSWERS = {
+    "basin": 0.12,
     "lowest": 0.12,
     "valley": 0.12,
     "steepest": 0.12,

@@ -6,6 +6,7 @@ from typing import Any
 
 import vecsweep as vs
 from vecsweep import RangeTest
+from vecsweep._types import Method
 from vecsweep.cli.arguments import (
     EXECUTION_OPTIONS,
     RANGE_OPTIONS,
@@ -19,7 +20,8 @@ from vecsweep.cli.arguments import (
 )
 from vecsweep.cli.reports import describe_range_test, format_curve, format_run, format_suggestions
 from vecsweep.cli.saying import Say, print_json, save_picture, saved_if_interrupted, sayer, tell_files, writing
-from vecsweep.suggest import RULES, suggest
+from vecsweep.results.range_test import check_rule
+from vecsweep.suggest import suggest
 from vecsweep.tasks import load_task
 
 WHAT = "find out which learning rates train a task"
@@ -74,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Test a task, and say what was found."""
-    check_reading(arguments.rule, arguments.smoothing)
+    check_reading(arguments.rule, arguments.smoothing, getattr(arguments, "method", "grid"))
     task = load_task(arguments.task)
     with saved_if_interrupted(arguments.output or Path("range-test-interrupted.npz")):
         found = vs.range_test(task, **given(arguments, *RANGE_OPTIONS, *EXECUTION_OPTIONS))
@@ -86,9 +88,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if document["suggestion"] is None else 0
 
 
-def check_reading(rule: str | None, smoothing: float | None = None) -> None:
-    """Raise ValueError for a wrong rule or smoothing, before the work rather than after it."""
+def check_reading(rule: str | None, smoothing: float | None = None, method: Method = "ramp") -> None:
+    """Raise ValueError for a rule or smoothing that will not do, before the work rather than after it."""
     suggest([1.0], [1.0], rule or "lowest", smoothing=smoothing or 0.0)
+    check_rule(rule, method)
 
 
 def tell_curve(found: RangeTest, say: Say, rule: str | None = None, smoothing: float | None = None) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def tell_curve(found: RangeTest, say: Say, rule: str | None = None, smoothing: f
     except ValueError as error:  # every learning rate diverged
         say(f"No suggestion: {error}\n")
     else:
-        suggestions = {name: found.suggest(name, smoothing=smoothing) for name in RULES}
+        suggestions = {name: found.suggest(name, smoothing=smoothing) for name in found.rules}
         say(format_suggestions(suggestions, taken) + "\n")
     say(format_run(found))
     return describe_range_test(found, suggestions, taken)

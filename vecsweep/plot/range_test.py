@@ -80,9 +80,7 @@ class RangeCurve(Protocol):
         """Read a learning rate off the curve by a rule."""
 
 
-def plot_range_test(
-    found: RangeCurve, ax: Axes | None = None, *, rules: Sequence[str] = ("steepest", "minimum")
-) -> Axes:
+def plot_range_test(found: RangeCurve, ax: Axes | None = None, *, rules: Sequence[str] | None = None) -> Axes:
     """Draw the loss against the learning rate, with the spread over seeds, suggestions, and what diverged.
 
     The curve is the one that `found.suggest` reads: the scores; of a ramp, the scores smoothed, beside a thin
@@ -99,7 +97,8 @@ def plot_range_test(
     Args:
         found: the range test.
         ax: where to draw; None makes a figure of its own, which pyplot does not know of.
-        rules: names of the rules whose suggestions are marked, lightly, beside the default suggestion.
+        rules: names of the rules whose suggestions are marked, lightly, beside the default suggestion; None for
+            "steepest" and "minimum" of a ramp, and "basin" of a grid.
 
     Returns:
         The axes; `.figure.savefig("lr.png")` keeps the picture, and a notebook shows `.figure`.
@@ -127,7 +126,8 @@ def plot_range_test(
         low, high = np.fmin.reduce(by_seed, axis=1), np.fmax.reduce(by_seed, axis=1)
         _draw_curve(ax, found, smoothing)
         _draw_band(ax, found, low, high)
-        _draw_suggestions(ax, found, rules)
+        usual = ("steepest", "minimum") if found.method == "ramp" else ("basin",)
+        _draw_suggestions(ax, found, usual if rules is None else rules)
         _limit_losses(ax, found, low, high)
     else:
         _say_all_diverged(ax, found)

@@ -9,7 +9,7 @@ import numpy as np
 from vecsweep._types import FloatArray, Method, Mode, PlotKind
 from vecsweep.results._files import read_result
 from vecsweep.results.sweep import Sweep
-from vecsweep.suggest import RAMP_SMOOTHING, Rule, Suggestion, suggest
+from vecsweep.suggest import RAMP_RULES, RAMP_SMOOTHING, RULES, Rule, Suggestion, suggest
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,11 @@ class RangeTest(Sweep):
     """
 
     method: Method
+
+    @property
+    def rules(self) -> list[str]:
+        """The names of the rules that can read it."""
+        return [name for name, rule in RULES.items() if self.method == "ramp" or rule not in RAMP_RULES]
 
     @property
     def lrs(self) -> FloatArray:
@@ -69,13 +74,14 @@ class RangeTest(Sweep):
             The learning rate, the rule, the loss there, and what is doubtful.
 
         Raises:
-            ValueError: every learning rate diverged, or there is no such rule.
+            ValueError: every learning rate diverged, there is no such rule, or it is one for ramps alone.
 
         Example:
             `found.suggest().lr`
         """
         if rule is None:
             rule = "valley" if self.method == "ramp" else "lowest"
+        check_rule(rule, self.method)
         if smoothing is None:
             smoothing = RAMP_SMOOTHING if self.method == "ramp" else 0.0
         return suggest(self.lrs, self.scores, rule, smoothing=smoothing, is_trimmed=self.method == "ramp")
@@ -108,6 +114,16 @@ class RangeTest(Sweep):
     @classmethod
     def _header_names(cls) -> tuple[str, ...]:
         return (*Sweep._header_names(), "method")
+
+
+def check_rule(rule: str | Rule | None, method: Method) -> None:
+    """Raise ValueError if a rule does not read what this method gives."""
+    function = RULES.get(rule) if isinstance(rule, str) else rule
+    if method == "grid" and function in RAMP_RULES:
+        raise ValueError(
+            f"The rule {getattr(rule, '__name__', rule)!r} reads ramps: it looks for where the loss falls, which on a "
+            "grid is far below the best learning rate. Take 'lowest' or 'basin', or test with `method=\"ramp\"`."
+        )
 
 
 def load(path: str | os.PathLike[str]) -> Sweep:

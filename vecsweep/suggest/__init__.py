@@ -7,6 +7,7 @@ the answer.
 from vecsweep.suggest.curves import smooth, trim
 from vecsweep.suggest.cyclical import CyclicalBounds, cyclical_bounds
 from vecsweep.suggest.rules import (
+    RAMP_RULES,
     RULES,
     Rule,
     lowest,
@@ -20,6 +21,7 @@ from vecsweep.suggest.rules import (
 from vecsweep.suggest.suggestion import RAMP_SMOOTHING, Suggestion, suggest
 
 __all__ = [
+    "RAMP_RULES",
     "RAMP_SMOOTHING",
     "RULES",
     "CyclicalBounds",

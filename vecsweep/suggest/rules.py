@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from vecsweep._types import FloatArray
+from vecsweep.suggest.basin import read_basin
 
 Rule = Callable[[FloatArray, FloatArray], float]
 
@@ -124,6 +125,23 @@ def lowest(lrs: FloatArray, losses: FloatArray) -> float:
     return float(lrs[np.argmin(losses)])
 
 
+def basin(lrs: FloatArray, losses: FloatArray) -> float:
+    """Return the centre of the basin that the lowest loss is in; see `read_basin`, which this gives the losses to.
+
+    The rule for a grid, where the lowest point jumps about with the seed. The loss at the smallest lr stands for that
+    of untrained weights.
+
+    Example:
+        >>> basin(np.array([1e-4, 0.01, 0.1, 1.0]), np.array([3.0, 1.0, 1.01, 4.0])) > 0.02
+        True
+    """
+    best = int(np.argmin(losses))
+    gain = losses[0] - losses[best]
+    if gain <= 0:
+        return float(lrs[best])
+    return read_basin(lrs, (losses - losses[best]) / gain, best).lr
+
+
 def minimum(lrs: FloatArray, losses: FloatArray) -> float:
     """Return a tenth of the lr at the lowest loss, the first of equals; it may lie below the range tested.
 
@@ -181,6 +199,7 @@ def _largest_stable(lrs: FloatArray, losses: FloatArray) -> float:
 
 RULES: dict[str, Rule] = {
     "lowest": lowest,
+    "basin": basin,
     "valley": valley,
     "steepest": steepest,
     "slide": slide,
@@ -188,5 +207,8 @@ RULES: dict[str, Rule] = {
     "third_of_largest_stable": third_of_largest_stable,
     "quarter_of_largest_stable": quarter_of_largest_stable,
 }
+
+# What these look for - where the loss of a rising lr falls, before it has come down - a grid does not show.
+RAMP_RULES: tuple[Rule, ...] = (valley, steepest, slide, minimum)
 
 SHOWN_DIVERGED: tuple[Rule, ...] = (third_of_largest_stable, quarter_of_largest_stable)
