@@ -184,7 +184,7 @@ def test_range_test_marks_the_rule_that_was_asked_for_and_prints_its_doubts(run)
 def test_a_ramp_with_several_seeds_says_when_they_diverged(run):
     done = run("range-test", "digits", "--method", "ramp", "--end-lr", 1e30, "--num-steps", 30, "--seeds", "3,5")
     assert done.status == 0
-    assert re.search(r"^\* valley ", done.out, re.MULTILINE)
+    assert re.search(r"^\* minimum ", done.out, re.MULTILINE)
     assert re.search(r"1e\+30 +- +at step \d+ \(2 of 2 seeds\)", done.out)
 
 

@@ -193,8 +193,8 @@ def test_an_unknown_rule_is_an_error():
 
 
 def test_suggestions_are_told_apart_in_grey_by_line_and_marker():
-    ax = plot_range_test(ramp(CURVE, [11]), rules=["lowest", "steepest", "minimum"])
-    lines = [line_of(ax, name) for name in ("suggestion", "lowest", "steepest", "minimum")]
+    ax = plot_range_test(ramp(CURVE, [11]), rules=["lowest", "steepest", "valley"])
+    lines = [line_of(ax, name) for name in ("suggestion", "lowest", "steepest", "valley")]
     assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == len(lines)
 
 

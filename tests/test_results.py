@@ -510,13 +510,22 @@ def test_suggestion_for_a_grid_is_the_lr_of_its_lowest_score():
     assert answer.loss == pytest.approx(0.7)
 
 
-def test_suggestion_for_a_ramp_is_the_valley_of_its_smoothed_scores():
+def test_suggestion_for_a_ramp_is_a_tenth_of_where_its_smoothed_scores_are_lowest():
     """Read as fastai reads it: without the first tenth and the last five points."""
     found = make_ramp(NOISY[:, None], LRS)
     own = slice(len(LRS) // 10, -5)
-    assert found.suggest().lr == valley(LRS[own], smooth(NOISY, 0.8)[own])
-    assert found.suggest(smoothing=0.0).lr == valley(LRS[own], NOISY[own])
+    assert found.suggest().lr == LRS[own][smooth(NOISY, 0.8)[own].argmin()] / 10
+    assert found.suggest("valley").lr == valley(LRS[own], smooth(NOISY, 0.8)[own])
+    assert found.suggest("valley", smoothing=0.0).lr == valley(LRS[own], NOISY[own])
     assert found.suggest("third_of_largest_stable", smoothing=0.0) == suggest(LRS, NOISY, "third_of_largest_stable")
+
+
+def test_suggestion_for_a_ramp_of_several_seeds_is_the_mean_of_theirs_in_log_lr():
+    curves = np.stack([NOISY, np.roll(NOISY, 2), NOISY[::-1]], axis=1)
+    found = make_ramp(curves, LRS)
+    of_seeds = [make_ramp(curves[:, [seed]], LRS).suggest().lr for seed in range(3)]
+    assert found.suggest().lr == pytest.approx(np.prod(of_seeds) ** (1 / 3))
+    assert found.suggest().rule == "minimum"
 
 
 @pytest.mark.parametrize("method", ["grid", "ramp"])

@@ -64,10 +64,27 @@ def _ramp(rule: str, smoothing: float | None = None, seeds: int = 1) -> Method:
     return method
 
 
-def _grid(problem: Problem, task: vs.Task, seed: int) -> Suggested:
-    found = vs.range_test(task, num_lrs=32, num_steps=100, seed=seed, progress=False)
-    own = found.suggest()
-    return Suggested(own.lr, np.isfinite(found.train_loss).sum() / problem.num_steps, own.doubts)
+def _grid(rule: str) -> Method:
+    def method(problem: Problem, task: vs.Task, seed: int) -> Suggested:
+        found = vs.range_test(task, num_lrs=32, num_steps=100, seed=seed, progress=False)
+        own = found.suggest(rule)
+        return Suggested(own.lr, np.isfinite(found.train_loss).sum() / problem.num_steps, own.doubts)
+
+    return method
+
+
+def _part_of_lowest(share: float, seeds: int = 1) -> Method:
+    """A share of the lr where a ramp's smoothed, trimmed curve is lowest; of several seeds the mean in log lr."""
+
+    def method(problem: Problem, task: vs.Task, seed: int) -> Suggested:
+        logs, cost = [], 0.0
+        for own in range(seeds):
+            found = vs.range_test(task, method="ramp", num_steps=_RAMP_STEPS, seed=seed + 100 * own, progress=False)
+            logs.append(np.log(share * found.suggest("lowest").lr))
+            cost += np.isfinite(found.train_loss[:, 0]).sum() / problem.num_steps
+        return Suggested(float(np.exp(np.mean(logs))), cost)
+
+    return method
 
 
 def _default(problem: Problem, task: vs.Task, seed: int) -> Suggested:
@@ -80,7 +97,12 @@ METHODS: dict[str, Method] = {
     "ramp, valley (fastai)": _ramp("valley", 0.98),
     "ramp, minimum (fastai)": _ramp("minimum", 0.98),
     "ramp, our default": _ramp("valley"),
-    "grid 32 x 100, lowest": _grid,
+    "ramp, lowest / 8": _part_of_lowest(1 / 8),
+    "ramp, lowest / 12": _part_of_lowest(1 / 12),
+    "ramp, lowest / 16": _part_of_lowest(1 / 16),
+    "ramp, lowest / 12, 4 seeds": _part_of_lowest(1 / 12, 4),
+    "grid 32 x 100, lowest": _grid("lowest"),
+    "grid 32 x 100, basin": _grid("basin"),
     "find_lr 1": _find_lr(1.0),
     "find_lr 2": _find_lr(2.0),
     "find_lr 4": _find_lr(4.0),

@@ -1,7 +1,7 @@
 """RangeTest: a sweep read as one curve of loss against learning rate; and `load`, for results of every kind."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -65,9 +65,12 @@ class RangeTest(Sweep):
     def suggest(self, rule: str | Rule | None = None, *, smoothing: float | None = None) -> Suggestion:
         """Read a learning rate off the curve of scores; of a ramp without its ends, as `vecsweep.suggest.trim` has it.
 
+        Of a ramp with several seeds it is the geometric mean of what each seed's curve says.
+
         Args:
             rule: a name in `vecsweep.suggest.RULES`, or a function `(lrs, losses) -> lr`; None is "lowest" for a grid,
-                which has a run for each learning rate, and "valley" for a ramp.
+                which has a run for each learning rate, and "minimum", a tenth of that, for a ramp, whose loss lags
+                behind the rising lr.
             smoothing: weight of the past in [0, 1); None is 0 for a grid, and for a ramp 0.8.
 
         Returns:
@@ -79,12 +82,19 @@ class RangeTest(Sweep):
         Example:
             `found.suggest().lr`
         """
+        is_ramp = self.method == "ramp"
         if rule is None:
-            rule = "valley" if self.method == "ramp" else "lowest"
-        check_rule(rule, self.method)
+            rule = "minimum" if is_ramp else "lowest"
         if smoothing is None:
-            smoothing = RAMP_SMOOTHING if self.method == "ramp" else 0.0
-        return suggest(self.lrs, self.scores, rule, smoothing=smoothing, is_trimmed=self.method == "ramp")
+            smoothing = RAMP_SMOOTHING if is_ramp else 0.0
+        check_rule(rule, self.method)
+        of_all = suggest(self.lrs, self.scores, rule, smoothing=smoothing, is_trimmed=is_ramp)
+        if not is_ramp or self.scores_by_seed.shape[1] == 1:
+            return of_all
+        of_seeds = [suggest(self.lrs, own, rule, smoothing=smoothing, is_trimmed=True) for own in self.scores_by_seed.T]
+        mean = float(np.exp(np.mean([np.log(own.lr) for own in of_seeds])))
+        told = suggest(self.lrs, self.scores, lambda *_: mean, smoothing=smoothing, is_trimmed=True)
+        return replace(told, rule=of_all.rule)
 
     def plot(
         self,
