@@ -55,7 +55,7 @@ def _winner(problem: Problem, task: vs.Task, seed: int) -> Suggested:
     return Suggested(answer.winner.setting.lr, answer.cost, answer.doubts)
 
 
-def _ramp(rule: str, smoothing: float | None = None, seeds: int = 1) -> Method:
+def _ramp(rule: str | None, smoothing: float | None = None, seeds: int = 1) -> Method:
     def method(problem: Problem, task: vs.Task, seed: int) -> Suggested:
         found = vs.range_test(task, method="ramp", num_steps=_RAMP_STEPS, seeds=seeds, seed=seed, progress=False)
         own = found.suggest(rule, smoothing=smoothing)
@@ -73,20 +73,6 @@ def _grid(rule: str) -> Method:
     return method
 
 
-def _part_of_lowest(share: float, seeds: int = 1) -> Method:
-    """A share of the lr where a ramp's smoothed, trimmed curve is lowest; of several seeds the mean in log lr."""
-
-    def method(problem: Problem, task: vs.Task, seed: int) -> Suggested:
-        logs, cost = [], 0.0
-        for own in range(seeds):
-            found = vs.range_test(task, method="ramp", num_steps=_RAMP_STEPS, seed=seed + 100 * own, progress=False)
-            logs.append(np.log(share * found.suggest("lowest").lr))
-            cost += np.isfinite(found.train_loss[:, 0]).sum() / problem.num_steps
-        return Suggested(float(np.exp(np.mean(logs))), cost)
-
-    return method
-
-
 def _default(problem: Problem, task: vs.Task, seed: int) -> Suggested:
     return Suggested(DEFAULT_LR[problem.optimizer], 0.0)
 
@@ -96,11 +82,8 @@ METHODS: dict[str, Method] = {
     "ramp, steepest, smoothing 0.05 (torch-lr-finder)": _ramp("steepest", 0.05),
     "ramp, valley (fastai)": _ramp("valley", 0.98),
     "ramp, minimum (fastai)": _ramp("minimum", 0.98),
-    "ramp, our default": _ramp("valley"),
-    "ramp, lowest / 8": _part_of_lowest(1 / 8),
-    "ramp, lowest / 12": _part_of_lowest(1 / 12),
-    "ramp, lowest / 16": _part_of_lowest(1 / 16),
-    "ramp, lowest / 12, 4 seeds": _part_of_lowest(1 / 12, 4),
+    "ramp, our default": _ramp(None),
+    "ramp, our default, 4 seeds": _ramp(None, seeds=4),
     "grid 32 x 100, lowest": _grid("lowest"),
     "grid 32 x 100, basin": _grid("basin"),
     "find_lr 1": _find_lr(1.0),
