@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import StepLR
+from torch.utils.data import DataLoader, TensorDataset
 
 import vecsweep as vs
 from vecsweep.cli import main
@@ -127,6 +129,34 @@ def test_budget_is_kept(budget, num_steps):
     assert answer.cost == pytest.approx(
         sum(int((~np.isnan(runs.train_loss)).sum()) for runs in answer.runs) / num_steps, rel=1e-9
     )
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        vs.schedules.from_torch(lambda optimizer: StepLR(optimizer, 64, 0.1)),
+        vs.schedules.from_torch(lambda optimizer: StepLR(optimizer, 2, 0.5), interval="epoch"),
+        vs.schedules.plateau(factor=0.5, patience=0),
+        vs.schedules.cosine(1, 0.1),
+        lambda progress: 1 - progress / 2,
+    ],
+)
+def test_any_schedule_races(schedule):
+    inputs, targets = data(512, 1)
+    task = make_task(batches=DataLoader(TensorDataset(inputs, targets), batch_size=16, shuffle=True))
+    answer = find_lr(task, schedules={"own": schedule}, num_steps=None, epochs=5)
+    assert answer.num_steps == 160
+    assert answer.finished
+    assert answer.winner.gap == 0
+    place = next(i for i, m in enumerate(answer.runs[1].members) if m.setting == answer.winner.setting)
+    assert answer.runs[1].lr[-1, place] < answer.runs[1].lr[0, place]
+
+
+def test_precision_and_clipping_reach_the_race():
+    torch.set_default_dtype(torch.float32)
+    answer = find_lr(precision="bf16", max_grad_norm=1.0, engine="sequential")
+    assert all(runs.engine.startswith("sequential") for runs in answer.runs)
+    assert answer.finished
 
 
 def test_seeds_race_together():

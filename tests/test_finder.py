@@ -1266,3 +1266,16 @@ def test_native_is_the_mixed_precision_of_torch_where_there_is_a_scaler():
     scaled = {"amp_config": {"dtype": torch.bfloat16}, "grad_scaler": torch.amp.GradScaler("cpu", enabled=False)}
     assert find(amp_backend="native") == find()
     assert find(amp_backend="native", **scaled) == find(amp_backend="torch", **scaled) != find()
+
+
+def test_find_answers_for_a_run_and_leaves_the_finder_as_it_is(tested):
+    history, before = copy.deepcopy(tested.history), [p.clone() for p in tested.model.parameters()]
+    loader = make_loader(shuffle=False)
+    options = {"num_steps": 48, "schedule": "cosine", "budget": 2.5, "progress": False}
+    answer = tested.find(loader, val_loader=make_loader(shuffle=False), **options)
+    assert (answer.metric, answer.num_steps, answer.schedule) == ("val_loss", 48, "cosine")
+    task = task_of(tested.model, tested.optimizer, loader, make_loader(shuffle=False))
+    assert answer.lr == vs.find_lr(task, **options).lr
+    assert tested.find(loader, **options).metric == "train_loss"
+    assert tested.history == history
+    assert all(torch.equal(own, old) for own, old in zip(tested.model.parameters(), before, strict=True))

@@ -34,6 +34,7 @@ from vecsweep.training import begin
 
 _LAST_LOSSES = 0.25  # of a member's losses so far, whose mean is its score where there is no validation
 _LATE = (7 / 8, 15 / 16)  # of a run, where those that are left are measured, too, to see what chance does
+_BAD = 10  # tolerances behind the best
 _UNFELT = 0.02  # of the metric of untrained weights; training that gains less has shown nothing
 
 
@@ -346,14 +347,17 @@ class _Search:
                     f"The best, {winner.lr:.3g}, is the {edge} that raced: the true best may lie beyond. Raise "
                     "`budget`."
                 )
-        worse = [gaps[own] > 10 * tolerance for own in alike]
+        if race.end < race.strategy.rungs[-1]:
+            doubts.append(
+                f"All that were left after {race.end:.0%} of the run diverged later, the best of then among them. Take "
+                "a lower learning rate, or clip gradients (`max_grad_norm`)."
+            )
         if place + 1 < len(alike) and math.isinf(gaps[alike[place + 1]]):
             doubts.append(
                 f"The best, {winner.lr:.3g}, stands right below {alike[place + 1].lr:.3g}, which diverged. Take a "
                 "lower one where the run will differ from this."
             )
-        inside = [own for own, is_worse in zip(alike, worse, strict=True) if not is_worse]
-        between = alike[alike.index(inside[0]) : alike.index(inside[-1]) + 1] if inside else []
-        if any(gaps[own] > 10 * tolerance for own in between):
+        good = [k for k, own in enumerate(alike) if gaps[own] <= _BAD * tolerance]
+        if any(gaps[own] > _BAD * tolerance for own in alike[good[0] : good[-1]]):
             doubts.append("Good and bad learning rates take turns: the curve is noisy. Raise `seeds`.")
         return doubts

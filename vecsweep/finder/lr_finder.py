@@ -17,9 +17,10 @@ from vecsweep.finder.checks import check_amp, check_loader, check_objects, check
 from vecsweep.finder.history import History, smooth_like_history
 from vecsweep.finder.loaders import DataLoaderIter, TrainDataLoaderIter, ValDataLoaderIter
 from vecsweep.finder.ramps import ExponentialLR, LinearLR, draw_ramps, find_mode
-from vecsweep.finder.seeds import SeedRequest, train_seeds
+from vecsweep.finder.seeds import SeedRequest, find_answer, train_seeds
 from vecsweep.finder.snapshot import Snapshot, StateCacher, Surroundings
 from vecsweep.finder.steps import Steps
+from vecsweep.results import Answer
 
 __all__ = [
     "DataLoaderIter",
@@ -228,6 +229,28 @@ class LRFinder(History, Steps):
                 self.reset()
             else:
                 self._mark_as_left(base_lrs)
+
+    def find(self, train_loader: Any, *, val_loader: Any = None, **options: Any) -> Answer:
+        """Find the learning rate for a run of a given length and schedule, which a range test does not know of.
+
+        It is trained on copies: what the finder holds stays as it is, its history too.
+
+        Args:
+            train_loader: of (inputs, labels).
+            val_loader: likewise, to judge by; None to judge by the training loss.
+            **options: as `vecsweep.find_lr` takes them: `epochs` or `num_steps`, `schedule`, `budget` and others.
+
+        Returns:
+            The learning rate, the interval of those that are as good, and the trained model.
+
+        Raises:
+            TypeError: an argument is of the wrong kind.
+            ValueError: an argument is out of range, or the task cannot be trained.
+
+        Example:
+            `LRFinder(model, optimizer, criterion).find(loader, val_loader=val, epochs=10, schedule="one-cycle").lr`
+        """
+        return find_answer(self.model, self.optimizer, self.criterion, (train_loader, val_loader), self.device, options)
 
     def reset(self) -> None:
         """Put the model and the optimizer back to where the latest test began, or else to when the finder was made."""

@@ -10,7 +10,9 @@ from torch.optim import Optimizer
 
 from vecsweep._engine.sources import own_loader
 from vecsweep._types import Batch, FloatArray, Precision, Seeds
+from vecsweep.answer import find_lr
 from vecsweep.finder.loaders import DataLoaderIter, Pair, pair_of
+from vecsweep.results import Answer
 from vecsweep.schedules import exponential, linear
 from vecsweep.sweeps import sweep
 from vecsweep.task import Task
@@ -114,6 +116,21 @@ def train_seeds(request: SeedRequest) -> tuple[list[int], FloatArray, FloatArray
     )
     losses = runs.train_loss if val is None else runs.metrics["val_loss"]
     return [member.seed for member in runs.members], runs.lr[:, 0], losses
+
+
+def find_answer(
+    model: nn.Module,
+    optimizer: Optimizer,
+    criterion: Callable[[Any, Any], Any],
+    loaders: tuple[Any, Any],
+    device: torch.device | None,
+    options: dict[str, Any],
+) -> Answer:
+    """Race copies of a finder's model; the loaders are for training and, if any, validation."""
+    train, val = (None if loader is None else Pairs(loader) for loader in loaders)
+    assert train is not None
+    task = Task(model, train, criterion, optimizer=optimizer, val_batches=val)
+    return find_lr(task, **({"device": device} | options))
 
 
 def find_precision(autocast: dict[str, Any]) -> Precision | None:
