@@ -126,7 +126,7 @@ def test_demo_finds_a_learning_rate_times_a_plain_loop_and_writes_both_files(fol
     done = run_alone("demo", "--quick")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "* lowest" in done.stdout
+    assert "* basin" in done.stdout
     assert "by the plain loop" in done.stdout
     assert "PyTorch's CPU threads: 1." in done.stdout
     assert "of the 360 held-out digits right" in done.stdout
@@ -150,7 +150,7 @@ def test_range_test_of_a_users_file_in_a_process_of_its_own_saves_what_it_found(
     assert done.stderr == ""
     found = vs.RangeTest.load("found.npz")
     assert len(found.lrs) == 20
-    assert re.search(rf"^\* lowest +lr {found.suggest().lr:.3g} ", done.stdout, re.MULTILINE)
+    assert re.search(rf"^\* basin +lr {found.suggest().lr:.3g} ", done.stdout, re.MULTILINE)
     assert "Wrote found.npz.\nWrote found.png.\n" in done.stdout
     assert (folder / "found.png").read_bytes().startswith(PNG_SIGNATURE)
 
@@ -196,7 +196,7 @@ def test_json_is_one_strict_document_with_null_for_what_diverged_also_beside_a_w
     assert document["losses"][0] > 0
     assert len(document["lrs"]) == 20
     assert len(document["members"]) == 40
-    assert document["suggestion"] == document["suggestions"]["lowest"]
+    assert document["suggestion"] == document["suggestions"]["basin"]
     assert set(document["suggestions"]) == set(GRID_RULES)
     assert done.err.startswith("vecsweep: warning: The members are trained one after another")
     assert done.err.count("\n") == 1

@@ -172,17 +172,17 @@ def test_a_doubtful_suggestion_is_called_doubtful_and_another_is_not():
     healthy, rising = grid(CURVE[:11], LRS[:11]), grid(np.linspace(1, 2, 13))
     assert not healthy.suggest().doubts
     assert rising.suggest().doubts
-    assert line_of(healthy.plot(), "suggestion").get_label().endswith("(lowest)")
-    assert line_of(rising.plot(), "suggestion").get_label().endswith("(lowest, doubtful)")
+    assert line_of(healthy.plot(), "suggestion").get_label().endswith("(basin)")
+    assert line_of(rising.plot(), "suggestion").get_label().endswith("(basin, doubtful)")
 
 
 def test_the_rules_asked_for_are_marked_more_lightly_and_the_default_one_only_once():
     found = grid(CURVE)
-    ax = plot_range_test(found, rules=["basin", "lowest"])
-    basin = line_of(ax, "basin")
-    assert basin.get_xdata()[0] == found.suggest("basin").lr
-    assert basin.get_linewidth() < line_of(ax, "suggestion").get_linewidth()
-    assert not any(text.startswith(("steepest", "minimum", "lowest:")) for text in legend_texts(ax))
+    ax = plot_range_test(found, rules=["lowest", "basin"])
+    lowest = line_of(ax, "lowest")
+    assert lowest.get_xdata()[0] == found.suggest("lowest").lr
+    assert lowest.get_linewidth() < line_of(ax, "suggestion").get_linewidth()
+    assert not any(text.startswith(("steepest", "minimum", "basin:")) for text in legend_texts(ax))
 
 
 def test_an_unknown_rule_is_an_error():

@@ -503,11 +503,17 @@ NOISY = np.array([2.3, 2.2, 2.3, 2.1, 1.8, 1.9, 1.2, 0.8, 0.95, 0.7, 1.4, 3.0])
 LRS = np.geomspace(1e-5, 1.0, 12)
 
 
-def test_suggestion_for_a_grid_is_the_lr_of_its_lowest_score():
-    answer = make_grid([NOISY], lrs=LRS.tolist()).suggest()
-    assert answer.rule == "lowest"
-    assert answer.lr == LRS[9]
-    assert answer.loss == pytest.approx(0.7)
+def test_suggestion_for_a_grid_is_the_centre_of_its_basin():
+    """Beside the lowest, 0.7, the two before it are within three tolerances of what training gains, 1.6, or not."""
+    found = make_grid([NOISY], lrs=LRS.tolist())
+    assert found.suggest("lowest").lr == LRS[9]
+    answer = found.suggest()
+    assert (answer.rule, answer.lr) == ("basin", pytest.approx(LRS[9]))  # 0.95 is 16 % behind, and alone
+    close = NOISY.copy()
+    close[8] = 0.7 + 0.02 * 1.6
+    weights = np.array([np.exp(-1), 1.0])
+    expected = np.exp((weights * np.log(LRS[8:10])).sum() / weights.sum())
+    assert make_grid([close], lrs=LRS.tolist()).suggest().lr == pytest.approx(expected)
 
 
 def test_suggestion_for_a_ramp_is_a_tenth_of_where_its_smoothed_scores_are_lowest():

@@ -1,7 +1,4 @@
-"""Draw regret against cost, from what judge.py wrote: docs/answers.png.
-
-python bench/quality/draw.py bench/results/quality-cpu-COMMIT.json
-"""
+"""Draw docs/answers.png, regret against cost: `python bench/quality/draw.py FILE` with a file that judge.py wrote."""
 
 import json
 import sys

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("exponential", "linear"),
         help="equal ratios or differences (default: exponential)",
     )
-    tested.add_argument("--rule", default=None, help="that suggests (default: lowest for a grid, minimum for a ramp)")
+    tested.add_argument("--rule", default=None, help="that suggests (default: basin for a grid, minimum for a ramp)")
     tested.add_argument(
         "--smoothing",
         type=float,

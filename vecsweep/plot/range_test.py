@@ -98,7 +98,7 @@ def plot_range_test(found: RangeCurve, ax: Axes | None = None, *, rules: Sequenc
         found: the range test.
         ax: where to draw; None makes a figure of its own, which pyplot does not know of.
         rules: names of the rules whose suggestions are marked, lightly, beside the default suggestion; None for
-            "steepest" and "valley" of a ramp, and "basin" of a grid.
+            "steepest" and "valley" of a ramp, and "lowest" of a grid.
 
     Returns:
         The axes; `.figure.savefig("lr.png")` keeps the picture, and a notebook shows `.figure`.
@@ -126,7 +126,7 @@ def plot_range_test(found: RangeCurve, ax: Axes | None = None, *, rules: Sequenc
         low, high = np.fmin.reduce(by_seed, axis=1), np.fmax.reduce(by_seed, axis=1)
         _draw_curve(ax, found, smoothing)
         _draw_band(ax, found, low, high)
-        usual = ("steepest", "valley") if found.method == "ramp" else ("basin",)
+        usual = ("steepest", "valley") if found.method == "ramp" else ("lowest",)
         _draw_suggestions(ax, found, usual if rules is None else rules)
         _limit_losses(ax, found, low, high)
     else:

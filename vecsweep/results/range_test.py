@@ -68,9 +68,9 @@ class RangeTest(Sweep):
         Of a ramp with several seeds it is the geometric mean of what each seed's curve says.
 
         Args:
-            rule: a name in `vecsweep.suggest.RULES`, or a function `(lrs, losses) -> lr`; None is "lowest" for a grid,
-                which has a run for each learning rate, and "minimum", a tenth of that, for a ramp, whose loss lags
-                behind the rising lr.
+            rule: a name in `vecsweep.suggest.RULES`, or a function `(lrs, losses) -> lr`; None is "basin" for a grid,
+                which has a run for each learning rate, and "minimum", a tenth of where the loss is lowest, for a ramp,
+                whose loss lags behind the rising lr.
             smoothing: weight of the past in [0, 1); None is 0 for a grid, and for a ramp 0.8.
 
         Returns:
@@ -84,7 +84,7 @@ class RangeTest(Sweep):
         """
         is_ramp = self.method == "ramp"
         if rule is None:
-            rule = "minimum" if is_ramp else "lowest"
+            rule = "minimum" if is_ramp else "basin"
         if smoothing is None:
             smoothing = RAMP_SMOOTHING if is_ramp else 0.0
         check_rule(rule, self.method)
