@@ -42,7 +42,7 @@ def accuracy(outputs, targets):
 
 def make_task(optimizer="momentum", *, scale=1.0, **options):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2))
+    model = options.pop("model", nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 2)))
     inputs, targets = data(1024, 1)
     kind = OPTIMIZERS[optimizer]
     how = {
@@ -134,7 +134,7 @@ def test_budget_is_kept(budget, num_steps):
 @pytest.mark.parametrize(
     "schedule",
     [
-        vs.schedules.from_torch(lambda optimizer: StepLR(optimizer, 64, 0.1)),
+        vs.schedules.from_torch(lambda optimizer: StepLR(optimizer, 64, 0.1), interval="step"),
         vs.schedules.from_torch(lambda optimizer: StepLR(optimizer, 2, 0.5), interval="epoch"),
         vs.schedules.plateau(factor=0.5, patience=0),
         vs.schedules.cosine(1, 0.1),
@@ -157,6 +157,29 @@ def test_precision_and_clipping_reach_the_race():
     answer = find_lr(precision="bf16", max_grad_norm=1.0, engine="sequential")
     assert all(runs.engine.startswith("sequential") for runs in answer.runs)
     assert answer.finished
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 9])
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_run_of_few_steps_has_an_answer_too(num_steps, seeds):
+    answer = find_lr(num_steps=num_steps, budget=150, seeds=seeds)
+    assert answer.interval[0] <= answer.lr <= answer.interval[1]
+    assert answer.finished
+
+
+def test_fallback_is_warned_of_at_the_callers_line():
+    class Jumpy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 2)
+
+        def forward(self, inputs):
+            outputs = self.layer(inputs)
+            return 2 * outputs if outputs.mean() > 0 else outputs
+
+    with pytest.warns(vs.FallbackWarning, match="data-dependent") as caught:
+        vs.find_lr(make_task(model=Jumpy()), num_steps=40, progress=False)
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_seeds_race_together():

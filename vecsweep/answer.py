@@ -34,6 +34,7 @@ from vecsweep.training import begin
 
 _LAST_LOSSES = 0.25  # of a member's losses so far, whose mean is its score where there is no validation
 _LATE = (7 / 8, 15 / 16)  # of a run, where those that are left are measured, too, to see what chance does
+_LATEST = 1 + len(_LATE)  # evaluations, the one at the end among them
 _BAD = 10  # tolerances behind the best
 _UNFELT = 0.02  # of the metric of untrained weights; training that gains less has shown nothing
 
@@ -157,7 +158,8 @@ class _Search:
         self.mode = mode
         self.budget = budget
         self.cost = 0.0
-        self.runs: list[Sweep] = []
+        self.scans: list[Sweep] = []
+        self.races: list[Sweep] = []
 
     def scan(self, combinations: Sequence[Setting]) -> dict[Setting, Scan]:
         """Scan all learning rates with each combination of schedule and hyperparameters."""
@@ -169,6 +171,7 @@ class _Search:
             settings = [replace(own, lr=float(lr)) for own, lrs in missing.items() for lr in lrs]
             courses = {name: self._squeezed(name, num_steps) for name in self.named}
             runs = self._train(settings, self.seeds[:1], courses, Span(0, num_steps, None), self.request)
+            self.scans.append(runs)
             for setting, score in self._scores(runs).items():
                 scans[replace(setting, lr=1.0)].scores[setting.lr] = score
             missing = {own: lrs for own, scan in scans.items() if (lrs := scan.missing(spacing)).size}
@@ -226,7 +229,7 @@ class _Search:
             num_steps=self.span.num_steps,
             budget=self.budget,
             cost=self.cost,
-            runs=tuple(self.runs),
+            runs=(*self.scans, *self.races),
         )
 
     def _run(self, race: Race, settings: Sequence[Setting]) -> None:
@@ -242,18 +245,20 @@ class _Search:
                 going_on = race.judge(rung, alive)
             return [i for own in going_on for i in by_setting[own]]
 
+        # One of torch's schedulers may follow a metric, epoch by epoch; others need none between the rungs.
+        has_own_pace = all(isinstance(schedule, Schedule) for schedule in self.named.values())
         late = tuple(share * last for share in _LATE) if last == 1.0 else ()
         request = replace(
             self.request,
             prune=keep,
             rungs=(*race.strategy.rungs, *late),
             rung_metric=None if self.metric == "train_loss" else self.metric,
-            val_every=total,
+            val_every=total if has_own_pace else None,
         )
         courses = {name: Course(schedule, name, 0, total) for name, schedule in self.named.items()}
         span = replace(self.span, num_steps=step_of(last, total))
-        runs = self._train(settings, self.seeds, courses, span, request)
-        keep(runs)
+        self.races.append(self._train(settings, self.seeds, courses, span, request))
+        keep(self.races[-1])
 
     def _train(
         self,
@@ -270,7 +275,6 @@ class _Search:
         except Interrupted as interruption:
             interruption.add_note("The race was not over, so that there is no answer yet.")
             raise
-        self.runs.append(runs)
         self.cost += float((~np.isnan(runs.train_loss)).sum()) / self.span.num_steps
         return runs
 
@@ -306,7 +310,7 @@ class _Search:
         Of several seeds it is the standard error over them; of one, the deviation over the last evaluations.
         """
         spreads = []
-        for runs in self.runs:
+        for runs in self.races:
             if self.metric not in runs.metrics and self.metric != "train_loss":
                 continue
             by_setting = group_by_setting([member.setting for member in runs.members])
@@ -323,8 +327,9 @@ class _Search:
                 values = np.array([final[members] for members in alive])  # [setting, seed]
                 spreads.append((values - values.mean(0)).std(axis=1, ddof=1).mean() / math.sqrt(len(self.seeds)))
             elif self.metric != "train_loss":
-                last = runs.metrics[self.metric][-3:, [members[0] for members in alive]]
-                spreads.append((last - last.mean(axis=1, keepdims=True)).std(axis=0, ddof=1).mean())
+                last = runs.metrics[self.metric][-_LATEST:, [members[0] for members in alive]]
+                if len(last) == _LATEST:
+                    spreads.append((last - last.mean(axis=1, keepdims=True)).std(axis=0, ddof=1).mean())
         best = race.scores[race.end][race.winner]
         return float(np.mean(spreads) / max(start - best, 1e-12)) if spreads and start > best else 0.0
 
@@ -358,6 +363,6 @@ class _Search:
                 "lower one where the run will differ from this."
             )
         good = [k for k, own in enumerate(alike) if gaps[own] <= _BAD * tolerance]
-        if any(gaps[own] > _BAD * tolerance for own in alike[good[0] : good[-1]]):
+        if good and any(gaps[own] > _BAD * tolerance for own in alike[good[0] : good[-1]]):
             doubts.append("Good and bad learning rates take turns: the curve is noisy. Raise `seeds`.")
         return doubts

@@ -249,7 +249,7 @@ class Race:
     def beyond_edge(self) -> Setting | None:
         """Who is to start, too, because the winner is the first or last of those like it."""
         winner, spacing = self.winner, self.strategy.spacing
-        lrs = sorted(own.lr for own in self.scores[self.strategy.rungs[0]] if is_alike(own, winner))
+        lrs = sorted(own.lr for scores in self.scores.values() for own in scores if is_alike(own, winner))
         if lrs[0] < winner.lr < lrs[-1]:
             return None
         factor = 10**-spacing if winner.lr == lrs[0] else 10**spacing
