@@ -149,7 +149,9 @@ def test_any_schedule_races(schedule):
     assert answer.finished
     assert answer.winner.gap == 0
     place = next(i for i, m in enumerate(answer.runs[1].members) if m.setting == answer.winner.setting)
-    assert answer.runs[1].lr[-1, place] < answer.runs[1].lr[0, place]
+    alone = vs.sweep(task, lrs=[answer.winner.setting.lr], schedules={"own": schedule}, epochs=5, progress=False)
+    np.testing.assert_array_equal(answer.runs[1].lr[:, place], alone.lr[:, 0])
+    np.testing.assert_allclose(answer.runs[1].train_loss[:, place], alone.train_loss[:, 0], rtol=1e-9)
 
 
 def test_precision_and_clipping_reach_the_race():

@@ -246,14 +246,14 @@ class _Search:
             return [i for own in going_on for i in by_setting[own]]
 
         # One of torch's schedulers may follow a metric, epoch by epoch; others need none between the rungs.
-        has_own_pace = all(isinstance(schedule, Schedule) for schedule in self.named.values())
+        are_planned = all(isinstance(schedule, Schedule) for schedule in self.named.values())
         late = tuple(share * last for share in _LATE) if last == 1.0 else ()
         request = replace(
             self.request,
             prune=keep,
             rungs=(*race.strategy.rungs, *late),
             rung_metric=None if self.metric == "train_loss" else self.metric,
-            val_every=total if has_own_pace else None,
+            val_every=total if are_planned else None,
         )
         courses = {name: Course(schedule, name, 0, total) for name, schedule in self.named.items()}
         span = replace(self.span, num_steps=step_of(last, total))
