@@ -241,7 +241,7 @@ class FoundLr:
             skip_begin: points to leave out at the beginning.
             skip_end: points to leave out at the end.
             rule: a name in `vecsweep.suggest.RULES`, a function `(lrs, losses) -> lr`, or "lightning"; None is
-                "steepest" for a ramp and "lowest" for a grid.
+                "steepest" for a ramp and "basin" for a grid.
 
         Raises:
             ValueError: fewer than two losses remain that are finite; Lightning returns None then.
@@ -249,7 +249,7 @@ class FoundLr:
         lrs, losses = self.found.lrs, self.found.scores
         is_ramp = self.found.method == "ramp"
         if rule is None:
-            rule = "steepest" if is_ramp else "lowest"
+            rule = "steepest" if is_ramp else "basin"
         curve = smooth_as_lightning(losses) if rule == "lightning" else smooth(losses, RAMP_SMOOTHING * is_ramp)
         kept = slice(skip_begin, len(lrs) - skip_end)
         lrs, curve = lrs[kept], curve[kept]

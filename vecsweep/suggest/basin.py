@@ -43,7 +43,7 @@ def read_basin(lrs: FloatArray, gaps: FloatArray, best: int, tolerance: float = 
     Example:
         >>> basin = read_basin(np.array([0.01, 0.1, 1.0]), np.array([0.04, 0.0, np.inf]), best=1)
         >>> [round(lr, 3) for lr in basin]
-        [0.077, 0.032, 0.1]
+        [0.076, 0.032, 0.1]
     """
     x = np.log(lrs)
     first = last = best
