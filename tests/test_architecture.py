@@ -29,7 +29,7 @@ LAYERS = {
     ],
     "ground": ["_errors _folders _hyper _types _version _words"],
     "inputs": [
-        "execution task suggest.basin suggest.doubts tasks.fetching",
+        "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
         "suggest.cyclical suggest.suggestion tasks.batches tasks.models",
         "suggest tasks.builtin",
@@ -129,7 +129,17 @@ ALL_THAT_IS_IMPORTED = {
     "suggest": {"_words", "_types", "suggest"},
     "task": {"_errors", "_types"},
     "results.ranking": {"_types", "_words", "execution"},
-    "results": {"_words", "_errors", "_types", "execution", "results", "suggest", "plot", "observers.tensorboard"},
+    "results": {
+        "_words",
+        "_errors",
+        "_types",
+        "execution",
+        "results",
+        "schedules",
+        "suggest",
+        "plot",
+        "observers.tensorboard",
+    },
     "plot": {
         "_words",
         "_errors",

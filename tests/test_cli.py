@@ -242,7 +242,7 @@ def test_options_reach_the_library_and_those_not_given_are_left_to_it(run, monke
 def test_the_help_states_the_defaults_and_choices_of_the_library(run):
     shown = " ".join(run("range-test", "--help").out.split())
     sources = {**inspect.signature(vs.range_test).parameters, **inspect.signature(Execution).parameters}
-    for name in ("start_lr", "end_lr", "num_steps", "seeds", "method", "spacing", "chunk_size", "engine"):
+    for name in ("num_steps", "seeds", "method", "spacing", "chunk_size", "engine"):
         stated = re.search(rf"--{name.replace('_', '-')} [^-].*?\(default: (\S+)\)", shown[shown.index("TASK") :])
         default = sources[name].default
         assert type(default)(stated[1]) == default, name

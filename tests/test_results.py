@@ -499,6 +499,23 @@ def test_repeated_lr_counts_once():
     assert found.suggest().lr == 0.1
 
 
+def test_suggestion_for_a_longer_run_is_shifted_by_what_is_known_and_says_so():
+    lrs = np.geomspace(1e-4, 1, 9)
+    found = make_grid([np.abs(np.log10(lrs) + 2) + 1], lrs=lrs.tolist())
+    here, num_steps = found.suggest().lr, len(found.train_loss)
+    longer = found.suggest(horizon=32 * num_steps)
+    assert longer.lr == pytest.approx(here / 4)
+    assert longer.rule == f"basin, times 0.25 for {32 * num_steps} steps of 'constant'"
+    assert longer.loss == pytest.approx(np.interp(np.log(longer.lr), np.log(lrs), found.scores))
+    annealed = found.suggest("lowest", horizon=num_steps, schedule="cosine")
+    assert annealed.lr == pytest.approx(found.suggest("lowest").lr * 10**0.3)
+    assert found.suggest(horizon=num_steps, schedule=lambda progress: 1 - progress / 4).lr == pytest.approx(here)
+    with pytest.raises(ValueError, match="`horizon` belongs to grids"):
+        make_ramp(np.ones((9, 1)), lrs).suggest(horizon=100)
+    with pytest.raises(ValueError, match="`horizon` must be a whole number"):
+        found.suggest(horizon=0)
+
+
 NOISY = np.array([2.3, 2.2, 2.3, 2.1, 1.8, 1.9, 1.2, 0.8, 0.95, 0.7, 1.4, 3.0])
 LRS = np.geomspace(1e-5, 1.0, 12)
 

@@ -507,3 +507,24 @@ def test_error_in_the_users_code_comes_through_as_it_is():
 
     with pytest.raises(ZeroDivisionError, match="mine"):
         vs.range_test(linear_task(loss_fn=broken))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "method", "expected"),
+    [
+        (torch.optim.SGD, "grid", (1e-4, 100)),
+        (torch.optim.Adagrad, "grid", (1e-4, 100)),
+        (torch.optim.AdamW, "grid", (1e-5, 10)),
+        (torch.optim.RMSprop, "grid", (1e-5, 10)),
+        (torch.optim.SGD, "ramp", (1e-7, 10)),
+        (torch.optim.AdamW, "ramp", (1e-7, 10)),
+    ],
+)
+def test_range_that_nobody_names_is_usual_for_the_optimizer(optimizer, method, expected):
+    model = nn.Linear(2, 1)
+    batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
+    task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=optimizer(model.parameters()))
+    lrs = vs.range_test(task, method=method, num_steps=4, progress=False).lrs
+    assert (lrs[0], lrs[-1]) == expected
+    lrs = vs.range_test(task, method=method, num_steps=4, start_lr=1e-3, progress=False).lrs
+    assert (lrs[0], lrs[-1]) == (1e-3, expected[1])

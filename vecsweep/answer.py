@@ -212,10 +212,11 @@ class _Search:
         trials.sort(key=lambda trial: (trial.setting != winner, -trial.rungs[-1], trial.gap))
         alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
         lrs, behind = (np.array(values) for values in ([own.lr for own in alike], [gaps[own] for own in alike]))
+        drift = race.drift(anneals=self._anneals(winner.schedule))
         basin = read_basin(lrs, behind, alike.index(winner), tolerance + noise)
         return Answer(
-            lr=basin.lr * race.drift,
-            interval=(basin.low * race.drift, basin.high * race.drift),
+            lr=basin.lr * drift,
+            interval=(basin.low * drift, basin.high * drift),
             schedule=winner.schedule,
             hyper=dict(winner.hyper),
             doubts=tuple(self._doubts(race, scans[replace(winner, lr=1.0)], gaps, tolerance + noise)),
@@ -282,6 +283,11 @@ class _Search:
         """A schedule that comes to its end within a scan; one of torch's has its own pace, and stands still instead."""
         schedule = self.named[name]
         return Course(schedule if isinstance(schedule, Schedule) else constant(), name, 0, num_steps)
+
+    def _anneals(self, name: str) -> bool:
+        """Whether a schedule comes down at the end; one of torch's mostly does."""
+        schedule = self.named[name]
+        return schedule.anneals if isinstance(schedule, Schedule) else True
 
     def _scores(self, runs: Sweep) -> dict[Setting, float]:
         """How good each setting is so far, the mean over seeds, less being better; infinite where one diverged."""

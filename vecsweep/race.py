@@ -58,6 +58,7 @@ class Strategy:
 
 _TO_THE_END = (1 / 8, 1 / 4, 1 / 2, 1.0)
 STRATEGIES = (  # each takes more work than the one before it
+    Strategy(0.8, (1 / 16,), ()),
     Strategy(0.65, (1 / 16,), ()),
     Strategy(0.65, (1 / 8, 1 / 4), (0.5,)),
     Strategy(0.5, (1 / 8, 1 / 4), (0.6,)),
@@ -72,9 +73,11 @@ STRATEGIES = (  # each takes more work than the one before it
     Strategy(0.15, _TO_THE_END, (1.0, 1.0, 1.0)),
     Strategy(0.1, _TO_THE_END, (1.0, 1.0, 1.0)),
 )
-_DRIFT = 1 / 6  # exponent: the best lr of a run is that of a share of it times share ** _DRIFT
+# Exponents: the best lr of a run is that of a share of it times share ** exponent. See `suggest/horizon.py`; of several
+# values these were best for races that ended early.
+_DRIFT, _DRIFT_ANNEALED = 0.3, 1 / 8
 _SEEDS_FROM = (7.0, 11.0)  # a budget, from which on it goes into another seed
-_SCAN_SPACINGS = (0.4, 0.6, 0.8)  # decades, the finest of which the scan takes its share of the budget at most
+_SCAN_SPACINGS = (0.4, 0.6, 0.8, 1.0)  # decades, the finest of which the scan takes its share of the budget at most
 _SCANNED_SHARE = 0.25
 
 
@@ -220,10 +223,9 @@ class Race:
         reached = [rung for rung, own in self.scores.items() if any(map(math.isfinite, own.values()))]
         return max(reached, default=0.0)
 
-    @property
-    def drift(self) -> float:
+    def drift(self, *, anneals: bool) -> float:
         """What an lr that is read off here is multiplied by: the longer a run, the lower is its best."""
-        return self.end**_DRIFT
+        return self.end ** (_DRIFT_ANNEALED if anneals else _DRIFT)
 
     @property
     def winner(self) -> Setting:

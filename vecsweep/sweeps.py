@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, Unpack, get_args
 
 import numpy as np
+from torch.optim import SGD, Adadelta, Adagrad, Optimizer
 
 from vecsweep._arguments import (
     RESTARTABLE,
@@ -142,6 +143,13 @@ def sweep(
     return begin(request, members, courses, span)
 
 
+def _usual_range(template: Optimizer, method: Method) -> tuple[float, float]:
+    """The learning rates from which to which it is tested where nobody says: six decades around what is usual."""
+    if method == "ramp":
+        return 1e-7, 10.0
+    return (1e-4, 100.0) if isinstance(template, SGD | Adagrad | Adadelta) else (1e-5, 10.0)
+
+
 def _part(request: Request, whole: Span, until: int, *, is_in_epochs: bool) -> Span:
     """The first steps of a span, up to a step or an epoch of it."""
     check_count("until", until)
@@ -157,8 +165,8 @@ def _part(request: Request, whole: Span, until: int, *, is_in_epochs: bool) -> S
 def range_test(
     task: Task,
     *,
-    start_lr: float = 1e-7,
-    end_lr: float = 10.0,
+    start_lr: float | None = None,
+    end_lr: float | None = None,
     num_lrs: int | None = None,
     num_steps: int = 100,
     seeds: Seeds = 1,
@@ -175,8 +183,9 @@ def range_test(
 
     Args:
         task: what is trained; nothing of it is changed.
-        start_lr: the smallest learning rate, positive; tried exactly.
-        end_lr: the largest, above `start_lr`; tried exactly.
+        start_lr: the smallest learning rate, positive; tried exactly. None for 1e-4 with a grid of SGD, Adagrad or
+            Adadelta, 1e-5 with one of another optimizer, and 1e-7 with a ramp, as finders have it.
+        end_lr: the largest, above `start_lr`; tried exactly. None for 100, 10 and 10.
         num_lrs: how many learning rates a grid has; None for 64. A ramp has `num_steps` of them.
         num_steps: optimizer updates of each member.
         seeds: how many seeds, or the seeds themselves.
@@ -211,13 +220,16 @@ def range_test(
     options = check_task(task, execution)
     check_choice("method", method, get_args(Method))
     check_choice("spacing", spacing, get_args(Spacing))
+    seed_list = check_seeds(seeds, options, task)
+    if start_lr is None or end_lr is None:
+        least, most = _usual_range(Request(task, options).template(seed_list[0]), method)
+        start_lr, end_lr = least if start_lr is None else start_lr, most if end_lr is None else end_lr
     low, high = (float(check_lrs([lr], name)[0]) for name, lr in (("start_lr", start_lr), ("end_lr", end_lr)))
     if low >= high:
         raise ValueError(f"`start_lr` must be below `end_lr`; got {low:.3g} and {high:.3g}. Swap them?")
     check_count("num_steps", num_steps, least=2 if method == "ramp" else 1)
     if evaluate and task.val_batches is None:
         raise ValueError("`evaluate` needs `val_batches` in the task; got none.")
-    seed_list = check_seeds(seeds, options, task)
     if method == "ramp":
         if num_lrs is not None:
             raise ValueError(

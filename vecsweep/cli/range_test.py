@@ -32,8 +32,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
     parser.add_argument("task", metavar="TASK", help=TASK_HELP)
     tested = parser.add_argument_group("what is tested")
-    tested.add_argument("--start-lr", type=float, metavar="LR", help="the smallest learning rate (default: 1e-7)")
-    tested.add_argument("--end-lr", type=float, metavar="LR", help="the largest learning rate (default: 10)")
+    tested.add_argument(
+        "--start-lr",
+        type=float,
+        metavar="LR",
+        help="the smallest learning rate (default: 1e-4 for SGD, Adagrad and Adadelta, else 1e-5; of a ramp 1e-7)",
+    )
+    tested.add_argument(
+        "--end-lr", type=float, metavar="LR", help="the largest learning rate (default: 100 for those, else 10)"
+    )
     tested.add_argument("--num-lrs", type=int, metavar="N", help="learning rates of a grid (default: 64)")
     tested.add_argument("--num-steps", type=int, metavar="N", help="updates of each member (default: 100)")
     add_seeds(tested)

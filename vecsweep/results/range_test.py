@@ -2,14 +2,18 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from vecsweep._types import FloatArray, Method, Mode, PlotKind
+from vecsweep.execution import check_count
 from vecsweep.results._files import read_result
 from vecsweep.results.sweep import Sweep
+from vecsweep.schedules import parse
+from vecsweep.schedules.schedule import as_function
 from vecsweep.suggest import RAMP_RULES, RAMP_SMOOTHING, RULES, Rule, Suggestion, suggest
+from vecsweep.suggest.horizon import shift_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +66,14 @@ class RangeTest(Sweep):
         of_lrs = [[i for i, member in enumerate(self.members) if member.lr == lr] for lr in self.lrs.tolist()]
         return np.array([own[members].mean() for members in of_lrs])
 
-    def suggest(self, rule: str | Rule | None = None, *, smoothing: float | None = None) -> Suggestion:
+    def suggest(
+        self,
+        rule: str | Rule | None = None,
+        *,
+        smoothing: float | None = None,
+        horizon: int | None = None,
+        schedule: Any = "constant",
+    ) -> Suggestion:
         """Read a learning rate off the curve of scores; of a ramp without its ends, as `vecsweep.suggest.trim` has it.
 
         Of a ramp with several seeds it is the geometric mean of what each seed's curve says.
@@ -72,6 +83,10 @@ class RangeTest(Sweep):
                 which has a run for each learning rate, and "minimum", a tenth of where the loss is lowest, for a ramp,
                 whose loss lags behind the rising lr.
             smoothing: weight of the past in [0, 1); None is 0 for a grid, and for a ramp 0.8.
+            horizon: the steps of the run that the learning rate is for. A grid's is then shifted by what is known of
+                how the best moves with the length of a run and with annealing, and `rule` says by how much.
+                `vecsweep.find_lr` asks the run itself. None for no shift.
+            schedule: what the run's learning rate follows, a function of progress, as in `vecsweep.sweep`.
 
         Returns:
             The learning rate, the rule, the loss there, and what is doubtful.
@@ -88,13 +103,28 @@ class RangeTest(Sweep):
         if smoothing is None:
             smoothing = RAMP_SMOOTHING if is_ramp else 0.0
         check_rule(rule, self.method)
+        shift = 1.0 if horizon is None else self._shift(horizon, schedule)
         of_all = suggest(self.lrs, self.scores, rule, smoothing=smoothing, is_trimmed=is_ramp)
+        if shift != 1.0:
+            told = suggest(self.lrs, self.scores, lambda *_: shift * of_all.lr, smoothing=smoothing)
+            return replace(told, rule=f"{of_all.rule}, times {shift:.2g} for {horizon} steps of {_name_of(schedule)}")
         if not is_ramp or self.scores_by_seed.shape[1] == 1:
             return of_all
         of_seeds = [suggest(self.lrs, own, rule, smoothing=smoothing, is_trimmed=True) for own in self.scores_by_seed.T]
         mean = float(np.exp(np.mean([np.log(own.lr) for own in of_seeds])))
         told = suggest(self.lrs, self.scores, lambda *_: mean, smoothing=smoothing, is_trimmed=True)
         return replace(told, rule=of_all.rule)
+
+    def _shift(self, horizon: int, schedule: Any) -> float:
+        """What a suggestion is multiplied by for a longer run."""
+        check_count("horizon", horizon)
+        if self.method == "ramp":
+            raise ValueError(
+                "`horizon` belongs to grids, whose members are runs of a known length; this is a ramp. Test with "
+                '`method="grid"`, or call `vecsweep.find_lr`.'
+            )
+        function = parse(schedule) if isinstance(schedule, str) else as_function(schedule, "schedule")
+        return shift_for(len(self.train_loss), horizon, anneals=function.anneals)
 
     def plot(
         self,
@@ -134,6 +164,10 @@ def check_rule(rule: str | Rule | None, method: Method) -> None:
             f"The rule {getattr(rule, '__name__', rule)!r} reads ramps: it looks for where the loss falls, which on a "
             "grid is far below the best learning rate. Take 'lowest' or 'basin', or test with `method=\"ramp\"`."
         )
+
+
+def _name_of(schedule: Any) -> str:
+    return repr(schedule if isinstance(schedule, str) else str(getattr(schedule, "name", "its own schedule")))
 
 
 def load(path: str | os.PathLike[str]) -> Sweep:

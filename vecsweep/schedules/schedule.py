@@ -31,6 +31,8 @@ _IS_INSIDE: dict[Bounds, Callable[[float], bool]] = {
     "in [0, 1)": lambda value: 0 <= value < 1,
 }
 
+_NUM_LOOKED_AT = 101  # points of progress
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
@@ -86,6 +88,12 @@ class Schedule:
 
     def __repr__(self) -> str:
         return f"Schedule({self.name})"
+
+    @property
+    def anneals(self) -> bool:
+        """Whether it comes down, to less than half of its highest value, at the end."""
+        values = evaluate(self, np.linspace(0.0, 1.0, _NUM_LOOKED_AT), self.name)
+        return bool(values[-1] < np.max(values) / 2)
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the multiple against progress.
