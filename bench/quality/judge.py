@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--methods", default="", metavar="TEXT", help="with this in their name")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=None, metavar="FILE.json")
+    parser.add_argument("--output", type=Path, default=None, metavar="FILE.json", help="rows that are there stay")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     truths = {name: Truth(own) for name, own in json.loads(FILE.read_text()).items()}
@@ -206,7 +206,8 @@ def main() -> None:
         print(f"    worst: {row['worst_case']}", flush=True) if row["worst"] > _BAD else None
     if options.output is not None:
         around = {"num_problems": len(own), "num_seeds": options.seeds, "threads": options.threads, "plain_s": plain}
-        options.output.write_text(json.dumps({**around, "rows": rows}, indent=1) + "\n")
+        before = json.loads(options.output.read_text())["rows"] if options.output.exists() else {}
+        options.output.write_text(json.dumps({**around, "rows": before | rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
