@@ -64,10 +64,11 @@ def _ramp(rule: str | None, smoothing: float | None = None, seeds: int = 1) -> M
     return method
 
 
-def _grid(rule: str) -> Method:
+def _grid(rule: str, *, is_for_the_run: bool = False) -> Method:
     def method(problem: Problem, task: vs.Task, seed: int) -> Suggested:
         found = vs.range_test(task, num_lrs=32, num_steps=100, seed=seed, progress=False)
-        own = found.suggest(rule)
+        run = {"horizon": problem.num_steps, "schedule": problem.schedule} if is_for_the_run else {}
+        own = found.suggest(rule, **run)
         return Suggested(own.lr, np.isfinite(found.train_loss).sum() / problem.num_steps, own.doubts)
 
     return method
@@ -86,6 +87,7 @@ METHODS: dict[str, Method] = {
     "ramp, our default, 4 seeds": _ramp(None, seeds=4),
     "grid 32 x 100, lowest": _grid("lowest"),
     "grid 32 x 100, basin": _grid("basin"),
+    "grid 32 x 100, basin, shifted to the run": _grid("basin", is_for_the_run=True),
     "find_lr 1": _find_lr(1.0),
     "find_lr 2": _find_lr(2.0),
     "find_lr 4": _find_lr(4.0),
