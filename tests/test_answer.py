@@ -126,9 +126,8 @@ def test_no_range_is_needed(scale):
 def test_budget_is_kept(budget, num_steps):
     answer = find_lr(num_steps=num_steps, budget=budget if num_steps > 100 else budget + 2)
     assert answer.cost <= answer.budget
-    assert answer.cost == pytest.approx(
-        sum(int((~np.isnan(runs.train_loss)).sum()) for runs in answer.runs) / num_steps, rel=1e-9
-    )
+    num_taken = sum(int((~np.isnan(runs.train_loss)).sum()) for runs in answer.runs)
+    assert answer.cost == pytest.approx((num_taken + 1) / num_steps)  # and a step that shows what untrained weights do
 
 
 @pytest.mark.parametrize(
@@ -211,6 +210,18 @@ def test_without_validation_the_training_loss_decides():
     race = answer.runs[1]
     place = next(i for i, member in enumerate(race.members) if member.setting == answer.winner.setting)
     assert answer.winner.scores[-1] == pytest.approx(race.train_loss[-NUM_STEPS // 4 :, place].mean())
+
+
+def test_scan_goes_by_the_training_loss_where_validation_is_much():
+    inputs, targets = data(8192, 2)
+    task = make_task(val_batches=DataLoader(TensorDataset(inputs, targets), batch_size=512))
+    answer, usual = find_lr(task), find_lr(make_task(val_batches=[(inputs[:200], targets[:200])]))
+    assert answer.runs[0].metrics == {}
+    assert usual.runs[0].metrics.keys() == {"val_loss", "val_accuracy"}
+    assert answer.metric == "val_loss"
+    assert answer.start == pytest.approx(plain_loop(task, 0.0)[1], rel=0.01)
+    assert answer.cost <= 4
+    assert abs(math.log10(answer.lr / usual.lr)) < 0.7
 
 
 def test_more_of_an_accuracy_is_better():

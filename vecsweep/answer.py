@@ -6,6 +6,8 @@ from dataclasses import replace
 from typing import Any, Unpack, get_args
 
 import numpy as np
+from torch import Tensor
+from torch.utils import _pytree as pytree  # torch.func has no public way to go through nested containers
 
 from vecsweep._arguments import (
     RESTARTABLE,
@@ -158,21 +160,28 @@ class _Search:
         self.mode = mode
         self.budget = budget
         self.cost = 0.0
+        self.start = math.nan  # what untrained weights score by the metric
         self.scans: list[Sweep] = []
         self.races: list[Sweep] = []
 
     def scan(self, combinations: Sequence[Setting]) -> dict[Setting, Scan]:
-        """Scan all learning rates with each combination of schedule and hyperparameters."""
+        """Scan all learning rates with each combination of schedule and hyperparameters.
+
+        By the metric of the race, unless validating takes longer than the scan: then by the training loss.
+        """
         num_steps = scan_steps(self.span.num_steps)
+        task = self.request.task
+        metric = self.metric if _is_validated_soon(task, num_steps) else "train_loss"
+        request = replace(self.request, task=task if metric == self.metric else replace(task, val_batches=None))
         spacing = scan_spacing(self.budget, self.span.num_steps, len(combinations))
         scans = {own: Scan() for own in combinations}
         missing = dict.fromkeys(combinations, scan_lrs(spacing))
         while missing:
             settings = [replace(own, lr=float(lr)) for own, lrs in missing.items() for lr in lrs]
             courses = {name: self._squeezed(name, num_steps) for name in self.named}
-            runs = self._train(settings, self.seeds[:1], courses, Span(0, num_steps, None), self.request)
+            runs = self._train(settings, self.seeds[:1], courses, Span(0, num_steps, None), request)
             self.scans.append(runs)
-            for setting, score in self._scores(runs).items():
+            for setting, score in self._scores(runs, metric).items():
                 scans[replace(setting, lr=1.0)].scores[setting.lr] = score
             missing = {own: lrs for own, scan in scans.items() if (lrs := scan.missing(spacing)).size}
         if not any(math.isfinite(score) for scan in scans.values() for score in scan.scores.values()):
@@ -180,7 +189,16 @@ class _Search:
                 f"No learning rate trains this task: all diverged within {num_steps} steps, at 1e-10 and at 100. Look "
                 "for NaN in the data and in the loss of the untrained model."
             )
+        self.start = next(iter(scans.values())).start if metric == self.metric else self._measure_untrained(scans)
         return scans
+
+    def _measure_untrained(self, scans: Mapping[Setting, Scan]) -> float:
+        """What the metric is after one step at the least learning rate."""
+        combination, scan = next(iter(scans.items()))
+        courses = {name: self._squeezed(name, 1) for name in self.named}
+        setting = replace(combination, lr=min(scan.scores))
+        runs = self._train([setting], self.seeds[:1], courses, Span(0, 1, None), self.request)
+        return next(iter(self._scores(runs, self.metric).values()))
 
     def race(self, scans: Mapping[Setting, Scan]) -> Race:
         """Let the learning rates race that the scans leave; add others where the best stands at an edge."""
@@ -205,9 +223,8 @@ class _Search:
             )
         sign = 1 if self.mode == "min" else -1
         winner = race.winner
-        start = scans[replace(winner, lr=1.0)].start
-        gaps = race.gaps(start)
-        noise = self._noise(race, start)
+        gaps = race.gaps(self.start)
+        noise = self._noise(race, self.start)
         trials = [self._trial(race, own, gaps[own], sign) for own in gaps]
         trials.sort(key=lambda trial: (trial.setting != winner, -trial.rungs[-1], trial.gap))
         alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
@@ -224,7 +241,7 @@ class _Search:
             winner=trials[0],
             metric=self.metric,
             mode=self.mode,
-            start=sign * start,
+            start=sign * self.start,
             tolerance=tolerance,
             noise=noise,
             num_steps=self.span.num_steps,
@@ -242,7 +259,8 @@ class _Search:
             by_setting = group_by_setting([member.setting for member in runs.members])
             going_on = set(by_setting)
             if (rung := at.get(len(runs.train_loss))) is not None:
-                alive = {own: score for own, score in self._scores(runs).items() if self._is_in(runs, by_setting[own])}
+                scores = self._scores(runs, self.metric)
+                alive = {own: score for own, score in scores.items() if self._is_in(runs, by_setting[own])}
                 going_on = race.judge(rung, alive)
             return [i for own in going_on for i in by_setting[own]]
 
@@ -289,13 +307,13 @@ class _Search:
         schedule = self.named[name]
         return schedule.anneals if isinstance(schedule, Schedule) else True
 
-    def _scores(self, runs: Sweep) -> dict[Setting, float]:
+    def _scores(self, runs: Sweep, metric: str) -> dict[Setting, float]:
         """How good each setting is so far, the mean over seeds, less being better; infinite where one diverged."""
-        if self.metric == "train_loss":
+        if metric == "train_loss":
             num = len(runs.train_loss)
             values = runs.train_loss[num - math.ceil(_LAST_LOSSES * num) :].mean(axis=0)
         else:
-            values = runs.metrics[self.metric][-1] * (1 if self.mode == "min" else -1)
+            values = runs.metrics[metric][-1] * (1 if self.mode == "min" else -1)
         values = np.where(np.isnan(values) | (runs.diverged_at >= 0), np.inf, values)
         by_setting = group_by_setting([member.setting for member in runs.members])
         return {own: float(values[list(members)].mean()) for own, members in by_setting.items()}
@@ -342,11 +360,11 @@ class _Search:
     def _doubts(self, race: Race, scan: Scan, gaps: Mapping[Setting, float], tolerance: float) -> list[str]:
         """What may be wrong with the answer."""
         doubts, winner = [], race.winner
-        gained = scan.start - race.scores[race.end][winner]
-        if gained <= _UNFELT * abs(scan.start):
+        best = race.scores[race.end][winner]
+        if self.start - best <= _UNFELT * abs(self.start):
             doubts.append(
-                f"Training hardly gains anything: {self.metric} comes from {abs(scan.start):.4g} to "
-                f"{abs(scan.start - gained):.4g}. The run may be too short, or the model unable to learn this."
+                f"Training hardly gains anything: {self.metric} comes from {abs(self.start):.4g} to {abs(best):.4g}. "
+                "The run may be too short, or the model unable to learn this."
             )
         alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
         place = alike.index(winner)
@@ -372,3 +390,33 @@ class _Search:
         if good and any(gaps[own] > _BAD * tolerance for own in alike[good[0] : good[-1]]):
             doubts.append("Good and bad learning rates take turns: the curve is noisy. Raise `seeds`.")
         return doubts
+
+
+def _is_validated_soon(task: Task, num_steps: int) -> bool:
+    """Whether a pass over the validation batches is no more work than so many steps, a forward pass being a third."""
+    if task.val_batches is None:
+        return True
+    validated, batch = _num_samples(task.val_batches), _batch_size(task.batches)
+    return validated is not None and batch is not None and validated <= 3 * num_steps * batch
+
+
+def _num_samples(source: Any) -> int | None:
+    """How many samples a source of batches has; None if that is not to be seen without reading it."""
+    if isinstance(source, list | tuple):
+        return sum(_num_rows(batch) for batch in source)
+    size = _batch_size(source)
+    return None if size is None or not hasattr(source, "__len__") else len(source) * size
+
+
+def _batch_size(source: Any) -> int | None:
+    """How many samples a batch of a source has; likewise."""
+    if isinstance(source, list | tuple):
+        return _num_rows(source[0]) if source else None
+    size = getattr(source, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _num_rows(batch: Any) -> int:
+    """The first axis of a batch's first tensor; 1 where there is none."""
+    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    return 1 if first is None or first.ndim == 0 else len(first)
