@@ -43,7 +43,18 @@ def test_best_lr_has_no_regret_and_an_untrained_one_all(judge):
 
 def test_methods_are_judged(judge, capsys, monkeypatch, tmp_path):
     output = tmp_path / "rows.json"
-    arguments = ["--problems", "diabetes", "--methods", "2", "--seeds", "2", "--threads", "1", "--output", str(output)]
+    arguments = [
+        "--problems",
+        "diabetes",
+        "--methods",
+        "find_lr 2",
+        "--seeds",
+        "2",
+        "--threads",
+        "1",
+        "--output",
+        str(output),
+    ]
     monkeypatch.setattr(sys, "argv", ["judge.py", *arguments])
     judge.main()
     found = json.loads(output.read_text())

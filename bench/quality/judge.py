@@ -198,11 +198,11 @@ def main() -> None:
         if options.methods not in name:
             continue
         row = rows[name] = judge(method, own, truths, options.seeds)
-        doubts = "" if row["bad_doubted"] is None else f", {row['bad_doubted']:.0%}"
+        doubts = ["-" if row[key] is None else f"{row[key]:.0%}" for key in ("bad_doubted", "good_doubted")]
         print(
             f"| {name} | {row['median']:.4f} | {row['mean']:.3f} | {row['p90']:.3f} | {row['worst']:.2f} | "
             f"{row['spread']:.2f} | {row['cost']:.2f} | {row['seconds'] / plain:.1f} | "
-            f"{row['num_bad']}{doubts}; {row['good_doubted']:.0%} |",
+            f"{row['num_bad']}, {doubts[0]}; {doubts[1]} |",
             flush=True,
         )
         print(f"    worst: {row['worst_case']}", flush=True) if row["worst"] > _BAD else None
