@@ -377,6 +377,26 @@ def test_late_comers_compete_for_the_same_places():
     assert gaps[settings[0.3]] == pytest.approx(0.2 / 1.0)
 
 
+def test_what_is_left_of_the_budget_looks_between_the_best_and_its_better_neighbour():
+    race = Race(Strategy(1.0, (1.0,), ()))
+    settings = {lr: Setting(lr, "constant") for lr in (0.01, 0.1, 1.0)}
+    race.admit(3)
+    race.judge(1.0, dict(zip(settings.values(), (0.5, 0.3, 0.4), strict=True)))
+    assert race.beside_winner(start=1.0).lr == pytest.approx(10**-0.5)
+    race.judge(1.0, {settings[1.0]: math.inf})
+    assert race.beside_winner(start=1.0).lr == pytest.approx(10**-1.5)
+    alone = Race(Strategy(1.0, (1.0,), ()))
+    alone.admit(1)
+    alone.judge(1.0, {settings[0.1]: 0.3})
+    assert alone.beside_winner(start=1.0) is None
+
+
+def test_leftover_of_a_budget_is_spent():
+    answers = [find_lr(budget=budget) for budget in (5, 5.5, 6, 6.9)]
+    assert all(answer.budget - 1 < answer.cost <= answer.budget for answer in answers)
+    assert any(len(answer.runs) > 2 for answer in answers)
+
+
 def test_members_that_diverged_never_go_on():
     race = Race(Strategy(0.25, (0.5, 1.0), (1.0,)))
     settings = [Setting(lr, "constant") for lr in (0.1, 0.2)]

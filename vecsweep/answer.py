@@ -201,7 +201,11 @@ class _Search:
         return next(iter(self._scores(runs, self.metric).values()))
 
     def race(self, scans: Mapping[Setting, Scan]) -> Race:
-        """Let the learning rates race that the scans leave; add others where the best stands at an edge."""
+        """Let the learning rates race that the scans leave.
+
+        While the budget lasts, others follow: beyond an edge that the best stands at, then between it and the better of
+        its neighbours.
+        """
         num_seeds = len(self.seeds)
         strategy = strategy_for(self.budget - self.cost, scans.values(), self.span.num_steps, num_seeds)
         race = Race(strategy)
@@ -211,6 +215,8 @@ class _Search:
         worst = num_seeds * strategy.rungs[-1]  # that one more may cost
         while self.cost + worst <= self.budget and race.end and (further := race.beyond_edge()) is not None:
             self._run(race, [further])
+        while self.cost + worst <= self.budget and race.end and (between := race.beside_winner(self.start)) is not None:
+            self._run(race, [between])
         return race
 
     def answer(self, scans: Mapping[Setting, Scan], race: Race, tolerance: float) -> Answer:

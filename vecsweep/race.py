@@ -77,6 +77,7 @@ STRATEGIES = (  # each takes more work than the one before it
 # values these were best for races that ended early.
 _DRIFT, _DRIFT_ANNEALED = 0.3, 1 / 8
 _SEEDS_FROM = (7.0, 11.0)  # a budget, from which on it goes into another seed
+_NEAR_ENOUGH = 0.15  # decades between neighbours
 _SCAN_SPACINGS = (0.4, 0.6, 0.8, 1.0)  # decades, the finest of which the scan takes its share of the budget at most
 _SCANNED_SHARE = 0.25
 
@@ -256,6 +257,23 @@ class Race:
             return None
         factor = 10**-spacing if winner.lr == lrs[0] else 10**spacing
         return Setting(winner.lr * factor, winner.schedule, winner.hyper)
+
+    def beside_winner(self, start: float) -> Setting | None:
+        """Who is to start, too, half-way from the winner to the better of its neighbours; None if that is near enough.
+
+        Args:
+            start: what untrained weights score.
+        """
+        winner, gaps = self.winner, self.gaps(start)
+        alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
+        place = alike.index(winner)
+        neighbours = alike[max(0, place - 1) : place] + alike[place + 1 : place + 2]
+        if not neighbours:
+            return None
+        better = min(neighbours, key=gaps.__getitem__)
+        if abs(math.log10(better.lr / winner.lr)) < _NEAR_ENOUGH:
+            return None
+        return Setting(math.sqrt(winner.lr * better.lr), winner.schedule, winner.hyper)
 
 
 def is_alike(a: Setting, b: Setting) -> bool:
