@@ -27,6 +27,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 _RAMP_STEPS = 100  # what the finders take by default
 _WORST = 3.0  # regret, at most: how far a loss explodes says nothing more
 _BAD = 0.1  # regret
+_KINDS = ("hardly gains", "that raced", "diverged later", "right below", "take turns")  # of find_lr's doubts
 
 
 class Suggested(NamedTuple):
@@ -114,6 +115,7 @@ class Truth:
 def judge(method: Method, own: list[Problem], truths: dict[str, Truth], num_seeds: int) -> dict[str, object]:
     """Ask a method for each problem and seed."""
     regrets, spreads, costs, seconds, doubted = [], [], [], [], []
+    by_kind = {kind: {"bad": 0, "good": 0} for kind in _KINDS}
     worst = (0.0, "")
     for problem in own:
         logs = []
@@ -127,6 +129,9 @@ def judge(method: Method, own: list[Problem], truths: dict[str, Truth], num_seed
             logs.append(np.log10(found.lr))
             costs.append(found.cost)
             doubted.append(bool(found.doubts))
+            for kind in _KINDS:
+                is_raised = any(kind in doubt for doubt in found.doubts)
+                by_kind[kind]["bad" if regrets[-1] > _BAD else "good"] += is_raised
         spreads.append(np.std(logs, ddof=1) if num_seeds > 1 else np.nan)
     values, is_doubted = np.array(regrets), np.array(doubted)
     bad = values > _BAD
@@ -141,6 +146,7 @@ def judge(method: Method, own: list[Problem], truths: dict[str, Truth], num_seed
         "num_bad": int(bad.sum()),
         "bad_doubted": float(is_doubted[bad].mean()) if bad.any() else None,
         "good_doubted": float(is_doubted[~bad].mean()) if (~bad).any() else None,
+        "doubts": {kind: counts for kind, counts in by_kind.items() if any(counts.values())},
         "worst_case": worst[1],
         "num": len(values),
     }
@@ -205,7 +211,7 @@ def main() -> None:
             f"{row['num_bad']}, {doubts[0]}; {doubts[1]} |",
             flush=True,
         )
-        print(f"    worst: {row['worst_case']}", flush=True) if row["worst"] > _BAD else None
+        print(f"    worst: {row['worst_case']}; doubts: {row['doubts']}", flush=True) if row["worst"] > _BAD else None
     if options.output is not None:
         around = {"num_problems": len(own), "num_seeds": options.seeds, "threads": options.threads, "plain_s": plain}
         before = json.loads(options.output.read_text())["rows"] if options.output.exists() else {}
