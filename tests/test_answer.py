@@ -285,6 +285,7 @@ def test_picture_shows_each_rung_and_the_answer():
         ({"monitor": "val_acuracy", "mode": "max"}, ValueError, "not measured"),
         ({"monitor": "train_accuracy"}, ValueError, "not measured"),
         ({"mode": "less"}, ValueError, "`mode`"),
+        ({"schedule": "cosine", "schedules": ["constant"]}, ValueError, "cannot both be given"),
         ({"vary": {"lr": [0.1]}}, ValueError, "`lrs`|lr"),
     ],
 )

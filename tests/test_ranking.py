@@ -1,6 +1,7 @@
 """What seeds say: means, bands, paired differences and ties; and reading metrics off a sweep."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -285,3 +286,42 @@ def test_curve_that_never_rises_has_no_bounds(accuracy):
 def test_tolerance_is_a_share(tolerance):
     with pytest.raises(ValueError, match="`tolerance` must be between 0 and 1"):
         cyclical_bounds(LRS, np.linspace(0.1, 0.9, 13), tolerance=tolerance)
+
+
+def test_basin_of_a_sweep_is_read_off_its_final_values():
+    final = [[1.9, 1.9], [0.6, 0.5], [0.5, 0.58], [1.2, 1.3]]  # from lr 0.01 on, by decades; untrained 2
+    runs = make_runs(final, seeds=(0, 1))
+    basin = runs.basin("val_loss")
+    gap = (0.55 - 0.54) / (2 - 0.54)
+    weight = np.exp(-gap / 0.02)
+    assert basin.lr == pytest.approx(10 ** ((weight * -1 + 0) / (1 + weight)))
+    assert basin.low == pytest.approx(10 ** (-1 - (0.02 - gap) / ((1.9 - 0.55) / 1.46)))
+    assert basin.high == pytest.approx(10 ** (0.02 / ((1.25 - 0.54) / 1.46)))
+    assert runs.basin("val_loss", position=0).lr == basin.low
+    assert runs.basin("val_loss", position=0.25).lr == pytest.approx(basin.low**0.75 * basin.high**0.25)
+    wide = runs.basin("val_loss", tolerance=0.4)
+    assert wide.low < basin.low < basin.high < wide.high
+    assert runs.basin("val_accuracy").low < 1 < runs.basin("val_accuracy").high
+
+
+def test_basin_ends_before_what_diverged():
+    runs = make_runs([[0.6] * 3, [0.5] * 3, [0.4] * 3], diverged={(1.0, 1)})
+    assert runs.basin().lr == pytest.approx(0.1)
+    assert runs.basin().high == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="There is no basin"):
+        make_runs([[0.6]], seeds=[0], diverged={(0.01, 0)}).basin()
+
+
+@pytest.mark.parametrize(("options", "what"), [({"tolerance": 0}, "`tolerance`"), ({"position": 1.5}, "`position`")])
+def test_wrong_argument_of_a_basin_is_told(options, what):
+    with pytest.raises(ValueError, match=what):
+        make_runs([[0.5] * 3]).basin(**options)
+
+
+def test_basin_is_one_of_learning_rates_alone():
+    runs = make_runs([[0.5] * 3, [0.6] * 3])
+    members = tuple(m._replace(schedule="cosine" if m.lr > 0.05 else "constant") for m in runs.members)
+    mixed = dataclasses.replace(runs, members=members)
+    with pytest.raises(ValueError, match="2 combinations"):
+        mixed.basin()
+    assert mixed.select(schedule="cosine").basin().lr == pytest.approx(0.1)

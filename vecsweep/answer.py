@@ -23,7 +23,7 @@ from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
 from vecsweep.plan import Course, Member, Span, cross
 from vecsweep.pruning import step_of
-from vecsweep.race import Race, Scan, is_alike, num_seeds_for, scan_lrs, scan_spacing, scan_steps, strategy_for
+from vecsweep.race import SCANNED, Race, Scan, is_alike, num_seeds_for, scan_lrs, scan_spacing, scan_steps, strategy_for
 from vecsweep.request import Request
 from vecsweep.results import Answer, Sweep
 from vecsweep.results.ranking import Setting, group_by_setting, mode_of
@@ -99,6 +99,10 @@ def find_lr(
         True
     """
     options = check_task(task, execution)
+    if schedules is not None and schedule != "constant":
+        raise ValueError(
+            "`schedule` and `schedules` cannot both be given: the one is a single schedule, the other several."
+        )
     named = check_schedules([schedule] if schedules is None else schedules)
     if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
         raise ValueError(f"`budget` must be a positive number of runs; got {budget!r}. Pass 4, say.")
@@ -186,8 +190,9 @@ class _Search:
             missing = {own: lrs for own, scan in scans.items() if (lrs := scan.missing(spacing)).size}
         if not any(math.isfinite(score) for scan in scans.values() for score in scan.scores.values()):
             raise ValueError(
-                f"No learning rate trains this task: all diverged within {num_steps} steps, at 1e-10 and at 100. Look "
-                "for NaN in the data and in the loss of the untrained model."
+                f"No learning rate trains this task: all diverged within {num_steps} steps, from "
+                f"{min(next(iter(scans.values())).scores):.0e} to {SCANNED[1]:g}. Look for NaN in the data and in the "
+                "loss of the untrained model."
             )
         self.start = next(iter(scans.values())).start if metric == self.metric else self._measure_untrained(scans)
         return scans

@@ -15,6 +15,7 @@ from vecsweep._types import FloatArray, Hyper, IntArray, Mode
 from vecsweep._words import counted, did_you_mean
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band, Ranking, group_by_setting, mode_of, rank
+from vecsweep.suggest.basin import TOLERANCE, Basin, read_basin
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)  # arrays are neither equal nor short
@@ -139,6 +140,57 @@ class Curves:
                 f"was {min(m.lr for m in self.members):.3g}."
             )
         return int(np.nanargmin(scores))
+
+    def basin(
+        self,
+        metric: str | None = None,
+        mode: Mode | None = None,
+        *,
+        tolerance: float = TOLERANCE,
+        position: float | None = None,
+    ) -> Basin:
+        """Return the learning rates that are nearly as good as the best, by their final values, the mean over seeds.
+
+        How far one is behind is told as a share of what the best gains: of a loss, over the first training loss, that
+        of untrained weights; of another metric, over the worst member.
+
+        Args:
+            metric: as in `final`.
+            mode: as in `best`.
+            tolerance: the share that is good enough.
+            position: where in the basin `lr` is to lie, in log lr: 0 for its lower end, 1 for its upper; None for its
+                steadiest point, the centre, in which each counts the less the further it is behind.
+
+        Raises:
+            ValueError: the members differ in more than lr and seed, all diverged, or an argument is out of range.
+
+        Example:
+            `runs.select(schedule="cosine").basin("val_loss").lr`
+        """
+        metric = self._metric(metric)
+        sign = 1 if mode_of(metric, mode) == "min" else -1
+        if not 0 < tolerance < 1:
+            raise ValueError(f"`tolerance` must be a share between 0 and 1; got {tolerance!r}. Pass {TOLERANCE}.")
+        if position is not None and not 0 <= position <= 1:
+            raise ValueError(f"`position` must be from 0, the lower end, to 1; got {position!r}.")
+        combinations = {(member.schedule, *member.hyper.items()) for member in self.members}
+        if len(combinations) > 1:
+            raise ValueError(
+                f"A basin is one of learning rates; these members have {len(combinations)} combinations of schedule "
+                'and hyperparameters, too. Take one of them, with `runs.select(schedule="cosine")`, say.'
+            )
+        final = sign * self.final(metric)
+        lrs = np.array(sorted({member.lr for member in self.members}))
+        of_lrs = [[i for i, member in enumerate(self.members) if member.lr == lr] for lr in lrs.tolist()]
+        scores = np.array([final[members].mean() for members in of_lrs])
+        if np.isnan(scores).all():
+            raise ValueError("There is no basin: a seed of each learning rate diverged. Lower the learning rates.")
+        best = int(np.nanargmin(scores))
+        start = float(self.train_loss[0].mean()) if metric.endswith("loss") else float(np.nanmax(scores))
+        gain = start - scores[best] if start > scores[best] else 1.0
+        gaps = np.nan_to_num((scores - scores[best]) / gain, nan=np.inf)
+        found = read_basin(lrs, gaps, best, tolerance)
+        return found if position is None else found.at(position)
 
     def select(self, **values: Any) -> Self:
         """Return the curves of some members only.

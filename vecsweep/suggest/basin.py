@@ -26,6 +26,10 @@ class Basin(NamedTuple):
     low: float
     high: float
 
+    def at(self, position: float) -> "Basin":
+        """The same with `lr` at a place between its ends in log lr, from 0 to 1."""
+        return self._replace(lr=self.low ** (1 - position) * self.high**position)
+
 
 def read_basin(lrs: FloatArray, gaps: FloatArray, best: int, tolerance: float = TOLERANCE) -> Basin:
     """Find the basin that the best learning rate is in.
