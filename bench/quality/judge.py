@@ -22,12 +22,17 @@ from problems import DEFAULT_LR, Problem, problems
 from truth import FILE
 
 import vecsweep as vs
+from vecsweep.integrations.lightning import FoundLr
 
 RESULTS = Path(__file__).parents[1] / "results"
 _RAMP_STEPS = 100  # what the finders take by default
 _WORST = 3.0  # regret, at most: how far a loss explodes says nothing more
 _BAD = 0.1  # regret
-_KINDS = ("hardly gains", "that raced", "diverged later", "right below", "take turns")  # of find_lr's doubts
+_KINDS = (  # of doubts, by words of theirs: those of find_lr, then those of curves and of what is read off them
+    *("hardly gains", "that raced", "diverged later", "stands right below", "take turns"),
+    *("Too few", "is flat", "lower edge", "upper edge", "edge of stability", "although larger"),
+    *("is outside", "is not below", "is hardly lower", "is higher than"),
+)
 
 
 class Suggested(NamedTuple):
@@ -75,6 +80,41 @@ def _grid(rule: str, *, is_for_the_run: bool = False) -> Method:
     return method
 
 
+def _lightning(problem: Problem, task: vs.Task, seed: int) -> Suggested:
+    found = vs.range_test(
+        task,
+        method="ramp",
+        start_lr=1e-8,
+        end_lr=1.0,
+        num_steps=_RAMP_STEPS,
+        divergence_factor=4,
+        seed=seed,
+        progress=False,
+    )
+    cost = np.isfinite(found.train_loss[:, 0]).sum() / problem.num_steps
+    return Suggested(FoundLr(found).suggestion(rule="lightning"), cost)
+
+
+def _in_full(share: float, position: float | None) -> Method:
+    """Eleven learning rates around the default, trained for a share of the run with its whole schedule."""
+
+    def method(problem: Problem, task: vs.Task, seed: int) -> Suggested:
+        num_steps = int(share * problem.num_steps)
+        runs = vs.sweep(
+            task,
+            lrs=DEFAULT_LR[problem.optimizer] * 10 ** np.arange(-2.5, 2.6, 0.5),
+            schedules=[problem.schedule],
+            num_steps=num_steps,
+            val_every=num_steps,
+            seed=seed,
+            progress=False,
+        )
+        lr = runs.members[runs.best("val_loss")].lr if position is None else runs.basin(position=position).lr
+        return Suggested(lr, np.isfinite(runs.train_loss).sum() / problem.num_steps)
+
+    return method
+
+
 def _default(problem: Problem, task: vs.Task, seed: int) -> Suggested:
     return Suggested(DEFAULT_LR[problem.optimizer], 0.0)
 
@@ -82,6 +122,7 @@ def _default(problem: Problem, task: vs.Task, seed: int) -> Suggested:
 METHODS: dict[str, Method] = {
     "everybody's default": _default,
     "ramp, steepest, smoothing 0.05 (torch-lr-finder)": _ramp("steepest", 0.05),
+    "ramp, Lightning's rule": _lightning,
     "ramp, valley (fastai)": _ramp("valley", 0.98),
     "ramp, minimum (fastai)": _ramp("minimum", 0.98),
     "ramp, our default": _ramp(None),
@@ -89,6 +130,8 @@ METHODS: dict[str, Method] = {
     "grid 32 x 100, lowest": _grid("lowest"),
     "grid 32 x 100, basin": _grid("basin"),
     "grid 32 x 100, basin, shifted to the run": _grid("basin", is_for_the_run=True),
+    "11 lrs, the schedule squeezed into a quarter, lower quarter of the basin": _in_full(0.25, 0.25),
+    "11 lrs in full, the best": _in_full(1, None),
     "find_lr 1": _find_lr(1.0),
     "find_lr 2": _find_lr(2.0),
     "find_lr 4": _find_lr(4.0),

@@ -1,0 +1,335 @@
+"""The search for a learning rate: what is trained of a scan and of a race, what it costs, and the answer to it.
+
+Not here: which learning rates are tried and who goes on, which needs no training (`race.py`).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils import _pytree as pytree  # torch.func has no public way to go through nested containers
+
+from vecsweep._arguments import NamedSchedules
+from vecsweep._errors import Interrupted
+from vecsweep._types import Mode
+from vecsweep.plan import Course, Member, Span
+from vecsweep.pruning import step_of
+from vecsweep.race import SCANNED, Race, Scan, is_alike, scan_lrs, scan_spacing, scan_steps, strategy_for
+from vecsweep.request import Request
+from vecsweep.results import Answer, Sweep
+from vecsweep.results.ranking import Setting, group_by_setting
+from vecsweep.results.trial import Trial
+from vecsweep.schedules import constant
+from vecsweep.schedules.schedule import Schedule
+from vecsweep.suggest.basin import read_basin
+from vecsweep.task import Task
+from vecsweep.training import begin
+
+_LAST_LOSSES = 0.25  # of a member's losses so far, whose mean is its score where there is no validation
+_LATE = (7 / 8, 15 / 16)  # of a run, where those that are left are measured, too, to see what chance does
+_LATEST = 1 + len(_LATE)  # evaluations, the one at the end among them
+_BAD = 10  # tolerances behind the best
+_UNFELT = 0.02  # of the metric of untrained weights; training that gains less has shown nothing
+
+
+class Search:
+    """What is trained to find an answer, and what it has cost so far.
+
+    Args:
+        request: what is trained, and how.
+        named: the schedules.
+        seeds: of the race; the scan has the first alone.
+        span: the run.
+        metric: what settings are judged by.
+        mode: whether less or more of it is better.
+        budget: in runs of one member.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        named: NamedSchedules,
+        seeds: Sequence[int],
+        span: Span,
+        metric: str,
+        mode: Mode,
+        budget: float,
+    ) -> None:
+        self.request = request
+        self.named = named
+        self.seeds = seeds
+        self.span = span
+        self.metric = metric
+        self.mode = mode
+        self.budget = budget
+        self.cost = 0.0
+        self.start = math.nan  # what untrained weights score by the metric
+        self.scans: list[Sweep] = []
+        self.races: list[Sweep] = []
+
+    def scan(self, combinations: Sequence[Setting]) -> dict[Setting, Scan]:
+        """Scan all learning rates with each combination of schedule and hyperparameters.
+
+        By the metric of the race, unless validating takes longer than the scan: then by the training loss.
+        """
+        num_steps = scan_steps(self.span.num_steps)
+        task = self.request.task
+        metric = self.metric if _is_validated_soon(task, num_steps) else "train_loss"
+        request = replace(self.request, task=task if metric == self.metric else replace(task, val_batches=None))
+        spacing = scan_spacing(self.budget, self.span.num_steps, len(combinations))
+        scans = {own: Scan() for own in combinations}
+        missing = dict.fromkeys(combinations, scan_lrs(spacing))
+        while missing:
+            settings = [replace(own, lr=float(lr)) for own, lrs in missing.items() for lr in lrs]
+            courses = {name: self._squeezed(name, num_steps) for name in self.named}
+            runs = self._train(settings, self.seeds[:1], courses, Span(0, num_steps, None), request)
+            self.scans.append(runs)
+            for setting, score in self._scores(runs, metric).items():
+                scans[replace(setting, lr=1.0)].scores[setting.lr] = score
+            missing = {own: lrs for own, scan in scans.items() if (lrs := scan.missing(spacing)).size}
+        if not any(math.isfinite(score) for scan in scans.values() for score in scan.scores.values()):
+            raise ValueError(
+                f"No learning rate trains this task: all diverged within {num_steps} steps, from "
+                f"{min(next(iter(scans.values())).scores):.0e} to {SCANNED[1]:g}. Look for NaN in the data and in the "
+                "loss of the untrained model."
+            )
+        self.start = next(iter(scans.values())).start if metric == self.metric else self._measure_untrained(scans)
+        return scans
+
+    def _measure_untrained(self, scans: Mapping[Setting, Scan]) -> float:
+        """What the metric is after one step at the least learning rate."""
+        combination, scan = next(iter(scans.items()))
+        courses = {name: self._squeezed(name, 1) for name in self.named}
+        setting = replace(combination, lr=min(scan.scores))
+        runs = self._train([setting], self.seeds[:1], courses, Span(0, 1, None), self.request)
+        return next(iter(self._scores(runs, self.metric).values()))
+
+    def race(self, scans: Mapping[Setting, Scan]) -> Race:
+        """Let the learning rates race that the scans leave.
+
+        While the budget lasts, others follow: beyond an edge that the best stands at, then between it and the better of
+        its neighbours.
+        """
+        num_seeds = len(self.seeds)
+        strategy = strategy_for(self.budget - self.cost, scans.values(), self.span.num_steps, num_seeds)
+        race = Race(strategy)
+        starting = [replace(own, lr=float(lr)) for own, scan in scans.items() for lr in scan.window(strategy.spacing)]
+        race.admit(len(starting))
+        self._run(race, starting)
+        worst = num_seeds * strategy.rungs[-1]  # that one more may cost
+        while self.cost + worst <= self.budget and race.end and (further := race.beyond_edge()) is not None:
+            self._run(race, [further])
+        while self.cost + worst <= self.budget and race.end and (between := race.beside_winner(self.start)) is not None:
+            self._run(race, [between])
+        return race
+
+    def answer(self, scans: Mapping[Setting, Scan], race: Race, tolerance: float) -> Answer:
+        """Read the answer off a race."""
+        if race.end == 0:
+            raise ValueError(
+                f"No learning rate trains this task for {self.span.num_steps} steps: all that a scan of "
+                f"{scan_steps(self.span.num_steps)} steps left diverged later. Clip gradients (`max_grad_norm`), or "
+                "look for outliers in the data."
+            )
+        sign = 1 if self.mode == "min" else -1
+        winner = race.winner
+        gaps = race.gaps(self.start)
+        noise = self._noise(race, self.start)
+        trials = [self._trial(race, own, gaps[own], sign) for own in gaps]
+        trials.sort(key=lambda trial: (trial.setting != winner, -trial.rungs[-1], trial.gap))
+        alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
+        lrs, behind = (np.array(values) for values in ([own.lr for own in alike], [gaps[own] for own in alike]))
+        drift = race.drift(anneals=self._anneals(winner.schedule))
+        basin = read_basin(lrs, behind, alike.index(winner), tolerance + noise)
+        return Answer(
+            lr=basin.lr * drift,
+            interval=(basin.low * drift, basin.high * drift),
+            schedule=winner.schedule,
+            hyper=dict(winner.hyper),
+            doubts=tuple(self._doubts(race, scans[replace(winner, lr=1.0)], gaps, tolerance + noise)),
+            trials=tuple(trials),
+            winner=trials[0],
+            metric=self.metric,
+            mode=self.mode,
+            start=sign * self.start,
+            tolerance=tolerance,
+            noise=noise,
+            num_steps=self.span.num_steps,
+            budget=self.budget,
+            cost=self.cost,
+            runs=(*self.scans, *self.races),
+        )
+
+    def _run(self, race: Race, settings: Sequence[Setting]) -> None:
+        """Train settings from the first step on, rung by rung, for as long as they keep up."""
+        total, last = self.span.num_steps, race.strategy.rungs[-1]
+        at = {step_of(rung, total): rung for rung in race.strategy.rungs}
+
+        def keep(runs: Sweep) -> list[int]:
+            by_setting = group_by_setting([member.setting for member in runs.members])
+            going_on = set(by_setting)
+            if (rung := at.get(len(runs.train_loss))) is not None:
+                scores = self._scores(runs, self.metric)
+                alive = {own: score for own, score in scores.items() if self._is_in(runs, by_setting[own])}
+                going_on = race.judge(rung, alive)
+            return [i for own in going_on for i in by_setting[own]]
+
+        # One of torch's schedulers may follow a metric, epoch by epoch; others need none between the rungs.
+        are_planned = all(isinstance(schedule, Schedule) for schedule in self.named.values())
+        late = tuple(share * last for share in _LATE) if last == 1.0 else ()
+        request = replace(
+            self.request,
+            prune=keep,
+            rungs=(*race.strategy.rungs, *late),
+            rung_metric=None if self.metric == "train_loss" else self.metric,
+            val_every=total if are_planned else None,
+        )
+        courses = {name: Course(schedule, name, 0, total) for name, schedule in self.named.items()}
+        span = replace(self.span, num_steps=step_of(last, total))
+        self.races.append(self._train(settings, self.seeds, courses, span, request))
+        keep(self.races[-1])
+
+    def _train(
+        self,
+        settings: Sequence[Setting],
+        seeds: Sequence[int],
+        courses: Mapping[str, Course],
+        span: Span,
+        request: Request,
+    ) -> Sweep:
+        """Train settings with seeds, and note what it cost."""
+        members = tuple(Member(own.lr, seed, own.schedule, dict(own.hyper)) for own in settings for seed in seeds)
+        try:
+            runs = begin(request, members, tuple(courses[member.schedule] for member in members), span)
+        except Interrupted as interruption:
+            interruption.add_note("The race was not over, so that there is no answer yet.")
+            raise
+        self.cost += float((~np.isnan(runs.train_loss)).sum()) / self.span.num_steps
+        return runs
+
+    def _squeezed(self, name: str, num_steps: int) -> Course:
+        """A schedule that comes to its end within a scan; one of torch's has its own pace, and stands still instead."""
+        schedule = self.named[name]
+        return Course(schedule if isinstance(schedule, Schedule) else constant(), name, 0, num_steps)
+
+    def _anneals(self, name: str) -> bool:
+        """Whether a schedule comes down at the end; one of torch's mostly does."""
+        schedule = self.named[name]
+        return schedule.anneals if isinstance(schedule, Schedule) else True
+
+    def _scores(self, runs: Sweep, metric: str) -> dict[Setting, float]:
+        """How good each setting is so far, the mean over seeds, less being better; infinite where one diverged."""
+        if metric == "train_loss":
+            num = len(runs.train_loss)
+            values = runs.train_loss[num - math.ceil(_LAST_LOSSES * num) :].mean(axis=0)
+        else:
+            values = runs.metrics[metric][-1] * (1 if self.mode == "min" else -1)
+        values = np.where(np.isnan(values) | (runs.diverged_at >= 0), np.inf, values)
+        by_setting = group_by_setting([member.setting for member in runs.members])
+        return {own: float(values[list(members)].mean()) for own, members in by_setting.items()}
+
+    @staticmethod
+    def _is_in(runs: Sweep, members: Sequence[int]) -> bool:
+        """Whether a setting has not been taken out of the race."""
+        return all(runs.members[i].stopped_at is None for i in members)
+
+    def _trial(self, race: Race, setting: Setting, gap: float, sign: int) -> Trial:
+        measured = [(rung, own[setting]) for rung, own in race.scores.items() if setting in own]
+        scores = tuple(sign * score if math.isfinite(score) else math.nan for _, score in measured)
+        return Trial(setting, tuple(rung for rung, _ in measured), scores, gap)
+
+    def _noise(self, race: Race, start: float) -> float:
+        """What chance does to the difference of two settings, as a share of what training gains.
+
+        Of several seeds it is the standard error over them; of one, the deviation over the last evaluations.
+        """
+        spreads = []
+        for runs in self.races:
+            if self.metric not in runs.metrics and self.metric != "train_loss":
+                continue
+            by_setting = group_by_setting([member.setting for member in runs.members])
+            alive = [
+                list(members)
+                for members in by_setting.values()
+                if len(runs.train_loss) == self.span.num_steps
+                and all(runs.members[i].diverged_at is None and runs.members[i].stopped_at is None for i in members)
+            ]
+            if len(alive) < 2:
+                continue
+            if len(self.seeds) > 1:
+                final = runs.final(self.metric)
+                values = np.array([final[members] for members in alive])  # [setting, seed]
+                spreads.append((values - values.mean(0)).std(axis=1, ddof=1).mean() / math.sqrt(len(self.seeds)))
+            elif self.metric != "train_loss":
+                last = runs.metrics[self.metric][-_LATEST:, [members[0] for members in alive]]
+                if len(last) == _LATEST:
+                    spreads.append((last - last.mean(axis=1, keepdims=True)).std(axis=0, ddof=1).mean())
+        best = race.scores[race.end][race.winner]
+        return float(np.mean(spreads) / max(start - best, 1e-12)) if spreads and start > best else 0.0
+
+    def _doubts(self, race: Race, scan: Scan, gaps: Mapping[Setting, float], tolerance: float) -> list[str]:
+        """What may be wrong with the answer."""
+        doubts, winner = [], race.winner
+        best = race.scores[race.end][winner]
+        if self.start - best <= _UNFELT * abs(self.start):
+            doubts.append(
+                f"Training hardly gains anything: {self.metric} comes from {abs(self.start):.4g} to {abs(best):.4g}. "
+                "The run may be too short, or the model unable to learn this."
+            )
+        alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
+        place = alike.index(winner)
+        if race.beyond_edge() is not None and len(alike) > 1:
+            edge = "lowest" if place == 0 else "highest"
+            is_cliff = place > 0 and scan.cliff is not None and winner.lr * 10**race.strategy.spacing >= scan.cliff
+            if not is_cliff:
+                doubts.append(
+                    f"The best, {winner.lr:.3g}, is the {edge} that raced: the true best may lie beyond. Raise "
+                    "`budget`."
+                )
+        if race.end < race.strategy.rungs[-1]:
+            doubts.append(
+                f"All that were left after {race.end:.0%} of the run diverged later, the best of then among them. Take "
+                "a lower learning rate, or clip gradients (`max_grad_norm`)."
+            )
+        if place + 1 < len(alike) and math.isinf(gaps[alike[place + 1]]):
+            doubts.append(
+                f"The best, {winner.lr:.3g}, stands right below {alike[place + 1].lr:.3g}, which diverged. Take a "
+                "lower one where the run will differ from this."
+            )
+        good = [k for k, own in enumerate(alike) if gaps[own] <= _BAD * tolerance]
+        if good and any(gaps[own] > _BAD * tolerance for own in alike[good[0] : good[-1]]):
+            doubts.append("Good and bad learning rates take turns: the curve is noisy. Raise `seeds`.")
+        return doubts
+
+
+def _is_validated_soon(task: Task, num_steps: int) -> bool:
+    """Whether a pass over the validation batches is no more work than so many steps, a forward pass being a third."""
+    if task.val_batches is None:
+        return True
+    validated, batch = _num_samples(task.val_batches), _batch_size(task.batches)
+    return validated is not None and batch is not None and validated <= 3 * num_steps * batch
+
+
+def _num_samples(source: Any) -> int | None:
+    """How many samples a source of batches has; None if that is not to be seen without reading it."""
+    if isinstance(source, list | tuple):
+        return sum(_num_rows(batch) for batch in source)
+    size = _batch_size(source)
+    return None if size is None or not hasattr(source, "__len__") else len(source) * size
+
+
+def _batch_size(source: Any) -> int | None:
+    """How many samples a batch of a source has; likewise."""
+    if isinstance(source, list | tuple):
+        return _num_rows(source[0]) if source else None
+    size = getattr(source, "batch_size", None)
+    return size if isinstance(size, int) else None
+
+
+def _num_rows(batch: Any) -> int:
+    """The first axis of a batch's first tensor; 1 where there is none."""
+    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    return 1 if first is None or first.ndim == 0 else len(first)
