@@ -31,7 +31,7 @@ _BAD = 0.1  # regret
 _KINDS = (  # of doubts, by words of theirs: those of find_lr, then those of curves and of what is read off them
     *("hardly gains", "that raced", "diverged later", "stands right below", "take turns"),
     *("Too few", "is flat", "lower edge", "upper edge", "edge of stability", "although larger"),
-    *("is outside", "is not below", "is hardly lower", "is higher than"),
+    *("far outside", "is not below", "is higher than"),
 )
 
 
@@ -61,9 +61,24 @@ def _winner(problem: Problem, task: vs.Task, seed: int) -> Suggested:
     return Suggested(answer.winner.setting.lr, answer.cost, answer.doubts)
 
 
-def _ramp(rule: str | None, smoothing: float | None = None, seeds: int = 1) -> Method:
+def _ramp(
+    rule: str | None,
+    smoothing: float | None = None,
+    seeds: int = 1,
+    ends: Callable[[float], dict[str, float]] = lambda default: {},
+) -> Method:
+    """A rule of ramps; `ends` makes a range of everybody's default."""
+
     def method(problem: Problem, task: vs.Task, seed: int) -> Suggested:
-        found = vs.range_test(task, method="ramp", num_steps=_RAMP_STEPS, seeds=seeds, seed=seed, progress=False)
+        found = vs.range_test(
+            task,
+            method="ramp",
+            num_steps=_RAMP_STEPS,
+            seeds=seeds,
+            seed=seed,
+            progress=False,
+            **ends(DEFAULT_LR[problem.optimizer]),
+        )
         own = found.suggest(rule, smoothing=smoothing)
         return Suggested(own.lr, seeds * np.isfinite(found.train_loss[:, 0]).sum() / problem.num_steps, own.doubts)
 
@@ -127,6 +142,8 @@ METHODS: dict[str, Method] = {
     "ramp, minimum (fastai)": _ramp("minimum", 0.98),
     "ramp, our default": _ramp(None),
     "ramp, our default, 4 seeds": _ramp(None, seeds=4),
+    "ramp, our default, up to everybody's default": _ramp(None, ends=lambda default: {"end_lr": default}),
+    "ramp, our default, from ten times everybody's": _ramp(None, ends=lambda default: {"start_lr": 10 * default}),
     "grid 32 x 100, lowest": _grid("lowest"),
     "grid 32 x 100, basin": _grid("basin"),
     "grid 32 x 100, basin, shifted to the run": _grid("basin", is_for_the_run=True),

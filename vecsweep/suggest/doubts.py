@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.float64]
 
 MIN_POINTS = 10  # a suggestion from fewer finite points is doubted
-LEAST_FALL = 0.1  # of the deepest fall of the curve, that the loss at a suggestion should have fallen by
+FAR = 10  # times beyond an end of the range; nearer suggestions are as good as others, see docs/answers.md
 FLAT_FRACTION = 0.05  # losses that differ by no more than this part of their magnitude are taken as equal
 
 
@@ -58,20 +58,13 @@ def lr_doubts(lrs: FloatArray, curve: FloatArray, lr: float, loss: float) -> Ite
     """Yield what is doubtful about this lr, at which the curve's loss is `loss`."""
     is_finite = np.isfinite(curve)
     diverged, first_loss = lrs[~is_finite], curve[is_finite][0]
-    is_inside = lrs[0] <= lr <= lrs[-1]
-    if not is_inside:
+    if not lrs[0] / FAR <= lr <= lrs[-1] * FAR:
         yield (
-            f"The suggestion, {lr:.3g}, is outside the range tested, {lrs[0]:.3g} to {lrs[-1]:.3g}. "
+            f"The suggestion, {lr:.3g}, is far outside the range tested, {lrs[0]:.3g} to {lrs[-1]:.3g}. "
             "Test a range that holds it."
         )
     if diverged.size and lr >= diverged[0]:
         yield f"The suggestion, {lr:.3g}, is not below {diverged[0]:.3g}, which diverged. Take a smaller lr."
-    fall, deepest = first_loss - loss, first_loss - np.min(curve[is_finite])
-    if is_inside and 0 <= fall < LEAST_FALL * deepest and not _is_flat(curve[is_finite]):
-        yield (
-            f"The loss at the suggestion, {loss:.3g}, is hardly lower than at the smallest lr, {first_loss:.3g}, "
-            "where next to nothing is learned. Try another rule, such as 'lowest' or 'steepest'."
-        )
     if loss > first_loss and not _is_flat(np.array([first_loss, loss])):
         yield (
             f"The loss at the suggestion, {loss:.3g}, is higher than at the smallest lr, {first_loss:.3g}. "
