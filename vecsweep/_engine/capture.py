@@ -1,17 +1,53 @@
-"""A step as a CUDA graph: all its kernels are launched at once, so that small models are not held up by the host."""
+"""A step as a CUDA graph: all its kernels are launched at once, so that small models are not held up by the host.
 
-from collections.abc import Callable, Sequence
+A graph works on the memory that it was captured on. So chunks that look alike take turns at one place for their state,
+a slot, and share a graph. What is said here of PyTorch was read in its 2.13: `torch/cuda/graphs.py`, and
+`aten/src/ATen/cuda/CUDAGraph.cpp` below it.
+"""
+
+import functools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
+def is_capturable(tensors: Sequence[Tensor]) -> bool:
+    """Whether what is computed on such tensors may be captured: they are on one GPU."""
+    devices = {tensor.device for tensor in tensors}
+    return len(devices) == 1 and next(iter(devices)).type == "cuda"
+
+
+@functools.cache
+def _capture_stream(device: torch.device) -> torch.cuda.Stream:
+    """The stream that graphs are captured on; `torch.cuda.graph` has one for all devices, on the first that it met."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def aside(device: torch.device) -> Iterator[None]:
+    """Queue what is computed inside on the stream of captures, after what is queued now and before what comes later.
+
+    What a kernel sets up for its stream at first, such as the workspace of cuBLAS, is there when it is captured.
+    """
+    stream = _capture_stream(device)
+    with torch.cuda.device(device):
+        outside = torch.cuda.current_stream(device)
+        stream.wait_stream(outside)
+        try:
+            with torch.cuda.stream(stream):
+                yield
+        finally:
+            outside.wait_stream(stream)
+
+
 class Captured:
     """A function of tensors that replays the kernels which it launched once.
 
     Args:
-        function: in place on the state; it has run before, so that what it sets up at first is there.
+        function: in place on the state; it has run before, inside `aside`.
         state: what it writes to; the replay works on this memory.
         inputs: what its other arguments look like; each call copies its own to where these were.
         pool: memory that captured functions share, which never run at the same time.
@@ -27,14 +63,97 @@ class Captured:
         inputs: Sequence[Tensor],
         pool: Any,
     ) -> None:
-        self._inputs = [tensor.clone() for tensor in inputs]
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.no_grad(), torch.cuda.graph(self._graph, pool=pool):
-            self._results = function(*state, *self._inputs)
+        device = state[0].device
+        # Kernels go to the current stream of the tensors' device, and only what goes to the one that is captured is
+        # part of a graph. The outer `stream` leaves it: `torch.cuda.graph` does not where its `capture_end` raises.
+        stream = _capture_stream(device)
+        with torch.cuda.device(device), torch.cuda.stream(stream), torch.no_grad():
+            self._inputs = list(map(_place_for, inputs))
+            self._copied = list(map(_once, self._inputs))
+            copy_all_(self._copied, list(map(_once, inputs)))
+            self._graph = torch.cuda.CUDAGraph()
+            try:
+                # By default what other threads do, such as one that pins batches, would break the capture.
+                with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    self._results = function(*state, *self._inputs)
+            except BaseException:
+                _end_allocating(device, pool)
+                raise
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """Compute the function; the next call overwrites the results."""
-        if self._inputs:
-            torch._foreach_copy_(self._inputs, list(inputs))
+        """Compute the function; the next call of any function that shares the pool may overwrite the results."""
+        copy_all_(self._copied, list(map(_once, inputs)))
         self._graph.replay()
         return self._results
+
+
+def _end_allocating(device: torch.device, pool: Any) -> None:
+    """Tell the allocator that a capture is over, where `capture_end` raised before it did.
+
+    Until it is told, it frees no memory that was used on two streams, as that of batches is.
+    """
+    with suppress(RuntimeError):  # which says that it has been told
+        torch._C._cuda_endAllocateToPool(device.index, pool)
+        torch._C._cuda_releasePool(device.index, pool)
+
+
+def _place_for(tensor: Tensor) -> Tensor:
+    """Memory of the same layout, on which the operators of a trace depend; `clone` would make it dense."""
+    reach = 0  # of the dimensions that were looked at, the innermost first
+    for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda of_dim: of_dim[1]):
+        if size > 1 and 0 < stride <= reach:
+            raise RuntimeError(f"A tensor of strides {tensor.stride()} cannot be written to: it lies over itself.")
+        reach += max(0, size - 1) * stride
+    memory = torch.empty(reach + 1, dtype=tensor.dtype, device=tensor.device)
+    return memory.as_strided(tensor.shape, tensor.stride())
+
+
+def _once(tensor: Tensor) -> Tensor:
+    """A tensor without the repetitions of an expanded one."""
+    if 0 not in tensor.stride():
+        return tensor
+    return tensor[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in tensor.stride())]
+
+
+def copy_all_(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy tensors, in one kernel for each dtype."""
+    kinds: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for place, value in zip(places, values, strict=True):
+        own = kinds.setdefault(place.dtype, ([], []))
+        own[0].append(place)
+        own[1].append(value)
+    with torch.no_grad():
+        for own_places, own_values in kinds.values():
+            torch._foreach_copy_(own_places, own_values)
+
+
+class Slots:
+    """Where chunks have their state while they train: one place for all that look alike."""
+
+    def __init__(self) -> None:
+        self._slots: dict[Hashable, list[Tensor]] = {}
+        self._used: dict[Hashable, int] = {}  # the last window
+        self._windows = (-1, -1)  # the one before, and this one
+
+    def take(self, state: Sequence[Tensor], window: int) -> list[Tensor]:
+        """Copy a state to its slot; what no chunk has used in this window nor in the one before is given up.
+
+        Args:
+            state: flat.
+            window: a number that grows from window to window.
+        """
+        if window != self._windows[1]:
+            self._windows = (self._windows[1], window)
+        kind = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in state)
+        if kind not in self._slots:
+            for old in [old for old, used in self._used.items() if used < self._windows[0]]:
+                del self._slots[old], self._used[old]
+            self._slots[kind] = [torch.empty_like(tensor) for tensor in state]
+        self._used[kind] = window
+        copy_all_(self._slots[kind], state)
+        return self._slots[kind]
+
+    def clear(self) -> None:
+        """Give all slots up."""
+        self._slots.clear()
+        self._used.clear()

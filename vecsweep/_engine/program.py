@@ -4,19 +4,21 @@ A graph is a flat list of aten operators, free of the Python of modules, vmap an
 batch comes for the second time, and checked against the eager step when it comes for the third, and now and then later:
 constants that the trace froze by mistake show on numbers that it was not made from. Where it is asked for, the graph is
 compiled after that, and what was compiled is checked against the graph. Graphs write the new state over the old: no
-step asks the system for the memory of another. On a GPU the kernels are then captured, and launched as one.
+step asks the system for the memory of another. On a GPU the kernels are then captured, and launched as one; from there
+on it is the captured step that is checked, and against an eager step of a few members only: the memory for one of all
+of them is the capture's.
 """
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from vecsweep._engine.capture import Captured
+from vecsweep._engine.capture import Captured, aside, copy_all_
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS, fuse_writes_, simplify_, split_off_scalars, write_in_place
 from vecsweep._engine.packing import tree_flatten
@@ -31,7 +33,8 @@ _Function = Callable[..., list[Tensor]]
 # Rounding, where operators are fused or sums reordered, by the least precise dtype that a step computes in.
 _SHARE_OFF = 0.1
 _LAST_CHECK_OF_STATE = 300  # calls
-_MAX_CAPTURES = 64
+_MAX_CAPTURES = 64  # of a program; chunks beyond that run without
+_CHECKED_MEMBERS = 4  # of a captured step
 _RTOL = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}
 
 
@@ -80,6 +83,7 @@ class Program:
         inputs: what its inputs look like; all that is not a tensor in them stays as it is here.
         is_traceable: whether a graph may stand for the step; False keeps it eager.
         is_compilable: whether the graph may be compiled; it is when `is_compiling` is set.
+        pool: the memory of captured steps; None where nothing can be captured.
     """
 
     def __init__(
@@ -90,8 +94,9 @@ class Program:
         *,
         is_traceable: bool,
         is_compilable: bool = True,
+        pool: Any = None,
     ) -> None:
-        self._step = step
+        self._member_step = step
         outline = pytree.tree_map(lambda tensor: torch.empty_like(tensor, device="meta"), ensemble.tensors)
         self._ensemble = ensemble.with_tensors(outline)  # only what it looks like; the tensors may go
         state, self._state_structure = pytree.tree_flatten(ensemble.tensors)
@@ -111,8 +116,8 @@ class Program:
         self._unchecked_from: int | None = None  # the first step of the run that the graph took since the last check
         self.in_doubt_from: int | None = None  # the same, once a check has failed
         self._captures: dict[tuple[int, ...], Captured] = {}  # by where the state lies
-        is_on_gpu = state[0].device.type == "cuda"
-        self._pool = torch.cuda.graph_pool_handle() if is_on_gpu else None  # None where nothing can be captured
+        self._pool = pool
+        self._warmed_up: _Function | None = None  # what has run where it is captured
 
     @property
     def is_captured(self) -> bool:
@@ -134,6 +139,10 @@ class Program:
         self._num_calls = 0
         self.is_compiling = False
         self._unchecked_from = self.in_doubt_from = None
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Give the memory of captured steps back."""
         self._captures.clear()
 
     def __call__(self, state: Sequence[Tensor], inputs: Inputs, now: int) -> Outputs:
@@ -158,28 +167,31 @@ class Program:
         self._unchecked_from = now if self._unchecked_from is None else min(self._unchecked_from, now)
         if self.is_compiling and self._compiled is None and self._is_compilable:
             return self._compile(tensors)
-        if self._pool is not None:
-            return self._captured(tensors)
-        with torch.no_grad():
-            return self._fast(*tensors)
+        return self._step(tensors)
 
-    def _captured(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Replay the step for the state in this memory; capture it at the first call."""
-        assert self._pool is not None
-        state, inputs = tensors[: self._num_state], tensors[self._num_state :]
+    def _step(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Take a step, the state in place, in the fastest way that there is at this call."""
+        if self._pool is not None:
+            state, inputs = tensors[: self._num_state], tensors[self._num_state :]
+            if (captured := self._captured(state, inputs)) is not None:
+                return captured(inputs)
+        with torch.no_grad():
+            if self._pool is None:
+                return self._fast(*tensors)
+            self._warmed_up = self._fast
+            with aside(tensors[0].device):
+                return self._fast(*tensors)
+
+    def _captured(self, state: Sequence[Tensor], inputs: Sequence[Tensor]) -> Captured | None:
+        """The graph for the state in this memory, captured if it was not yet; None where there is none."""
         place = tuple(tensor.data_ptr() for tensor in state)
-        if place not in self._captures:
+        is_due = self._warmed_up is self._fast and len(self._captures) < _MAX_CAPTURES
+        if place not in self._captures and is_due:
             try:
-                captured = Captured(self._fast, state, inputs, self._pool)
+                self._captures[place] = Captured(self._fast, state, inputs, self._pool)
             except RuntimeError:
                 self._pool = None
-            if self._pool is None:
-                with torch.no_grad():
-                    return self._fast(*tensors)
-            if len(self._captures) == _MAX_CAPTURES:
-                self._captures.clear()
-            self._captures[place] = captured
-        return self._captures[place](inputs)
+        return self._captures.get(place)
 
     @property
     def _fast(self) -> _Function:
@@ -188,8 +200,13 @@ class Program:
         is_compiled = self.is_compiled and self._num_calls > CHECKED_CALLS[0]
         return self._compiled if is_compiled and self._compiled is not None else self._traced
 
-    def _eager(self, *tensors: Tensor) -> list[Tensor]:
-        """Take the step, from flat tensors to flat tensors; nothing is overwritten."""
+    def _eager(self, *tensors: Tensor, members: Sequence[int] | None = None) -> list[Tensor]:
+        """Take the step, from flat tensors to flat tensors; nothing is overwritten.
+
+        Args:
+            tensors: the state and the inputs.
+            members: who is to be stepped, by position; None for all.
+        """
         state, rest = tensors[: self._num_state], iter(tensors[self._num_state :])
         leaves = [
             next(rest) if is_tensor else constant
@@ -197,7 +214,9 @@ class Program:
         ]
         inputs = pytree.tree_unflatten(leaves, self._input_structure)
         ensemble = self._ensemble.with_tensors(pytree.tree_unflatten(list(state), self._state_structure))
-        result = self._step(ensemble, *inputs)
+        if members is not None:
+            ensemble, inputs = ensemble.select(members), _inputs_of(inputs, members)
+        result = self._member_step(ensemble, *inputs)
         grads = {name: grad for name, grad in result.grads.items() if grad is not None}
         self._grad_names = list(grads)
         new_state = pytree.tree_leaves(result.ensemble.tensors)
@@ -243,15 +262,24 @@ class Program:
             warn_of_fallback("The compiled step gives other numbers than the traced one, which is used on.")
             return self._written(tensors, expected)
         self._compiled = compiled
+        self._captures.clear()  # of the graph
         return results
 
     def _checked(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compare what the graph computes with the eager step; give the graph up when they differ."""
         assert self._graph is not None
-        expected = self._eager(*tensors)
-        with torch.no_grad():
-            results = self._fast(*tensors)
-        if self._is_close(tensors, results, expected):
+        state, members, before = tensors[: self._num_state], None, list[Tensor]()
+        if self._captures:
+            num_members = len(self._ensemble)
+            members = sorted({k * (num_members - 1) // (_CHECKED_MEMBERS - 1) for k in range(_CHECKED_MEMBERS)})
+            before = [tensor.clone() for tensor in state]
+        expected = self._eager(*tensors, members=members)
+        results = self._step(tensors)
+        if members is None:
+            is_close = self._is_close(state, results, expected)
+        else:
+            is_close = self._is_close(self._state_of(state, members), [r[members] for r in results], expected)
+        if is_close:
             self._unchecked_from = None
             return results
         self.in_doubt_from = self._unchecked_from
@@ -263,7 +291,16 @@ class Program:
             f"parameters, its buffers and the batch. {doubt}The sweep goes on without tracing."
         )
         self._is_eager = True
+        if members is not None:
+            self.let_go()
+            copy_all_(state, before)
+            expected = self._eager(*tensors)
         return self._written(tensors, expected)
+
+    def _state_of(self, state: Sequence[Tensor], members: Sequence[int]) -> list[Tensor]:
+        """The flat state of some members."""
+        ensemble = self._ensemble.with_tensors(pytree.tree_unflatten(list(state), self._state_structure))
+        return pytree.tree_leaves(ensemble.select(members).tensors)
 
     def _is_close(self, state: Sequence[Tensor], rest: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
         """Whether two runs of the step gave the same but for rounding.
@@ -275,6 +312,8 @@ class Program:
         assert self._graph is not None
         dtypes = {value.dtype for node in self._graph.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
         rtol = next((rtol for dtype, rtol in _RTOL.items() if dtype in dtypes), 0.0)
+        if torch.float32 in dtypes and _has_tf32(state[0].device):
+            rtol = max(rtol, _RTOL[torch.float16])  # as many bits are kept of each factor
         loss = expected[self._num_state].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self._loss_scale = max(self._loss_scale, float(loss.abs().max()))
         are_losses_off = any(
@@ -284,6 +323,21 @@ class Program:
             return not are_losses_off
         new = list(zip(state, expected[: self._num_state], strict=False))
         return sum(_num_off(a, b, rtol) for a, b in new) <= _SHARE_OFF * sum(b.numel() for _, b in new)
+
+
+def _inputs_of(inputs: Inputs, members: Sequence[int]) -> Inputs:
+    """What some members take."""
+    index = inputs.seed_index
+    own_hyper = {name: of_members[members] for name, of_members in inputs.hyper.items()}
+    return inputs._replace(seed_index=None if index is None else index[members], hyper=own_hyper)
+
+
+def _has_tf32(device: torch.device) -> bool:
+    """Whether products of float32 may be rounded to TF32, or not, as a kernel for one shape does and another does not.
+
+    PyTorch lets cuDNN's convolutions do so unless it is told otherwise, and matrix products if it is told to.
+    """
+    return device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
 
 
 def _num_off(a: Tensor, b: Tensor, rtol: float, scale: float = 0.0) -> int:

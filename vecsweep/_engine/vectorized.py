@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep import kernels
 from vecsweep._engine.batches import Key, key_of, stack
+from vecsweep._engine.capture import Slots, copy_all_, is_capturable
 from vecsweep._engine.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
 from vecsweep._engine.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.learner import Learner, is_same
@@ -80,6 +81,10 @@ class Vectorized:
         self.is_compiling = execution.compile is True
         self.is_worth_compiling = True  # a step that is not traced yet
         self.num_done = 0  # steps before the window that is trained
+        # The memory of captured steps, which take turns, is common to the programs; None where nothing can be captured.
+        is_captured = is_capturable(list(self.pattern.parameters.values()))
+        self._pool = torch.cuda.graph_pool_handle() if is_captured else None
+        self._slots = Slots()
         self.measure = Measuring(self.pattern.objective)
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
 
@@ -87,6 +92,17 @@ class Vectorized:
         """Keep what was traced and compiled, but go through the levels as if for the first time."""
         for program in self._programs.values():
             program.restart()
+        self._slots.clear()
+
+    def let_go(self) -> None:
+        """Give back the memory of captured steps, and that in which chunks train."""
+        for program in self._programs.values():
+            program.let_go()
+        self._slots.clear()
+
+    def slot(self, state: Sequence[Tensor]) -> list[Tensor] | None:
+        """Copy a chunk's flat state to where it trains; None where that is its own memory."""
+        return None if self._pool is None else self._slots.take(state, self.num_done)
 
     @property
     def member_bytes(self) -> int:
@@ -169,6 +185,7 @@ class Vectorized:
             inputs,
             is_traceable=is_plain and num_traced < _MAX_GRAPHS,
             is_compilable=self.is_worth_compiling,
+            pool=self._pool,
         )
         if is_plain:
             _remember(self._programs, key, program)
@@ -205,11 +222,12 @@ class VectorizedChunk:
         if self._seed_index is not None:
             self._check_seeds_agree(window)
         try:
-            self._snapshot()
+            state = self._begin()
             with warnings.catch_warnings():
                 # vmap's warning that it runs an operator member by member; nothing that the caller could mend.
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                curve = self._run(window, hyper)
+                curve = self._run(state, window, hyper)
+            self._commit(state)
         except Exception as error:
             failure = OutOfMemory() if _is_out_of_memory(error) else Unmappable(_explain(error))
             failure.__cause__ = error
@@ -217,6 +235,7 @@ class VectorizedChunk:
             self._saved = self._saved_optimizers = None  # a chunk that waits for its turn holds its state, and no more
             return curve
         # Not before here: as long as an error is being handled, the activations of the step that failed stay.
+        self._engine.let_go()
         _let_go(failure)
         self._go_back()
         raise failure
@@ -270,11 +289,20 @@ class VectorizedChunk:
             return self._engine.load(self.members(keep), seeds)
         return VectorizedChunk(self._engine, self._ensemble.select(keep), None)
 
-    def _snapshot(self) -> None:
-        """Copy the state, because steps overwrite it."""
-        self._saved = [tensor.clone() for tensor in pytree.tree_leaves(self._ensemble.tensors)]
+    def _begin(self) -> list[Tensor]:
+        """The flat state to train on: a slot, or, where the chunk has none, its own, of which a copy is kept."""
+        own = pytree.tree_leaves(self._ensemble.tensors)
+        if self._optimizers is None and (slot := self._engine.slot(own)) is not None:
+            return slot
+        self._saved = [tensor.clone() for tensor in own]
         if self._optimizers is not None:
             self._saved_optimizers = [copy.deepcopy(self._optimizers.state(i)) for i in range(len(self))]
+        return own
+
+    def _commit(self, state: Sequence[Tensor]) -> None:
+        """Take over the state that a window has led to."""
+        if self._saved is None:
+            copy_all_(pytree.tree_leaves(self._ensemble.tensors), state)
 
     def _go_back(self) -> None:
         """Undo the steps since the snapshot, and give its memory back."""
@@ -285,11 +313,10 @@ class VectorizedChunk:
             self._optimizers = MemberOptimizers(self._engine.pattern, parameters, self._saved_optimizers)
         self._saved = self._saved_optimizers = None
 
-    def _run(self, window: Window, hyper: Hyper) -> Curve:
+    def _run(self, state: Sequence[Tensor], window: Window, hyper: Hyper) -> Curve:
         device = self._ensemble.fate.alive.device
         # In one transfer, and contiguous, because compiled code takes strides for granted.
         rows = torch.as_tensor(np.array(list(hyper.values()), order="C"), device=device)  # [name, step, member]
-        state = pytree.tree_leaves(self._ensemble.tensors)
         losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
         alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
         for t, step_batches in enumerate(window):
