@@ -12,13 +12,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._functorch.eager_transforms import enable_inplace_requires_grad
 
 from .._trace import DataDependentError, is_tracing
 from . import attention, convolution, embedding, linear, loss, normalization, pooling, recurrent
 from ._mode import CallMode, takes_values
+from .checkpoint import checkpoints_run_through
 from .random import Draw, find_draw, replay
 
-__all__ = ["Draw", "MemberRules", "Recorder"]
+__all__ = ["Draw", "MemberRules", "Recorder", "checkpoints_run_through"]
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear.linear,
@@ -99,6 +101,10 @@ class MemberRules(CallMode):
         """Compute one call by its rule, if it has one."""
         if func == _REQUIRES_GRAD:
             return _innermost(args[0]).requires_grad  # autograd runs outside vmap, and has the answer
+        if func is Tensor.requires_grad_:  # which vmap refuses; without it, a checkpointed layer may train nothing
+            with enable_inplace_requires_grad(True):
+                _innermost(args[0]).requires_grad_(*args[1:], **kwargs)
+            return args[0]
         if is_tracing() and takes_values(func, args):
             raise DataDependentError(f"{func.__name__} takes values out of tensors, which a trace would keep for ever")
         if (draw := find_draw(func, args, kwargs)) is not None:

@@ -27,7 +27,7 @@ from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Batches, FloatArray
 from vecsweep.execution import Execution
 from vecsweep.kernels._trace import try_to_trace
-from vecsweep.kernels.rules import MemberRules
+from vecsweep.kernels.rules import MemberRules, checkpoints_run_through
 from vecsweep.task import Task
 
 _MAX_KINDS = 64  # of batches that are remembered
@@ -45,7 +45,7 @@ def measure_at_once(
     own = {name: b.clone() for name, b in ensemble.buffers.items() if name in ensemble.member_buffers}
 
     def member(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch) -> Tensor:
-        with MemberRules([], []):
+        with checkpoints_run_through(), MemberRules([], []):
             return objective.measure(parameters | shared | own, batch)
 
     if seed_index is not None:
