@@ -27,10 +27,22 @@ class Interrupted(KeyboardInterrupt):
     """Ctrl-C stopped a run.
 
     Attributes:
-        result: what the run had computed: an ordinary result, shorter than the one asked for. None when
+        result: what the run had computed: an ordinary result, shorter than the one asked for, with the weights as they
+            stood; a second Ctrl-C, which does not wait for all members to be at one step, leaves none. None when
             not even the first steps were done.
     """
 
     def __init__(self, result: Any | None) -> None:
         super().__init__("the run was interrupted; what it had computed is in `.result`")
         self.result = result
+
+
+def with_result(error: Exception, result: Any) -> Exception:
+    """Attach what a run had computed to the error that stopped it, as its attribute `result`, and say so in a note."""
+    try:
+        error.result = result  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        return error  # of a class that takes no attributes
+    num_steps = len(result.train_loss)
+    error.add_note(f"vecsweep: what the run had computed, {num_steps} steps, is in this error's attribute `result`.")
+    return error

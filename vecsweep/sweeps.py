@@ -21,7 +21,7 @@ from vecsweep._arguments import (
     needs_epochs,
 )
 from vecsweep._engine.run import train
-from vecsweep._errors import Interrupted
+from vecsweep._interrupts import held
 from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
@@ -30,7 +30,7 @@ from vecsweep.request import Request
 from vecsweep.results import RangeTest, Sweep
 from vecsweep.results.ranking import mode_of
 from vecsweep.task import Task
-from vecsweep.training import begin, wrap
+from vecsweep.training import begin, finished, wrap
 
 
 def sweep(
@@ -95,7 +95,8 @@ def sweep(
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
         ImportError: `tensorboard` is given, and TensorBoard is not installed.
-        Interrupted: Ctrl-C; its `result` holds what was computed.
+        Interrupted: Ctrl-C; its `result` holds what was computed. So does the attribute `result` of whatever error the
+            task's own code raises after the first steps.
 
     Example:
         >>> import torch
@@ -202,7 +203,8 @@ def range_test(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
-        Interrupted: Ctrl-C; its `result` holds what was computed.
+        Interrupted: Ctrl-C; its `result` holds what was computed. So does the attribute `result` of whatever error the
+            task's own code raises after the first steps.
 
     Example:
         >>> import torch
@@ -251,11 +253,8 @@ def range_test(
         plan = Plan.constant(rates, seed_list, num_steps)
     evaluation = Evaluation((plan.num_steps,) if evaluate else ())
     started = time.perf_counter()
-    record = train(task, plan, options, keeps_states=False, evaluation=evaluation)
-    runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, time.perf_counter() - started)
-    if len(runs.train_loss) == 0:
-        raise Interrupted(None)
-    found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
-    if not found.is_complete:
-        raise Interrupted(found)
-    return found
+    with held():
+        record = train(task, plan, options, keeps_states=False, evaluation=evaluation)
+        runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, time.perf_counter() - started)
+        found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
+        return finished(found, record)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from torch import nn
@@ -16,13 +17,16 @@ from torch import nn
 from vecsweep._arguments import check_lrs, check_schedules, check_vary, needs_epochs
 from vecsweep._engine.record import Record, Start
 from vecsweep._engine.run import train
-from vecsweep._errors import Interrupted
+from vecsweep._errors import Interrupted, with_result
 from vecsweep._hyper import plain_options
+from vecsweep._interrupts import held, is_due
 from vecsweep._types import FloatArray, Lrs, Schedules
 from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
 from vecsweep.pruning import pruning
 from vecsweep.request import Request
 from vecsweep.results import MemberRecord, Sweep
+
+AnySweep = TypeVar("AnySweep", bound=Sweep)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,23 +133,24 @@ class Training:
         template = self.request.template(part.members[0].seed)
         plan = draw_up(part.members, part.courses, span, template, past)
         defaults = plain_options(template.param_groups[0])
-        now, record = _train(
-            self.request,
-            plan,
-            part.courses,
-            span,
-            part.start,
-            partial(_join, before, alive=alive, defaults=defaults),
-            alive,
-        )
-        joined = _join(before, now, alive, defaults)
-        if not record.is_complete:
-            raise Interrupted(joined)
-        states = list(self.start.states)
-        for i, state in zip(alive, record.states, strict=True):
-            states[i] = state
-        start = Start(states, self.start.learners, {**self.start.ends, **record.ends}, joined.metrics)
-        return replace(joined, _trained=replace(self, start=start))
+        with held():
+            now, record = _train(
+                self.request,
+                plan,
+                part.courses,
+                span,
+                part.start,
+                partial(_join, before, alive=alive, defaults=defaults),
+                alive,
+            )
+            joined = _join(before, now, alive, defaults)
+            if record.states:
+                states = list(self.start.states)
+                for i, state in zip(alive, record.states, strict=True):
+                    states[i] = state
+                start = Start(states, self.start.learners, {**self.start.ends, **record.ends}, joined.metrics)
+                joined = replace(joined, _trained=replace(self, start=start))
+            return finished(joined, record)
 
 
 def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, ...], span: Span) -> Sweep:
@@ -160,13 +165,24 @@ def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, 
     Raises:
         ValueError: a schedule or a metric does not suit the task, or the task cannot be trained.
         Interrupted: Ctrl-C; its `result` holds what was computed.
+        Exception: what the task's own code raises; what was computed is in its attribute `result`.
     """
     plan = draw_up(members, courses, span, request.template(members[0].seed))
-    runs, record = _train(request, plan, courses, span, None, lambda runs: runs, range(len(members)))
-    if not record.is_complete:
+    with held():
+        runs, record = _train(request, plan, courses, span, None, lambda runs: runs, range(len(members)))
+        if record.states:
+            start = Start(record.states, record.learners, record.ends, record.metrics)
+            runs = replace(runs, _trained=Training(request, members, courses, start))
+        return finished(runs, record)
+
+
+def finished(runs: AnySweep, record: Record) -> AnySweep:
+    """Return a sweep that came to its end; raise what stopped one that did not, with the sweep as its result."""
+    if record.error is not None:
+        raise with_result(record.error, runs)
+    if not record.is_complete or is_due():
         raise Interrupted(runs if len(runs.train_loss) else None)
-    start = Start(record.states, record.learners, record.ends, record.metrics)
-    return replace(runs, _trained=Training(request, members, courses, start))
+    return runs
 
 
 def _train(

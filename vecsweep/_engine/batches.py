@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree  # torch.func has no public way to map
 from vecsweep._engine.packing import VALUES, Packed, pack, tree_flatten, tree_map
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sources import is_fresh, own_loader
+from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.task import Task
 
@@ -129,7 +130,10 @@ class BatchStream:
         """Load one more batch of this epoch; False where it has ended."""
         assert self._iterator is not None
         self._streams.use("batches", self._seed)
-        batch = _END if self._is_over else next(self._iterator, _END)
+        if self._is_over:
+            return False
+        with raised_at_once():
+            batch = next(self._iterator, _END)
         self._is_over = batch is _END
         if not self._is_over:
             self._num_loaded += 1

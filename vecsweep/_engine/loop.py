@@ -5,7 +5,7 @@ parameters stay in the cache. Between windows the host looks at the losses, once
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, compress
@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vecsweep._engine.batches import BatchStream, size_bytes
+from vecsweep import _interrupts as interrupts
+from vecsweep._engine.batches import BatchStream, Position, size_bytes
 from vecsweep._engine.choices import Choice, Way
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Unmappable, Window
 from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
@@ -44,6 +45,7 @@ from vecsweep.task import Task
 _WINDOW_STEPS = 16
 _WORTH_TRIMMING = 0.6  # of a chunk's members
 _WINDOW_BYTES = 64 * 2**20  # of buffered batches
+_WINDOW_S = 2.0  # on a CPU, about: Ctrl-C waits for its end
 
 
 @dataclass(slots=True)
@@ -107,6 +109,7 @@ class Loop:
         self.outside = Watch.outside(pattern.task, pattern.model, has_numbers=False)
         self.read: dict[int, Changes] = {seed: start.ends[seed].outside if start else {} for seed in seeds}
         self.moved = dict(self.read)
+        self.unread = dict[int, tuple[Position, Changes]]()  # both as they were before the window that is trained
         self.mover: str | None = None  # in words
         with self._reading(plan.seeds[0]):
             first = self.batches[plan.seeds[0]].peek()
@@ -117,6 +120,7 @@ class Loop:
         self.obstacle: str | None = None
         self.in_doubt_from: int | None = None
         self.is_short_of_memory = False
+        self.is_even = True  # all members stand at one step, which their batches and random streams stand at, too
         self.prefetched: Window | None = None
         self.closing = ExitStack()  # of processes that train members
         self.choice = Choice(Way("sequential", len(plan.members), is_compiled=False), "")
@@ -162,9 +166,11 @@ class Loop:
         groups = [self._group(members, self._starts(members)) for members in divide(self.plan, size, member_bytes)]
         num_chunks, num_done = len(groups), 0
         total = self.plan.num_steps * num_members
+        is_complete, error = False, None
         with tqdm(total=total, unit=" steps", unit_scale=True, disable=self.execution.hides_progress, delay=1) as bar:
             try:
                 while groups and num_done < self.plan.num_steps:
+                    interrupts.check()
                     window = self.prefetched or self._window(self._seeds(groups), num_done)
                     self.prefetched = None
                     if isinstance(self.engine, Vectorized) and self.execution.compile == "auto":
@@ -184,11 +190,15 @@ class Loop:
                         groups = self._evaluate(groups, num_done)
                     bar.set_postfix_str(f"{self._is_alive().sum()} of {num_members} members alive", refresh=False)
                 num_done, is_complete = self.plan.num_steps, True
-            except KeyboardInterrupt:
-                is_complete = False
+            except KeyboardInterrupt as stop:
+                self.is_even &= isinstance(stop, interrupts.Stop)
+            except Exception as raised:  # whatever the task's own code raises
+                # Ctrl-C ends a loader's workers as well, which is then what goes wrong first.
+                error = None if interrupts.is_due() else raised
+                if error is not None and num_done == 0:
+                    raise
+        has_states = self.keeps_states and self._keep_last_states(groups)
         if is_complete:
-            for group in groups:
-                self._keep_states(group, range(len(group.members)), is_last=True)
             self._reconsider()
         self._note_doubt()
         why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
@@ -199,7 +209,6 @@ class Loop:
         if isinstance(self.engine, Vectorized):
             chunks = counted(num_chunks, "chunk")
             name = f"vectorized, {self.engine.level}, {counted(num_members, 'member')} in {chunks}"
-        is_kept = is_complete and self.keeps_states
         num_evaluated = self.evaluation.num if is_complete else self.num_evaluated
         return Record(
             loss=self.loss[:num_done],
@@ -207,15 +216,26 @@ class Loop:
             metrics={name: values[:num_evaluated] for name, values in self.metrics.items()},
             diverged_at=np.where(self.diverged_at < num_done, self.diverged_at, -1),
             stopped_at=self.stopped_at,
-            # After Ctrl-C some members may be further than others.
-            states=[state for state in self.states if state is not None] if is_kept else [],
+            states=[state for state in self.states if state is not None] if has_states else [],
             learners=self.learners,
-            ends={seed: self._end(seed) for seed in self.learners} if is_kept else {},
+            ends={seed: self._end(seed) for seed in self.learners} if has_states else {},
             engine=f"{name}{why}",
             is_batched=isinstance(self.engine, Vectorized),
             is_complete=is_complete,
             in_doubt_from=self.in_doubt_from,
+            error=error,
         )
+
+    def _keep_last_states(self, groups: Sequence[_Group]) -> bool:
+        """Take the states of all members that still train; say whether that could be done."""
+        if not self.is_even:
+            return False
+        try:
+            for group in groups:
+                self._keep_states(group, range(len(group.members)), is_last=True)
+        except Exception:  # a process that trained members may be gone, for one
+            return False
+        return True
 
     def _choose_engine(self, first: Batch) -> None:
         asked, seed = self.execution.engine, self.plan.seeds[0]
@@ -228,6 +248,18 @@ class Loop:
             self._use_processes(first, seen.is_stateful)
         elif asked != "sequential":
             self._choose_way(first, seen)
+        if self.device.type == "cpu":
+            self.window_steps = min(self.window_steps, max(1, int(_WINDOW_S / self._estimate_step_s(seen.work))))
+
+    def _estimate_step_s(self, work: Work) -> float:
+        """About how long a step of all members takes; counted and not timed, so that windows are the same again."""
+        num_members, alone_s = len(self.plan.members), work.step_s
+        step_s = num_members * alone_s
+        if isinstance(self.engine, Vectorized):
+            step_s -= (num_members - 1) * work.overhead_s
+        elif isinstance(self.engine, Parallel):
+            step_s /= self.engine.num_processes
+        return step_s * self.execution.accumulation_steps
 
     def _choose_way(self, first: Batch, seen: Probe) -> None:
         unbatched = self._without_batching(first, seen.work)
@@ -315,7 +347,8 @@ class Loop:
         return list(dict.fromkeys(chain.from_iterable(group.seeds for group in groups)))
 
     def _end(self, seed: int) -> End:
-        return End(self.streams.mark("model", seed), self.batches[seed].position, self.read[seed])
+        position, read = self.unread.get(seed, (self.batches[seed].position, self.read[seed]))
+        return End(self.streams.mark("model", seed), position, read)
 
     def _is_alive(self) -> NDArray[np.bool_]:
         """Who still trains, `[member]`."""
@@ -326,6 +359,7 @@ class Loop:
         accumulated = range(self.execution.accumulation_steps)
         end = min((step for step in self.evaluation.steps if step > start), default=self.plan.num_steps)
         num_steps = min(self.window_steps, end - start)
+        self.unread = {seed: (stream.position, self.read[seed]) for seed, stream in self.batches.items()}
         # One seed after another: each swap of random streams takes longer than a small batch.
         taken: dict[int, list[tuple[Batch, ...]]] = {seed: [] for seed in seeds}
         for seed, own in taken.items():
@@ -373,16 +407,21 @@ class Loop:
                 self.streams.rewind("model", seed, starts[seed])
             columns = group.columns
             hyper = {name: values[start : start + len(window), columns] for name, values in self.hyper.items()}
+            self.is_even = False
             try:
                 curve = group.chunk.run(window, hyper)
-            except SeedsDiffer:
-                pending[:0] = self._split_seeds(group)
-            except OutOfMemory as shortage:
-                pending[:0] = self._halve(group, shortage)
-            except Unmappable as obstacle:
-                self._fall_back(obstacle.reason)
-                pending = [self._reload(own) for own in (group, *pending)]
-                ran = [replace(other, group=self._reload(other.group)) for other in ran]
+            except (SeedsDiffer, OutOfMemory, Unmappable) as hindrance:
+                self._go_back(starts)
+                self.is_even = not ran
+                if isinstance(hindrance, SeedsDiffer):
+                    pending[:0] = self._split_seeds(group)
+                elif isinstance(hindrance, OutOfMemory):
+                    pending[:0] = self._halve(group, hindrance)
+                else:
+                    self._raise_own_error(group, window, hindrance)
+                    self._fall_back(hindrance.reason)
+                    pending = [self._reload(own) for own in (group, *pending)]
+                    ran = [replace(other, group=self._reload(other.group)) for other in ran]
             else:
                 ran.append(_Ran(group, curve, {seed: self.streams.mark("model", seed) for seed in seeds}))
         self._prefetch(groups, start + len(window))
@@ -392,12 +431,31 @@ class Loop:
             # Where a seed's stream stands now is what its members that are alive have drawn.
             alive = set(compress(own.group.seeds, self.diverged_at[own.group.members] < 0))
             ends.update({seed: own.ends[seed] for seed in alive})
-        for seed, end in ends.items():
-            self.streams.rewind("model", seed, end)
+        self._go_back(ends)
+        self.is_even = True
+        if self.prefetched is None:
+            self.unread = {}
         if self.observer:
             rows = slice(start, start + len(window))
             self.observer.losses(start, self.loss[rows], {name: values[rows] for name, values in self.hyper.items()})
         return advanced
+
+    def _go_back(self, marks: Mapping[int, State]) -> None:
+        """Set what the models of seeds draw from back."""
+        for seed, mark in marks.items():
+            self.streams.rewind("model", seed, mark)
+
+    def _raise_own_error(self, group: _Group, window: Window, obstacle: Unmappable) -> None:
+        """Raise what has nothing to do with batching: what an ordinary pass over these batches raises, too."""
+        interrupts.check()
+        if isinstance(obstacle.__cause__, RuntimeError) and "DataLoader worker" in str(obstacle.__cause__):
+            raise obstacle.__cause__  # from the handler of a signal, wherever that came
+        try:
+            for seed in dict.fromkeys(group.seeds):
+                batches = [batch for step_batches in window for batch in step_batches[seed]]
+                untrained_losses(self.learners[seed], batches, seed, self.streams)
+        except Exception as error:
+            raise error from None  # what PyTorch makes of it in a batched pass is of no interest
 
     def _evaluate(self, groups: list[_Group], num_done: int) -> list[_Group]:
         """Measure every member; tell the schedules that follow a metric, and take out whose metric has stalled."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from vecsweep import _interrupts as interrupts
 from vecsweep._engine.batches import copy_batch, hand_out, key_of, member_dims, move
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
@@ -220,6 +221,7 @@ class Evaluator:
         indices = [torch.tensor(list(map(places.__getitem__, own)), device=self._device) for own in seeds]
         whole = torch.zeros(len(self._seeds), dtype=torch.float64, device=self._device)
         for of_seeds in batches:
+            interrupts.check()
             own_batches = {seed: weighed.batch for seed, weighed in of_seeds.items()}
             weights = torch.stack([of_seeds[seed].weight for seed in self._seeds])
             whole = whole + weights

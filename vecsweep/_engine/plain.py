@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from vecsweep import _interrupts as interrupts
 from vecsweep._engine.copying import copy_model, forget_
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sources import own_loader
@@ -79,6 +80,7 @@ class PlainLoop:
         self._streams.restart("model", seed)
         losses = []
         for _ in range(num_steps):
+            interrupts.check()
             optimizer.zero_grad()
             total = 0.0
             for _ in range(num_batches):

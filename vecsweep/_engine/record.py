@@ -72,14 +72,16 @@ class Record:
         metrics: by name, each `[evaluation, member]`; NaN likewise.
         diverged_at: `[member]`, the step at which a member diverged; -1 if it did not.
         stopped_at: `[member]`, the updates it had taken when its metric no longer improved; -1 if it went on.
-        states: `[member]`, at the end, or where it diverged; empty if they were not asked for, or not complete.
+        states: `[member]`, at the end, or where it diverged; empty if they were not asked for, or where the run was
+            stopped while some members were further than others.
         learners: by seed; to make a model of a state.
         ends: by seed; empty if states are.
         engine: how the members were stepped, in words.
         is_batched: whether they were stepped in one pass to the end.
-        is_complete: False when Ctrl-C stopped the run; it then has fewer steps than the plan.
+        is_complete: False when Ctrl-C or an error stopped the run; it then has fewer steps than the plan.
         in_doubt_from: the step from which on numbers may be wrong, because a later check of the traced step failed;
             None if none did.
+        error: what stopped the run, where it was not Ctrl-C.
     """
 
     loss: FloatArray
@@ -94,10 +96,11 @@ class Record:
     is_batched: bool
     is_complete: bool
     in_doubt_from: int | None = None
+    error: Exception | None = None
 
     @classmethod
     def empty(cls, num_members: int) -> "Record":
-        """What an interrupted run did that had not begun."""
+        """What a run did that was stopped before it had begun."""
         nothing, never = np.empty((0, num_members)), np.full(num_members, -1)
         return cls(nothing, {"lr": nothing}, {}, never, never, [], {}, {}, "", is_batched=False, is_complete=False)
 
@@ -131,7 +134,7 @@ class Part:
 
 
 def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members: int) -> Record:
-    """Make one record of those of members that trained one after the other, the last of which Ctrl-C may have stopped.
+    """Make one record of those of members that trained one after the other, the last of which may have been stopped.
 
     Args:
         records: of the turns that were begun.
@@ -176,6 +179,7 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
         is_batched=all(record.is_batched for record in records),
         is_complete=is_complete,
         in_doubt_from=min((r.in_doubt_from for r in records if r.in_doubt_from is not None), default=None),
+        error=records[-1].error,
     )
 
 

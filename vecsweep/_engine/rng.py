@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from vecsweep import _interrupts as interrupts
+
 State = tuple[Any, ...]
+
+_LOOK_S = 0.5
 
 _LOCK = threading.RLock()  # the generators are global: sweeps in several threads take turns
 
@@ -38,13 +42,17 @@ class Streams:
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """Give the caller's generators back at the end, also after an exception; other threads wait meanwhile."""
-        with _LOCK:
+        while not _LOCK.acquire(timeout=_LOOK_S):
+            interrupts.check()
+        try:
             callers = self._capture()
             try:
                 yield
             finally:
                 self._restore(callers)
                 self._current = None
+        finally:
+            _LOCK.release()
 
     def use(self, name: str, seed: int) -> None:
         """Put a stream in place. Those of weights and of models begin as after `torch.manual_seed(seed)`."""

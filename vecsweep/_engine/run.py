@@ -23,6 +23,7 @@ from vecsweep._engine.sources import count_batches as count
 from vecsweep._engine.sources import num_seeds_at_once
 from vecsweep._engine.trials import time_each
 from vecsweep._engine.watch import Watch
+from vecsweep._interrupts import held
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task
@@ -71,10 +72,14 @@ def train(
             )
         except KeyboardInterrupt:  # while ways were timed, say: a run without steps
             return Record.empty(len(members))
+        except Exception as error:
+            if not records:
+                raise
+            return replace(Record.empty(len(members)), error=error)
         return loop.train()
 
     records: list[Record] = []
-    with streams.borrowed(), modes_set_aside(), memory_kept(), _watch(task).undisturbed():
+    with held(), streams.borrowed(), modes_set_aside(), memory_kept(), _watch(task).undisturbed():
         turns += _turns(plan.seeds, num_seeds_at_once(task, plan.seeds, has_train_metrics=has_train_metrics))
         if len(turns) > 1 and evaluation is not None and evaluation.pruning is not None:
             raise ValueError(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from vecsweep import _interrupts as interrupts
 from vecsweep._engine.batches import BatchStream, key_of
 from vecsweep._engine.choices import Choice, Timing, Way, choose, search
 from vecsweep._engine.contract import Chunk, Engine, OutOfMemory, Unmappable
@@ -237,6 +238,7 @@ class Trials:
 
     def time(self, way: Way) -> Timing | None:
         """Time the steps of one chunk; None if it cannot be stepped this way."""
+        interrupts.check()
         self._bar.set_postfix_str(str(way))
         self._bar.update()
         engine, closing = self._engine, ExitStack()

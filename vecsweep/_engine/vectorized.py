@@ -256,11 +256,13 @@ class VectorizedChunk:
                     return self._engine.measure(self._ensemble, batch, seed_index)
             except Exception as error:
                 if not _is_out_of_memory(error):
+                    reason, measured = _explain(error), self._measure_each(batches)  # or raises the task's own error
                     self._engine.is_measured_at_once = False
                     warn_of_fallback(
                         "The members are evaluated one after another, because PyTorch cannot batch their loss and "
-                        f"metrics in eval mode: {_explain(error)}. The result is the same."
+                        f"metrics in eval mode: {reason}. The result is the same."
                     )
+                    return measured
         return self._measure_each(batches)
 
     def _measure_each(self, batches: Mapping[int, Batch]) -> Tensor:

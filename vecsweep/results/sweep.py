@@ -49,8 +49,8 @@ class Trained(Protocol):
 
 
 _NO_WEIGHTS = (
-    "The weights of the members are not here: neither a range test nor an interrupted sweep keeps them, and a file "
-    "does not hold them. Call this on what a complete `vecsweep.sweep` returns."
+    "The weights of the members are not here: a range test keeps none, nor does a sweep that was stopped while some "
+    "members were further than others, and a file does not hold them. Call this on what `vecsweep.sweep` returns."
 )
 
 

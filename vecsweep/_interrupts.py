@@ -1,0 +1,89 @@
+"""Ctrl-C while members train: noted when it comes, acted on where nothing is half done.
+
+Python raises KeyboardInterrupt between any two of its instructions: inside of what enters or leaves one of PyTorch's
+modes, too, which then stays as it is for the rest of the process, or inside a callback of the garbage collector, which
+drops it. While Ctrl-C is held back, a handler notes it, and the run looks between its windows of steps, its evaluations
+and its trials. A second Ctrl-C is raised wherever it comes.
+
+Only the main thread gets signals, and only Python's own handler is replaced: who has installed another, as an asyncio
+event loop does, is asked by nobody and keeps it.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Stop(KeyboardInterrupt):
+    """Ctrl-C, raised where all members stand at one step."""
+
+
+class _Hold:
+    """What has come since Ctrl-C is held back."""
+
+    def __init__(self) -> None:
+        self.is_due = False
+        self.is_raised_at_once = False
+
+    def note(self, number: int, frame: FrameType | None) -> None:
+        """Handle the signal."""
+        is_second, self.is_due = self.is_due, True
+        if is_second:
+            raise KeyboardInterrupt
+        if self.is_raised_at_once:
+            raise Stop
+
+
+_hold: _Hold | None = None  # of the main thread
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Hold Ctrl-C back, until `check` or the end of the context; within another such context nothing changes.
+
+    Raises:
+        KeyboardInterrupt: at the end, if it came and nobody has acted on it.
+    """
+    global _hold
+    is_free = _hold is None and threading.current_thread() is threading.main_thread()
+    if not is_free or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    own = _hold = _Hold()
+    signal.signal(signal.SIGINT, own.note)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGINT) == own.note:  # and not what the caller's code has installed meanwhile
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        _hold = None
+    if own.is_due:
+        raise KeyboardInterrupt
+
+
+def is_due() -> bool:
+    """Whether Ctrl-C came, is held back, and this is the thread that is to act on it."""
+    return _hold is not None and _hold.is_due and threading.current_thread() is threading.main_thread()
+
+
+def check() -> None:
+    """Raise Stop if Ctrl-C came and is held back."""
+    if is_due():
+        raise Stop
+
+
+@contextmanager
+def raised_at_once() -> Iterator[None]:
+    """Let Ctrl-C through while the caller's own code is waited for, which may take as long as it likes."""
+    check()
+    own = _hold if threading.current_thread() is threading.main_thread() else None
+    if own is None:
+        yield
+        return
+    own.is_raised_at_once = True
+    try:
+        yield
+    finally:
+        own.is_raised_at_once = False
