@@ -10,12 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
-from vecsweep._types import FloatArray, Mode
-
 EDGE = 0.965  # where, as a fraction of the axes, stands the cross of what left the view
 LOG_RATIO = 30  # of the highest to the lowest value in view, from which on a value axis is logarithmic
-_HEADROOM = 1.5  # height of the view, in units of what the usual value is above the best
-_LEAST_HEADROOM = 0.1  # the same in units of the usual value, so that a flat curve stays in view
 _FEW_DECADES = 1000  # ratio of a logarithmic axis up to which 1, 2 and 5 have ticks
 _MOST_POINTS = 100_000  # of which a legend can keep clear without delay
 
@@ -33,27 +29,6 @@ def add_grid(ax: Axes) -> None:
 def neutral_color(ax: Axes) -> Any:
     """Return the style's own colour of text; black would be lost on a dark one."""
     return ax.xaxis.label.get_color()
-
-
-def find_view(
-    values: FloatArray,
-    usual: float,
-    mode: Mode | None,
-) -> tuple[float, float]:
-    """Return what is to be seen of values: from the best to half again as far from it as the usual value is.
-
-    Args:
-        values: of any shape, at least one of them finite.
-        usual: a value that is to be in view, such as the loss of the untrained model.
-        mode: on which side the best is; None shows all values.
-    """
-    finite = values[np.isfinite(values)]
-    bottom, top = float(finite.min()), float(finite.max())
-    if mode == "min":
-        top = min(top, bottom + max(_HEADROOM * (usual - bottom), _LEAST_HEADROOM * abs(usual)))
-    elif mode == "max" and not (bottom >= 0 and top <= 1):  # shares do not explode
-        bottom = max(bottom, top - max(_HEADROOM * (top - usual), _LEAST_HEADROOM * abs(usual)))
-    return bottom, top
 
 
 def limit_values(ax: Axes, bottom: float, top: float, log_ratio: float = LOG_RATIO) -> None:

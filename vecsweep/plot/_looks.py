@@ -16,10 +16,9 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize, to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from vecsweep._words import counted
 from vecsweep.plot._axes import neutral_color
-from vecsweep.results.curves import Curves
-from vecsweep.results.ranking import Setting, group_by_setting
+from vecsweep.results.ranking import Setting
+from vecsweep.results.views import describe_value, find_varying, value_of
 
 Line = Any  # what matplotlib takes for a line style: "--", or (offset, (ink, gap, ...))
 
@@ -28,7 +27,6 @@ VERMILION = "#D55E00"
 _COLORS = (BLUE, VERMILION, "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # and the neutral one
 _LINES: tuple[Line, ...] = ("-", "--", ":", "-.", (0, (8, 2, 1, 2, 1, 2)), (0, (10, 3)), (0, (2, 3)), (0, (5, 1, 1, 1)))
 _MOST_ENTRIES = 10  # of a legend, besides what marks and bands mean; numbers beyond that have a colour bar
-_LONGEST_NAME = 30  # of a schedule, in a title
 
 
 class Look(NamedTuple):
@@ -58,44 +56,6 @@ class Looks:
         """Draw the colour bar beside axes, if the colours need one."""
         if self.scale is not None:
             axes[0].figure.colorbar(self.scale, ax=list(axes), label=self.scale_label)
-
-
-def find_varying(settings: Sequence[Setting]) -> dict[str, list[Any]]:
-    """Return the values of what varies, by name: numbers in ascending order, schedules as they come."""
-    if not settings:
-        return {}
-    names = ["lr", "schedule", *dict.fromkeys(name for setting in settings for name, _ in setting.hyper)]
-    found = {name: list(dict.fromkeys(value_of(setting, name) for setting in settings)) for name in names}
-    ordered = {name: values if name == "schedule" else sorted(values) for name, values in found.items()}
-    return {name: values for name, values in ordered.items() if len(values) > 1}
-
-
-def value_of(setting: Setting, name: str) -> Any:
-    """Return what a setting has: its lr, its schedule or a hyperparameter."""
-    own: dict[str, Any] = {"lr": setting.lr, "schedule": setting.schedule, **dict(setting.hyper)}
-    return own.get(name, float("nan"))
-
-
-def describe_value(name: str, value: Any) -> str:
-    """Write a value so that it says what it is of."""
-    return str(value) if name == "schedule" else f"{name} {value:.4g}"
-
-
-def describe_counts(runs: Curves) -> str:
-    """Write how many members there are, and of how many of what."""
-    settings = list(group_by_setting([member.setting for member in runs.members]))
-    varying, first = find_varying(settings), settings[0]
-    parts = []
-    for name in ("lr", "schedule", *(name for name, _ in first.hyper)):
-        if name in varying:
-            num = len(varying[name])
-            parts.append(counted(num, name) if name in ("lr", "schedule") else f"{num} values of {name}")
-        elif name != "schedule" or len(first.schedule) <= _LONGEST_NAME:
-            parts.append(describe_value(name, value_of(first, name)))
-    parts.append(counted(len({member.seed for member in runs.members}), "seed"))
-    if not runs.is_complete:
-        parts.append("interrupted")
-    return f"{counted(len(runs.members), 'member')}: {', '.join(parts)}"
 
 
 def choose_looks(settings: Sequence[Setting], ax: Axes, *, without: Sequence[str] = ()) -> Looks:

@@ -14,16 +14,15 @@ from vecsweep.plot._axes import (
     at_height,
     describe_steps,
     draw_crosses,
-    find_view,
     limit_values,
     neutral_color,
     new_axes,
     say_instead,
 )
-from vecsweep.plot._looks import Looks, choose_looks, describe_counts, make_band_entry, make_entry
-from vecsweep.plot._metric import find_mode, find_usual, name_metric
+from vecsweep.plot._looks import Looks, choose_looks, make_band_entry, make_entry
 from vecsweep.results.curves import Curves
 from vecsweep.results.ranking import Band
+from vecsweep.results.views import describe_counts, find_mode, find_usual, find_view, name_metric
 from vecsweep.suggest import smooth
 
 _FEW_MEMBERS = 6  # whose losses are drawn unsmoothed, too

@@ -15,27 +15,24 @@ from vecsweep.plot._axes import (
     add_legend,
     at_height,
     draw_crosses,
-    find_view,
     label_lrs,
     limit_values,
     neutral_color,
     new_axes,
     say_instead,
 )
-from vecsweep.plot._looks import (
-    Look,
-    Looks,
-    choose_looks,
-    describe_counts,
-    describe_value,
-    find_varying,
-    make_band_entry,
-    make_entry,
-    value_of,
-)
-from vecsweep.plot._metric import find_usual, name_metric
+from vecsweep.plot._looks import Look, Looks, choose_looks, make_band_entry, make_entry
 from vecsweep.results.curves import Curves
 from vecsweep.results.ranking import Ranking, Setting, Standing
+from vecsweep.results.views import (
+    describe_counts,
+    describe_value,
+    find_usual,
+    find_varying,
+    find_view,
+    name_metric,
+    value_of,
+)
 
 _FAR = 10  # times the height of the view, beyond which a final value is left out of it
 _STACK = 0.035  # between crosses at one place, as a fraction of the axes

@@ -8,9 +8,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vecsweep._types import Mode
-from vecsweep.plot._axes import add_grid, at_height, draw_crosses, find_view, limit_values, neutral_color, new_axes
+from vecsweep.plot._axes import add_grid, at_height, draw_crosses, limit_values, neutral_color, new_axes
 from vecsweep.plot._looks import BLUE, VERMILION
 from vecsweep.results.trial import Trial
+from vecsweep.results.views import find_view
 
 _FAINTEST = 0.3  # of the first rung's line; the last is opaque
 

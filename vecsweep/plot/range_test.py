@@ -8,17 +8,9 @@ from matplotlib.axes import Axes
 
 from vecsweep._types import FloatArray, IntArray, Method
 from vecsweep._words import counted
-from vecsweep.plot._axes import (
-    EDGE,
-    add_grid,
-    at_height,
-    draw_crosses,
-    find_view,
-    limit_values,
-    new_axes,
-    say_instead,
-)
+from vecsweep.plot._axes import EDGE, add_grid, at_height, draw_crosses, limit_values, new_axes, say_instead
 from vecsweep.plot._looks import BLUE, VERMILION
+from vecsweep.results.views import find_view
 from vecsweep.suggest import RAMP_SMOOTHING, Suggestion, smooth
 
 

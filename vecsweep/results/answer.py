@@ -157,6 +157,26 @@ class Answer:
             title=f"Race for {self._run_in_words()}{held}",
         )
 
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write a report: one HTML file, which opens in a browser without a network.
+
+        It holds the answer in a sentence, what is doubtful, the race, what mattered, the curves and schedules of all
+        that was trained, and every member in a table.
+
+        Args:
+            path: where; ".html" is added if it has no suffix. A file that is there is replaced at once.
+
+        Returns:
+            Where it was written.
+
+        Raises:
+            ImportError: Plotly is not installed.
+            OSError: the file cannot be written.
+        """
+        from vecsweep.report import report_answer
+
+        return report_answer(self, path)
+
     def _alike(self) -> list[Trial]:
         """The trials of the best combination, by their learning rate."""
         best = self.winner.setting

@@ -36,6 +36,7 @@ class Curves:
         is_complete: False when Ctrl-C stopped the run early.
         in_doubt_from: the step from which on the curves may be wrong, because the step that was traced turned out later
             to give other numbers than the eager one; None if it never did.
+        about: where it comes from, by name: the call, the versions of vecsweep, torch and Python, the device.
     """
 
     members: tuple[MemberRecord, ...]
@@ -50,6 +51,7 @@ class Curves:
     duration_s: float
     is_complete: bool = True
     in_doubt_from: int | None = None
+    about: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         rows = [member.as_row() for member in self.members]
@@ -167,12 +169,29 @@ class Curves:
         Example:
             `runs.select(schedule="cosine").basin("val_loss").lr`
         """
-        metric = self._metric(metric)
-        sign = 1 if mode_of(metric, mode) == "min" else -1
         if not 0 < tolerance < 1:
             raise ValueError(f"`tolerance` must be a share between 0 and 1; got {tolerance!r}. Pass {TOLERANCE}.")
         if position is not None and not 0 <= position <= 1:
             raise ValueError(f"`position` must be from 0, the lower end, to 1; got {position!r}.")
+        lrs, gaps = self.gaps(metric, mode)
+        found = read_basin(lrs, gaps, int(np.argmin(gaps)), tolerance)
+        return found if position is None else found.at(position)
+
+    def gaps(self, metric: str | None = None, mode: Mode | None = None) -> tuple[FloatArray, FloatArray]:
+        """Return the learning rates, ascending, and how far each is behind the best, as in `basin`: `[lr]` both.
+
+        Args:
+            metric: as in `final`.
+            mode: as in `best`.
+
+        Returns:
+            The learning rates; and 0 for the best, 1 for as bad as untrained, infinite where a seed diverged.
+
+        Raises:
+            ValueError: as in `basin`.
+        """
+        metric = self._metric(metric)
+        sign = 1 if mode_of(metric, mode) == "min" else -1
         combinations = {(member.schedule, *member.hyper.items()) for member in self.members}
         if len(combinations) > 1:
             raise ValueError(
@@ -185,12 +204,10 @@ class Curves:
         scores = np.array([final[members].mean() for members in of_lrs])
         if np.isnan(scores).all():
             raise ValueError("There is no basin: a seed of each learning rate diverged. Lower the learning rates.")
-        best = int(np.nanargmin(scores))
+        best = float(np.nanmin(scores))
         start = float(self.train_loss[0].mean()) if metric.endswith("loss") else float(np.nanmax(scores))
-        gain = start - scores[best] if start > scores[best] else 1.0
-        gaps = np.nan_to_num((scores - scores[best]) / gain, nan=np.inf)
-        found = read_basin(lrs, gaps, best, tolerance)
-        return found if position is None else found.at(position)
+        gain = start - best if start > best else 1.0
+        return lrs, np.nan_to_num((scores - best) / gain, nan=np.inf)
 
     def select(self, **values: Any) -> Self:
         """Return the curves of some members only.

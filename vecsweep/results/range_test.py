@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -150,6 +151,31 @@ class RangeTest(Sweep):
         from vecsweep.plot import plot_range_test
 
         return plot_range_test(self, ax)
+
+    def to_html(self, path: str | os.PathLike[str], *, metric: str | None = None, mode: Mode | None = None) -> Path:
+        """Write a report: one HTML file, which opens in a browser without a network.
+
+        It holds the suggestion in a sentence, the loss against the lr with the basin, the cliff and what each rule
+        says, the curves behind it, and all members in a table.
+
+        Args:
+            path: where; ".html" is added if it has no suffix. A file that is there is replaced at once.
+            metric: to report it as a sweep that is ranked by this; None as a range test.
+            mode: likewise, as in `best`.
+
+        Returns:
+            Where it was written.
+
+        Raises:
+            ImportError: Plotly is not installed.
+            ValueError: there is no such metric, or its name does not tell whether less or more is better.
+            OSError: the file cannot be written.
+        """
+        if metric is not None or mode is not None:
+            return Sweep.to_html(self, path, metric=metric, mode=mode)
+        from vecsweep.report import report_range_test
+
+        return report_range_test(self, path)
 
     @classmethod
     def _header_names(cls) -> tuple[str, ...]:

@@ -91,6 +91,29 @@ class Sweep(Curves):
 
         return plot.plot_sweep(self, ax, kind=kind, metric=metric, mode=mode)
 
+    def to_html(self, path: str | os.PathLike[str], *, metric: str | None = None, mode: Mode | None = None) -> Path:
+        """Write a report: one HTML file, which opens in a browser without a network.
+
+        It holds the best in a sentence, the final metric against the lr, curves by setting, schedules as planned and as
+        run, the ranking with its intervals, heat maps of each two things that vary, and all members in a table.
+
+        Args:
+            path: where; ".html" is added if it has no suffix. A file that is there is replaced at once.
+            metric: that settings are ranked by, as in `final`.
+            mode: as in `best`.
+
+        Returns:
+            Where it was written.
+
+        Raises:
+            ImportError: Plotly is not installed.
+            ValueError: there is no such metric, or its name does not tell whether less or more is better.
+            OSError: the file cannot be written.
+        """
+        from vecsweep.report import report_sweep
+
+        return report_sweep(self, path, metric=metric, mode=mode)
+
     def model(self, i: int) -> nn.Module:
         """Return a module with member i's trained weights; of a member that diverged or stopped, those at its end.
 
