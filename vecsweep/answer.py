@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree  # torch.func has no public way to go 
 from vecsweep._arguments import (
     RESTARTABLE,
     NamedSchedules,
+    check_callbacks,
     check_schedules,
     check_seeds,
     check_task,
@@ -21,6 +22,8 @@ from vecsweep._arguments import (
 from vecsweep._errors import Interrupted
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
+from vecsweep.observers.audience import Audience
+from vecsweep.observers.observer import Observer
 from vecsweep.plan import Course, Member, Span, cross
 from vecsweep.pruning import step_of
 from vecsweep.race import SCANNED, Race, Scan, is_alike, num_seeds_for, scan_lrs, scan_spacing, scan_steps, strategy_for
@@ -54,6 +57,7 @@ def find_lr(
     tolerance: float = TOLERANCE,
     monitor: str | None = None,
     mode: Mode | None = None,
+    callbacks: Sequence[Observer] | None = None,
     **execution: Unpack[ExecutionOptions],
 ) -> Answer:
     """Find the learning rate for a run, and train the model with it on the way.
@@ -77,6 +81,7 @@ def find_lr(
         monitor: the metric to go by, "val_loss" or another "val_<name>"; None for "val_loss" where the task has
             `val_batches`, else the mean of a member's last quarter of losses, "train_loss".
         mode: whether less or more of it is better, "min" or "max"; None to go by its name.
+        callbacks: who is told what members do, those of the scan and those of the race; see `vecsweep.observers`.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
@@ -121,7 +126,7 @@ def find_lr(
             f"{', '.join((*measured, 'train_loss'))}. Give the task `val_batches` and `metrics`, or go by another."
         )
     direction = mode_of(metric, mode)
-    request = Request(task, options)
+    request = Request(task, options, audience=check_callbacks(callbacks))
     span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
     combinations = [
@@ -157,6 +162,7 @@ class _Search:
         budget: float,
     ) -> None:
         self.request = request
+        self.watching_race = request.audience.part("race")
         self.named = named
         self.seeds = seeds
         self.span = span
@@ -176,7 +182,8 @@ class _Search:
         num_steps = scan_steps(self.span.num_steps)
         task = self.request.task
         metric = self.metric if _is_validated_soon(task, num_steps) else "train_loss"
-        request = replace(self.request, task=task if metric == self.metric else replace(task, val_batches=None))
+        scanned = task if metric == self.metric else replace(task, val_batches=None)
+        request = replace(self.request, task=scanned, audience=self.request.audience.part("scan"))
         spacing = scan_spacing(self.budget, self.span.num_steps, len(combinations))
         scans = {own: Scan() for own in combinations}
         missing = dict.fromkeys(combinations, scan_lrs(spacing))
@@ -202,7 +209,8 @@ class _Search:
         combination, scan = next(iter(scans.items()))
         courses = {name: self._squeezed(name, 1) for name in self.named}
         setting = replace(combination, lr=min(scan.scores))
-        runs = self._train([setting], self.seeds[:1], courses, Span(0, 1, None), self.request)
+        request = replace(self.request, audience=Audience())
+        runs = self._train([setting], self.seeds[:1], courses, Span(0, 1, None), request)
         return next(iter(self._scores(runs, self.metric).values()))
 
     def race(self, scans: Mapping[Setting, Scan]) -> Race:
@@ -281,6 +289,7 @@ class _Search:
         request = replace(
             self.request,
             prune=keep,
+            audience=self.watching_race,
             rungs=(*race.strategy.rungs, *late),
             rung_metric=None if self.metric == "train_loss" else self.metric,
             val_every=total if are_planned else None,
