@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo data test bench gpu lint types clean
+.PHONY: demo data test test-trackers bench gpu lint types clean
 
 demo: $(STAMP)
 	$(BIN)/python -m vecsweep demo
@@ -18,6 +18,11 @@ data: $(STAMP)
 test: lint types
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest bench --benchmark-disable
+
+# What the tests of MLflow and Trackio need is much, and is not installed otherwise.
+test-trackers: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,mlflow,trackio,wandb]'
+	$(BIN)/python -m pytest tests/test_trackers.py
 
 # For example make bench ARGS="-k digits --threads 1"; bench/README.md has the options.
 bench: $(BENCH_STAMP)

@@ -62,7 +62,10 @@ LAYERS = {
         "report.blocks report.looks report.steps report.thinning",
         "report.against_lr report.curves report.document report.members report.plans report.settings",
         "report.pages",
-        "plot observers observers.tensorboard report",
+        "plot report observers.observer",
+        "observers.audience observers._tracker observers.tensorboard",
+        "observers.mlflow observers.trackio observers.wandb",
+        "observers",
     ],
     "engine": [
         """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.graph _engine.memory
@@ -174,15 +177,15 @@ ALL_THAT_IS_IMPORTED = {
         "report",
     },
     "tasks": {"_words", "_folders", "task", "tasks"},
-    "observers": {"_types", "plan", "results.curves", "results.member"},
+    "observers": {"_errors", "_types", "results.curves", "results.member", "observers"},
 }
 
 NEVER_REACHED = {  # by any chain of imports that run when the module is imported
     "_engine": {"sweeps", "results", "plot", "tasks", "cli"},
     "_engine.sequential": {"_engine.vectorized"},
     "_engine.vectorized": {"_engine.sequential"},
-    "sweeps": {"plot", "tasks", "observers", "integrations", "cli"},
-    "vecsweep": {"plot", "tasks", "observers", "integrations.lightning", "cli"},
+    "sweeps": {"plot", "tasks", "integrations", "cli"},
+    "vecsweep": {"plot", "tasks", "integrations.lightning", "cli"},
 }
 
 OTHER_PACKAGES = {  # besides Python's own; and who imports them
@@ -197,6 +200,9 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "platformdirs": {"_folders"},
     "filelock": {"_engine.remembered"},
     "tensorboard": {"observers.tensorboard"},
+    "mlflow": {"observers.mlflow"},
+    "trackio": {"observers.trackio"},
+    "wandb": {"observers.wandb"},
     "tqdm": {"_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
 }
 
@@ -317,7 +323,7 @@ def test_import_for_the_type_checker_is_passed_over(condition):
 
 
 def test_source_is_found():
-    assert ("sweeps", "_engine.run") in ARROWS
+    assert ("training", "_engine.run") in ARROWS
     assert ("_engine.vectorized", "kernels") in ARROWS
     assert ("kernels.updates.adam", "kernels.updates._update") in ARROWS
     assert "plot" not in AT_ONCE["results"]

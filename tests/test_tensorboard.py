@@ -15,8 +15,7 @@ from torch import nn
 
 import vecsweep as vs
 from vecsweep import schedules
-from vecsweep.observers import tensorboard
-from vecsweep.plan import Span
+from vecsweep.observers import Run, TensorBoard, tensorboard
 from vecsweep.results import MemberRecord, Sweep
 
 X, Y = torch.randn(44, 6, generator=torch.Generator().manual_seed(0)), torch.arange(44) % 3
@@ -40,6 +39,13 @@ def made_up(loss, members=None, **options):
     members = members or [MemberRecord(0.1 * (i + 1), "constant", 0, None) for i in range(loss.shape[1])]
     how = {"lr": np.full(loss.shape, 0.5), "steps_per_epoch": None, "engine": "", "duration_s": 0.0} | options
     return Sweep(members=tuple(members), train_loss=loss, **how)
+
+
+def begun(folder, members, begin, num_steps):
+    """A writer of a run that has begun."""
+    writer = TensorBoard(folder)
+    writer.start(Run(tuple(members), begin, num_steps))
+    return writer
 
 
 def read(run):
@@ -154,11 +160,11 @@ def test_long_curves_are_thinned_and_their_metrics_are_not(tmp_path):
 def test_windows_do_not_change_which_steps_are_thinned_out(tmp_path):
     steps = np.arange(2500.0)[:, None]
     runs = made_up(steps)
-    writer = tensorboard.LiveWriter(tmp_path, list(runs.members), Span(100, 2500, None))
+    writer = begun(tmp_path, runs.members, 100, 2500)
     for start in range(0, 2500, 16):
         rows = slice(start, start + 16)
-        writer.losses(start, steps[rows], {"lr": runs.lr[rows]})
-    writer.close()
+        writer.losses(100 + start, steps[rows], {"lr": runs.lr[rows]})
+    writer.end(None)
     (own,) = curves(tmp_path).values()
     assert own["train_loss"] == (list(range(100, 2600, 3)), [float(step) for step in range(0, 2500, 3)])
 
@@ -225,7 +231,7 @@ def test_run_without_evaluations_reaches_the_disk_every_few_seconds(tmp_path, mo
     now = [100.0]
     monkeypatch.setattr(tensorboard, "time", SimpleNamespace(monotonic=lambda: now[0], time=lambda: 0.0, time_ns=int))
     runs = made_up(np.ones((8, 1)))
-    writer = tensorboard.LiveWriter(tmp_path, list(runs.members), Span(0, 8, None))
+    writer = begun(tmp_path, runs.members, 0, 8)
     (run,) = tmp_path.iterdir()
     writer.losses(0, runs.train_loss[:4], {"lr": runs.lr[:4]})
     assert scalars(run) == {}
@@ -236,10 +242,10 @@ def test_run_without_evaluations_reaches_the_disk_every_few_seconds(tmp_path, mo
 
 def test_what_was_taken_is_not_changed_by_what_becomes_of_it(tmp_path):
     loss = np.ones((2, 1))
-    writer = tensorboard.LiveWriter(tmp_path, list(made_up(loss).members), Span(0, 2, None))
+    writer = begun(tmp_path, made_up(loss).members, 0, 2)
     writer.losses(0, loss, {"lr": loss})
     loss[:] = 7
-    writer.close()
+    writer.end(None)
     (own,) = curves(tmp_path).values()
     assert own["train_loss"][1] == [1.0, 1.0]
 

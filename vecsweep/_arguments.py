@@ -10,6 +10,8 @@ from torch.optim import Optimizer
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Schedules, Seeds
 from vecsweep.execution import Execution, ExecutionOptions, check_count
+from vecsweep.observers.audience import Audience
+from vecsweep.observers.observer import Observer
 from vecsweep.schedules import constant, parse
 from vecsweep.schedules.schedule import Schedule, as_schedule
 from vecsweep.schedules.torch_schedulers import TorchSchedule
@@ -27,6 +29,26 @@ def check_task(task: Task, execution: ExecutionOptions) -> Execution:
             f"`task` must be a vecsweep.Task; got {type(task).__name__}. Wrap model, batches and loss in one."
         )
     return Execution.of(execution)
+
+
+def check_callbacks(callbacks: Sequence[Observer] | None) -> Audience:
+    """Return who is told of a run.
+
+    Args:
+        callbacks: the observers; None for none.
+
+    Raises:
+        TypeError: there is something else among them.
+    """
+    if callbacks is not None and (not isinstance(callbacks, Sequence) or isinstance(callbacks, str)):
+        raise TypeError(f"`callbacks` must be a list of observers; got {callbacks!r:.80}. Pass [{callbacks!r:.40}].")
+    for observer in callbacks or ():
+        if not isinstance(observer, Observer):
+            raise TypeError(
+                f"`callbacks` must hold observers; got {observer!r:.80}. Derive its class from "
+                "vecsweep.observers.Observer, and pass an instance."
+            )
+    return Audience(callbacks or ())
 
 
 def check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:

@@ -11,12 +11,17 @@ class FallbackWarning(UserWarning):
 
 
 def warn_of_fallback(message: str) -> None:
+    """Warn that a task trains another way than asked for."""
+    warn_caller(message, FallbackWarning)
+
+
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the caller's that called vecsweep."""
     here, depth = str(Path(__file__).parent), 2
     frame = sys._getframe(1)  # warnings.warn can skip a package's own frames from Python 3.12 on
     while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, FallbackWarning, stacklevel=depth)
+    warnings.warn(message, category, stacklevel=depth)
 
 
 class ResultFileError(ValueError):

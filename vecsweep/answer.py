@@ -9,9 +9,18 @@ from typing import Any, Unpack, get_args
 
 import numpy as np
 
-from vecsweep._arguments import RESTARTABLE, check_schedules, check_seeds, check_task, check_vary, needs_epochs
+from vecsweep._arguments import (
+    RESTARTABLE,
+    check_callbacks,
+    check_schedules,
+    check_seeds,
+    check_task,
+    check_vary,
+    needs_epochs,
+)
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
+from vecsweep.observers.observer import Observer
 from vecsweep.plan import cross
 from vecsweep.race import num_seeds_for
 from vecsweep.request import Request
@@ -35,6 +44,7 @@ def find_lr(
     tolerance: float = TOLERANCE,
     monitor: str | None = None,
     mode: Mode | None = None,
+    callbacks: Sequence[Observer] | None = None,
     **execution: Unpack[ExecutionOptions],
 ) -> Answer:
     """Find the learning rate for a run, and train the model with it on the way.
@@ -58,6 +68,7 @@ def find_lr(
         monitor: the metric to go by, "val_loss" or another "val_<name>"; None for "val_loss" where the task has
             `val_batches`, else the mean of a member's last quarter of losses, "train_loss".
         mode: whether less or more of it is better, "min" or "max"; None to go by its name.
+        callbacks: who is told what members do, those of the scan and those of the race; see `vecsweep.observers`.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
@@ -102,7 +113,7 @@ def find_lr(
             f"{', '.join((*measured, 'train_loss'))}. Give the task `val_batches` and `metrics`, or go by another."
         )
     direction = mode_of(metric, mode)
-    request = Request(task, options)
+    request = Request(task, options, audience=check_callbacks(callbacks))
     span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
     combinations = [

@@ -1,14 +1,14 @@
 """Request: what was asked of a sweep besides its plan; how many steps that is, and when members are evaluated."""
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from torch.optim import Optimizer
 
 from vecsweep._arguments import RESTARTABLE
 from vecsweep._engine.run import count_batches, template_of
 from vecsweep.execution import Execution, check_count
+from vecsweep.observers.audience import Audience
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping
 from vecsweep.pruning import Prune, steps_of
 from vecsweep.task import Task
@@ -26,7 +26,7 @@ class Request:
         val_every: steps between evaluations; None for each epoch.
         has_train_metrics: whether metrics are measured on the training batches, too.
         stopping: which members are stopped; None for none.
-        tensorboard: the folder that runs are written to as they go; None for none.
+        audience: who is told what members do.
         prune: says which members go on where they are compared; None where all do.
         rungs: shares of the schedules' length after which it is asked; none where it is at each evaluation.
         rung_metric: that is measured for it; None if what is measured anyway will do.
@@ -37,7 +37,7 @@ class Request:
     val_every: int | None = None
     has_train_metrics: bool = False
     stopping: Stopping | None = None
-    tensorboard: Path | None = None
+    audience: Audience = field(default_factory=Audience)
     prune: Prune | None = None
     rungs: tuple[float, ...] = ()
     rung_metric: str | None = None

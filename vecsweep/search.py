@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree  # torch.func has no public way to go 
 from vecsweep._arguments import NamedSchedules
 from vecsweep._errors import Interrupted
 from vecsweep._types import Mode
+from vecsweep.observers.audience import Audience
 from vecsweep.plan import Course, Member, Span
 from vecsweep.pruning import step_of
 from vecsweep.race import SCANNED, Race, Scan, is_alike, scan_lrs, scan_spacing, scan_steps, strategy_for
@@ -59,6 +60,7 @@ class Search:
         budget: float,
     ) -> None:
         self.request = request
+        self.watching_race = request.audience.part("race")
         self.named = named
         self.seeds = seeds
         self.span = span
@@ -78,7 +80,8 @@ class Search:
         num_steps = scan_steps(self.span.num_steps)
         task = self.request.task
         metric = self.metric if _is_validated_soon(task, num_steps) else "train_loss"
-        request = replace(self.request, task=task if metric == self.metric else replace(task, val_batches=None))
+        scanned = task if metric == self.metric else replace(task, val_batches=None)
+        request = replace(self.request, task=scanned, audience=self.request.audience.part("scan"))
         spacing = scan_spacing(self.budget, self.span.num_steps, len(combinations))
         scans = {own: Scan() for own in combinations}
         missing = dict.fromkeys(combinations, scan_lrs(spacing))
@@ -104,7 +107,8 @@ class Search:
         combination, scan = next(iter(scans.items()))
         courses = {name: self._squeezed(name, 1) for name in self.named}
         setting = replace(combination, lr=min(scan.scores))
-        runs = self._train([setting], self.seeds[:1], courses, Span(0, 1, None), self.request)
+        request = replace(self.request, audience=Audience())
+        runs = self._train([setting], self.seeds[:1], courses, Span(0, 1, None), request)
         return next(iter(self._scores(runs, self.metric).values()))
 
     def race(self, scans: Mapping[Setting, Scan]) -> Race:
@@ -183,6 +187,7 @@ class Search:
         request = replace(
             self.request,
             prune=keep,
+            audience=self.watching_race,
             rungs=(*race.strategy.rungs, *late),
             rung_metric=None if self.metric == "train_loss" else self.metric,
             val_every=total if are_planned else None,

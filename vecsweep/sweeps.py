@@ -1,11 +1,9 @@
 """The verbs range_test and sweep. Each validates, plans, runs and wraps what came of it."""
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Literal, Unpack, get_args
 
 import numpy as np
@@ -13,6 +11,7 @@ from torch.optim import SGD, Adadelta, Adagrad, Optimizer
 
 from vecsweep._arguments import (
     RESTARTABLE,
+    check_callbacks,
     check_lrs,
     check_schedules,
     check_seeds,
@@ -20,17 +19,18 @@ from vecsweep._arguments import (
     check_vary,
     needs_epochs,
 )
-from vecsweep._engine.run import train
 from vecsweep._interrupts import held
 from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
+from vecsweep.observers.observer import Observer
+from vecsweep.observers.tensorboard import TensorBoard
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
 from vecsweep.pruning import RUNGS, Prune, halve
 from vecsweep.request import Request
 from vecsweep.results import RangeTest, Sweep
 from vecsweep.results.ranking import mode_of
 from vecsweep.task import Task
-from vecsweep.training import begin, finished, wrap
+from vecsweep.training import begin, carry_out, finished
 
 
 def sweep(
@@ -50,6 +50,7 @@ def sweep(
     monitor: str | None = None,
     mode: Mode | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
+    callbacks: Sequence[Observer] | None = None,
     **execution: Unpack[ExecutionOptions],
 ) -> Sweep:
     """Train a member for each learning rate, schedule and seed, all in one batched pass.
@@ -85,6 +86,7 @@ def sweep(
             without `val_batches` "mean_train_loss".
         mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
         tensorboard: a folder to which each member is written while it trains, to be watched there.
+        callbacks: who is told what members do, such as `vecsweep.observers.MLflow("digits")`, or one of your own.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
@@ -134,14 +136,24 @@ def sweep(
         prune = partial(halve, metric=rung_metric, mode=mode_of(rung_metric, mode))
     elif prune is not None and not callable(prune):
         raise ValueError(f'`prune` must be "halving" or a function of the sweep so far; got {prune!r}.')
-    folder = None if tensorboard is None else Path(tensorboard)
-    request = Request(task, options, val_every, train_metrics, stopping, folder, prune, rungs, rung_metric)
+    audience = check_callbacks(_with_tensorboard(callbacks, tensorboard))
+    request = Request(task, options, val_every, train_metrics, stopping, audience, prune, rungs, rung_metric)
     whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     span = whole if until is None else _part(request, whole, until, is_in_epochs=epochs is not None)
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
     members = cross(rates, list(named), seed_list, varied)
     courses = tuple(Course(named[m.schedule], m.schedule, whole.begin, whole.num_steps) for m in members)
     return begin(request, members, courses, span)
+
+
+def _with_tensorboard(
+    callbacks: Sequence[Observer] | None, folder: str | os.PathLike[str] | None
+) -> Sequence[Observer] | None:
+    """The observers, and one that writes to a folder for TensorBoard, if there is one."""
+    if folder is None:
+        return callbacks
+    check_callbacks(callbacks)
+    return [*(callbacks or ()), TensorBoard(folder)]
 
 
 def _usual_range(template: Optimizer, method: Method) -> tuple[float, float]:
@@ -174,6 +186,7 @@ def range_test(
     method: Method = "grid",
     spacing: Spacing = "exponential",
     evaluate: bool = False,
+    callbacks: Sequence[Observer] | None = None,
     **execution: Unpack[ExecutionOptions],
 ) -> RangeTest:
     """Find out which learning rates train, by one batched pass over a range of them.
@@ -194,6 +207,7 @@ def range_test(
         spacing: "exponential" for equal ratios between learning rates, "linear" for equal differences.
         evaluate: whether to evaluate each member of a grid at its end on the task's `val_batches`: the result's
             `metrics`, against its learning rates.
+        callbacks: who is told what members do; see `vecsweep.observers`.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
@@ -220,11 +234,12 @@ def range_test(
         Smith, Cyclical learning rates for training neural networks, 2015, https://arxiv.org/abs/1506.01186
     """
     options = check_task(task, execution)
+    request = Request(task, options, audience=check_callbacks(callbacks))
     check_choice("method", method, get_args(Method))
     check_choice("spacing", spacing, get_args(Spacing))
     seed_list = check_seeds(seeds, options, task)
     if start_lr is None or end_lr is None:
-        least, most = _usual_range(Request(task, options).template(seed_list[0]), method)
+        least, most = _usual_range(request.template(seed_list[0]), method)
         start_lr, end_lr = least if start_lr is None else start_lr, most if end_lr is None else end_lr
     low, high = (float(check_lrs([lr], name)[0]) for name, lr in (("start_lr", start_lr), ("end_lr", end_lr)))
     if low >= high:
@@ -252,9 +267,7 @@ def range_test(
             )
         plan = Plan.constant(rates, seed_list, num_steps)
     evaluation = Evaluation((plan.num_steps,) if evaluate else ())
-    started = time.perf_counter()
     with held():
-        record = train(task, plan, options, keeps_states=False, evaluation=evaluation)
-        runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, time.perf_counter() - started)
+        runs, record = carry_out(request, plan, Span(0, plan.num_steps, None), evaluation, keeps_states=False)
         found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
         return finished(found, record)

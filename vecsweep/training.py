@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from vecsweep._errors import Interrupted, with_result
 from vecsweep._hyper import plain_options
 from vecsweep._interrupts import held, is_due
 from vecsweep._types import FloatArray, Lrs, Schedules
+from vecsweep.observers.observer import Run
 from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
 from vecsweep.pruning import pruning
 from vecsweep.request import Request
@@ -108,7 +108,8 @@ class Training:
             courses.append(course)
         copies = [i] * len(members)
         before = replace(runs._take(copies), members=tuple(_record_of(member) for member in members))
-        request = replace(self.request, tensorboard=_folder_of_branch(self.request.tensorboard, i, span.begin))
+        name = f"branch of member {i} at step {span.begin}"
+        request = replace(self.request, audience=self.request.audience.part(name))
         copied = replace(self.select(copies), request=request, members=tuple(members), courses=tuple(courses))
         return copied._go_on(before, range(len(members)), span)
 
@@ -210,20 +211,44 @@ def _train(
         steps = request.pruned_at(span, evaluation, courses[0])
         view = lambda so_far: join(_view(plan, so_far, span, evaluation))  # noqa: E731 - of what is at hand here
         evaluation = replace(evaluation, pruning=pruning(request.prune, steps, request.rung_metric, view, positions))
-    writer = None
-    if request.tensorboard is not None:
-        from vecsweep.observers.tensorboard import LiveWriter
+    return carry_out(request, plan, span, evaluation, start)
 
-        writer = LiveWriter(request.tensorboard, [_record_of(member) for member in plan.members], span)
-    started = time.perf_counter()
+
+def carry_out(
+    request: Request,
+    plan: Plan,
+    span: Span,
+    evaluation: Evaluation,
+    start: Start | None = None,
+    *,
+    keeps_states: bool = True,
+) -> tuple[Sweep, Record]:
+    """Train a plan in front of its audience.
+
+    Args:
+        request: what, how, and who is told.
+        plan: with which hyperparameters.
+        span: the steps.
+        evaluation: when members are evaluated.
+        start: where members stand; None for the beginning.
+        keeps_states: whether the record has the members' states.
+    """
+    members = tuple(_record_of(member) for member in plan.members)
+    request.audience.start(Run(members, span.begin, span.num_steps, span.steps_per_epoch))
+    runs, started = None, time.perf_counter()
     try:
-        record = train(request.task, plan, request.execution, evaluation=evaluation, start=start, observer=writer)
+        record = train(
+            request.task,
+            plan,
+            request.execution,
+            keeps_states=keeps_states,
+            evaluation=evaluation,
+            start=start,
+            observer=request.audience or None,
+        )
         runs = wrap(plan, record, span, evaluation, time.perf_counter() - started)
-        if writer is not None:
-            writer.finish(runs)
     finally:
-        if writer is not None:
-            writer.close()
+        request.audience.end(runs)
     return runs, record
 
 
@@ -255,14 +280,6 @@ def wrap(plan: Plan, record: Record, span: Span, evaluation: Evaluation, duratio
         is_complete=record.is_complete,
         in_doubt_from=None if record.in_doubt_from is None else record.in_doubt_from + span.begin,
     )
-
-
-def _folder_of_branch(folder: Path | None, i: int, step: int) -> Path | None:
-    """A folder of its own for the runs of a branch, which would void those of its origin otherwise."""
-    if folder is None:
-        return None
-    names = (f"branch of member {i} at step {step}{suffix}" for suffix in ("", *(f" ({k})" for k in range(2, 1000))))
-    return next(folder / name for name in names if not (folder / name).exists())
 
 
 def _record_of(member: Member, diverged_at: int | None = None, stopped_at: int | None = None) -> MemberRecord:

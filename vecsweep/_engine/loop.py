@@ -438,6 +438,8 @@ class Loop:
         if self.observer:
             rows = slice(start, start + len(window))
             self.observer.losses(start, self.loss[rows], {name: values[rows] for name, values in self.hyper.items()})
+            for i in np.flatnonzero((self.diverged_at >= start) & (self.diverged_at < start + len(window))).tolist():
+                self.observer.ended(i, int(self.diverged_at[i]), has_diverged=True)
         return advanced
 
     def _go_back(self, marks: Mapping[int, State]) -> None:
@@ -515,6 +517,9 @@ class Loop:
         for group in groups:
             self._keep_states(group, np.flatnonzero(due[group.members]))
         self.stopped_at[due] = num_done
+        if self.observer:
+            for i in np.flatnonzero(due).tolist():
+                self.observer.ended(i, num_done, has_diverged=False)
         alive = self._is_alive()
         return [part for group in groups for part in self._trim(group, np.flatnonzero(alive[group.members]).tolist())]
 

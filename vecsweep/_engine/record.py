@@ -24,6 +24,9 @@ class Observer(Protocol):
     def metrics(self, num_done: int, values: dict[str, FloatArray]) -> None:
         """Take what was measured after some steps, each `[member]`."""
 
+    def ended(self, member: int, step: int, *, has_diverged: bool) -> None:
+        """Take that a member diverged at a step, or was stopped after so many."""
+
 
 @dataclass(frozen=True, slots=True)
 class End:
@@ -131,6 +134,10 @@ class Part:
         """Take what was measured of these members after some steps."""
         num = len(self._plan.members)
         self._observer.metrics(num_done, {name: _spread(own, self._members, num) for name, own in values.items()})
+
+    def ended(self, member: int, step: int, *, has_diverged: bool) -> None:
+        """Take that one of these members has come to its end."""
+        self._observer.ended(self._members[member], step, has_diverged=has_diverged)
 
 
 def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members: int) -> Record:

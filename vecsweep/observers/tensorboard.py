@@ -3,7 +3,7 @@
 TensorBoard's messages and records are used, and not its event writers: those have a thread and an open file for each
 run, and take an event at a time, which for 64 members is ten times slower.
 
-Not here: the curves themselves (`results.py`), and who hands them over as they come (`training.py`).
+Not here: the curves themselves (`results`), and who hands them over as they come (`training.py`).
 """
 
 import errno
@@ -13,27 +13,25 @@ import os
 import socket
 import time
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vecsweep._types import FloatArray, Hyper
-from vecsweep.plan import Span
+from vecsweep.observers.observer import Observer, Run
 from vecsweep.results.curves import Curves
-from vecsweep.results.member import MemberRecord
 
 _MAX_POINTS = 1000  # of a curve; TensorBoard shows no more of one either, unless it is told to
 _FLUSH_S = 2.0
-_SIGNIFICANT, _EXACT = 6, 17  # digits that tell numbers apart for people, and those that tell any two apart
 
 
 def write_sweep(runs: Curves, folder: str | os.PathLike[str]) -> Path:
-    """Write a TensorBoard run for each member; see `LiveWriter` for what is in it.
+    """Write a TensorBoard run for each member; see `TensorBoard` for what is in it.
 
     Args:
         runs: what was trained.
@@ -46,80 +44,83 @@ def write_sweep(runs: Curves, folder: str | os.PathLike[str]) -> Path:
         ImportError: TensorBoard is not installed.
         OSError: the folder cannot be written to.
     """
-    writer = LiveWriter(folder, runs.members, Span(0, len(runs.train_loss), runs.steps_per_epoch))
-    try:
-        writer.losses(0, runs.train_loss, {"lr": runs.lr, **runs.hyper})
-        for row, step in enumerate(runs.evaluated_at.tolist()):
-            writer._take_metrics(step, {name: values[row] for name, values in runs.metrics.items()})
-        writer.finish(runs)
-    finally:
-        writer.close()
+    writer = TensorBoard(folder)
+    writer.start(Run(runs.members, 0, len(runs.train_loss), runs.steps_per_epoch))
+    writer.losses(0, runs.train_loss, {"lr": runs.lr, **runs.hyper})
+    for row, step in enumerate(runs.evaluated_at.tolist()):
+        writer._take_metrics(step, {name: values[row] for name, values in runs.metrics.items()})
+    writer.end(runs)
     return Path(folder)
 
 
-class LiveWriter:
-    """Writes what members do, as they do it: an observer of the training loop.
+class TensorBoard(Observer):
+    """Writes what members do, as they do it.
 
     Each member has a folder, named by its lr, schedule, seed and what else it has of its own. There are the scalars
     "train_loss", "lr" and every other hyperparameter that has a curve, against the step, up to where the member
     diverged or was stopped; every metric, against the updates before it; and at the end "final/<metric>" and the
-    hparams. Of more than 1,000 steps every k-th is written; of metrics, every one. NaN is not written.
+    hparams. Of more than 1,000 steps every k-th is written; of metrics, every one. NaN is not written. A branch of a
+    sweep has a folder of its own within this one.
 
     What an earlier file of the same run says of these steps or later ones, TensorBoard no longer shows.
 
     Args:
         folder: where; made if it is not there.
-        members: `[member]`, in the order of the columns that come.
-        span: the steps that will come.
 
     Raises:
         ImportError: TensorBoard is not installed.
         OSError: the folder cannot be written to.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], members: Sequence[MemberRecord], span: Span) -> None:
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
         _import_tensorboard()
-        self._begin = span.begin
-        self._every = max(1, math.ceil(span.num_steps / _MAX_POINTS))
-        self._files = _begin_files(Path(folder), _names(members), span.begin)
+        self.folder = _made(Path(folder))
+        self._begin = 0
+        self._every = 1
+        self._files: list[Path] = []
         # By the tags of an event: the steps, the times and the values, [step, member, tag], that are to be written.
         self._pending: dict[tuple[str, ...], list[tuple[list[int], list[float], NDArray[np.float32]]]] = {}
         self._flushed_at = time.monotonic()
 
-    def losses(self, start: int, loss: FloatArray, hyper: Hyper) -> None:
-        """Take the losses of some steps, `[step, member]`, counted from the begin of the span, and what they ran with.
+    def start(self, run: Run) -> None:
+        """Begin a file for each member."""
+        self._begin = run.begin
+        self._every = max(1, math.ceil(run.num_steps / _MAX_POINTS))
+        self._files = _begin_files(self.folder, _folders(run), run.begin)
 
-        Where the loss is NaN, a member has come to its end, and nothing is written of that step.
-        """
-        kept = slice(-start % self._every, None, self._every)
-        steps = range(self._begin + start, self._begin + start + len(loss))[kept]
+    def losses(self, step: int, loss: FloatArray, hyper: Hyper) -> None:
+        """Take the losses of some steps; where one is NaN, nothing is written."""
+        kept = slice((self._begin - step) % self._every, None, self._every)
+        steps = range(step, step + len(loss))[kept]
         self._take(("train_loss", *hyper), steps, np.stack([loss[kept], *(v[kept] for v in hyper.values())], axis=2))
         if time.monotonic() - self._flushed_at >= _FLUSH_S:
             self._flush()
 
-    def metrics(self, num_done: int, values: Mapping[str, FloatArray]) -> None:
-        """Take what was measured after some steps of the span, each `[member]`."""
-        self._take_metrics(self._begin + num_done, values)
+    def metrics(self, step: int, values: Mapping[str, FloatArray]) -> None:
+        """Take what was measured after some steps."""
+        self._take_metrics(step, values)
         self._flush()
 
-    def finish(self, runs: Curves) -> None:
-        """Write the hparams, and what each member came to.
-
-        Args:
-            runs: what was trained, in the span.
-        """
+    def end(self, runs: Curves | None) -> None:
+        """Write what is left, the hparams, and what each member came to; the files themselves are never held open."""
         self._flush()
+        if runs is None:
+            return
         end = self._begin + len(runs.train_loss)
         finals = {name: runs.final(name) for name in dict.fromkeys(("train_loss", *runs.metrics))}
-        experiment = _experiment(_hparams(runs.members[0]), list(finals))
+        settings = Run(runs.members, 0, 0).settings
+        experiment = _experiment(settings[0], list(finals))
         for i, (file, member) in enumerate(zip(self._files, runs.members, strict=True)):
             own = {name: float(values[i]) for name, values in finals.items() if not np.isnan(values[i])}
             step = end if member.stopped_at is None else member.stopped_at
-            _append(file, _final_records(experiment, member, own, step))
+            _append(
+                file, _final_records(experiment, settings[i], own, step, has_diverged=member.diverged_at is not None)
+            )
 
-    def close(self) -> None:
-        """Write what is left; the files themselves are never held open."""
-        self._flush()
+    def part(self, name: str) -> Self:
+        """Return one that writes to a folder within this one, of which there was none before."""
+        names = (f"{name}{suffix}" for suffix in ("", *(f" ({k})" for k in range(2, 1000))))
+        return type(self)(next(self.folder / own for own in names if not (self.folder / own).exists()))
 
     def _take_metrics(self, step: int, values: Mapping[str, FloatArray]) -> None:
         for name, of_members in values.items():
@@ -157,28 +158,32 @@ def _import_tensorboard() -> None:
         raise ImportError("Writing runs needs TensorBoard. Run: pip install 'vecsweep[tensorboard]'") from error
 
 
-def _names(members: Sequence[MemberRecord]) -> list[str]:
-    """Name each member's run, distinctly and so that any file system takes it."""
-    names = [_name(member, _SIGNIFICANT) for member in members]
-    if len(set(names)) < len(names):
-        names = [_name(member, _EXACT) for member in members]
-    seen, distinct = Counter[str](), []
-    for name in names:
-        seen[name] += 1
-        distinct.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return distinct
+def _folders(run: Run) -> list[str]:
+    """Name each member's folder, distinctly and so that any file system takes it."""
+    return [quote(name, safe=" +=()") for name in run.names]
 
 
-def _name(member: MemberRecord, num_digits: int) -> str:
-    parts = []
-    for key, value in _hparams(member).items():
-        text = f"{value:.{num_digits}g}" if isinstance(value, float) else str(value)
-        parts.append(f"{key}={quote(text, safe=' +')}")
-    return " ".join(parts)
+def _made(folder: Path) -> Path:
+    """Make the folder."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(
+            errno.ENOTDIR, "TensorBoard's runs need a folder, and this is a file; name another", str(folder)
+        )
+    with _told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return folder
 
 
-def _hparams(member: MemberRecord) -> dict[str, float | str]:
-    return {"lr": member.lr, "schedule": member.schedule, "seed": member.seed, **member.hyper}
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say what to do where nothing can be written."""
+    try:
+        yield
+    except OSError as error:
+        message = f"TensorBoard's runs cannot be written here ({error.strerror}); name another folder"
+        raise type(error)(error.errno, message, str(folder)) from error
 
 
 def _begin_files(folder: Path, names: Sequence[str], begin: int) -> list[Path]:
@@ -192,17 +197,10 @@ def _begin_files(folder: Path, names: Sequence[str], begin: int) -> list[Path]:
     start = Event(wall_time=now / 1e9, step=begin + 1 if begin else 0, session_log=SessionLog(status=SessionLog.START))
     head = _records([Event(wall_time=now / 1e9, file_version="brain.Event:2"), start])
     files = [folder / name / file_name for name in names]
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(
-            errno.ENOTDIR, "TensorBoard's runs need a folder, and this is a file; name another", str(folder)
-        )
-    try:
+    with _told(folder):
         for file in files:
             file.parent.mkdir(parents=True, exist_ok=True)
             _append(file, head)
-    except OSError as error:
-        message = f"TensorBoard's runs cannot be written here ({error.strerror}); name another folder"
-        raise type(error)(error.errno, message, str(folder)) from error
     return files
 
 
@@ -230,7 +228,9 @@ def _experiment(hparams: Mapping[str, float | str], metrics: Sequence[str]) -> A
     )
 
 
-def _final_records(experiment: Any, member: MemberRecord, finals: Mapping[str, float], step: int) -> bytes:
+def _final_records(
+    experiment: Any, hparams: Mapping[str, float | str], finals: Mapping[str, float], step: int, *, has_diverged: bool
+) -> bytes:
     """Say how a member was set and what it came to."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
@@ -238,12 +238,12 @@ def _final_records(experiment: Any, member: MemberRecord, finals: Mapping[str, f
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
 
     settings = SessionStartInfo()
-    for name, value in _hparams(member).items():
+    for name, value in hparams.items():
         if isinstance(value, str):
             settings.hparams[name].string_value = value
         else:
             settings.hparams[name].number_value = value
-    status = api_pb2.Status.Value("STATUS_SUCCESS" if member.diverged_at is None else "STATUS_FAILURE")
+    status = api_pb2.Status.Value("STATUS_FAILURE" if has_diverged else "STATUS_SUCCESS")
     contents = {
         metadata.EXPERIMENT_TAG: experiment,
         metadata.SESSION_START_INFO_TAG: HParamsPluginData(session_start_info=settings),
