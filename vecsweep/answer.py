@@ -19,6 +19,7 @@ from vecsweep._arguments import (
     needs_epochs,
 )
 from vecsweep._errors import Interrupted
+from vecsweep._interrupts import held
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
 from vecsweep.plan import Course, Member, Span, cross
@@ -41,6 +42,7 @@ _BAD = 10  # tolerances behind the best
 _UNFELT = 0.02  # of the metric of untrained weights; training that gains less has shown nothing
 
 
+@held()
 def find_lr(
     task: Task,
     *,

@@ -33,6 +33,7 @@ from vecsweep.task import Task
 from vecsweep.training import begin, finished, wrap
 
 
+@held()
 def sweep(
     task: Task,
     *,
@@ -163,6 +164,7 @@ def _part(request: Request, whole: Span, until: int, *, is_in_epochs: bool) -> S
     return replace(part, steps_per_epoch=whole.steps_per_epoch)
 
 
+@held()
 def range_test(
     task: Task,
     *,
@@ -253,8 +255,7 @@ def range_test(
         plan = Plan.constant(rates, seed_list, num_steps)
     evaluation = Evaluation((plan.num_steps,) if evaluate else ())
     started = time.perf_counter()
-    with held():
-        record = train(task, plan, options, keeps_states=False, evaluation=evaluation)
-        runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, time.perf_counter() - started)
-        found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
-        return finished(found, record)
+    record = train(task, plan, options, keeps_states=False, evaluation=evaluation)
+    runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, time.perf_counter() - started)
+    found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
+    return finished(found, record)
