@@ -27,7 +27,7 @@ LAYERS = {
         kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop kernels.updates.sgd""",
         "kernels.rules kernels.updates",
     ],
-    "ground": ["_errors _folders _hyper _interrupts _types _version _words"],
+    "ground": ["_errors _folders _hyper _types _version _words", "_interrupts"],
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from vecsweep._errors import Interrupted
+
 
 class Stop(KeyboardInterrupt):
     """Ctrl-C, raised where all members stand at one step."""
@@ -44,7 +46,7 @@ def held() -> Iterator[None]:
     """Hold Ctrl-C back, until `check` or the end of the context; within another such context nothing changes.
 
     Raises:
-        KeyboardInterrupt: at the end, if it came and nobody has acted on it.
+        Interrupted: at the end, if it came and nobody has acted on it; without a result.
     """
     global _hold
     is_free = _hold is None and threading.current_thread() is threading.main_thread()
@@ -55,12 +57,14 @@ def held() -> Iterator[None]:
     signal.signal(signal.SIGINT, own.note)
     try:
         yield
+    except Stop:
+        raise Interrupted(None) from None
     finally:
         if signal.getsignal(signal.SIGINT) == own.note:  # and not what the caller's code has installed meanwhile
             signal.signal(signal.SIGINT, signal.default_int_handler)
         _hold = None
     if own.is_due:
-        raise KeyboardInterrupt
+        raise Interrupted(None)
 
 
 def is_due() -> bool:

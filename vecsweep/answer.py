@@ -18,6 +18,7 @@ from vecsweep._arguments import (
     check_vary,
     needs_epochs,
 )
+from vecsweep._interrupts import held
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
 from vecsweep.observers.observer import Observer
@@ -31,6 +32,7 @@ from vecsweep.suggest.basin import TOLERANCE
 from vecsweep.task import Task
 
 
+@held()
 def find_lr(
     task: Task,
     *,

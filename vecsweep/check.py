@@ -18,7 +18,8 @@ from vecsweep._arguments import RESTARTABLE, check_lrs, check_seeds, check_task
 from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.record import Record
 from vecsweep._engine.run import plain_loop, template_of, train
-from vecsweep._errors import FallbackWarning
+from vecsweep._errors import FallbackWarning, Interrupted
+from vecsweep._interrupts import held
 from vecsweep._types import FloatArray, Lrs, Seeds
 from vecsweep.execution import Execution, ExecutionOptions, check_count
 from vecsweep.plan import Plan
@@ -121,6 +122,7 @@ class CheckReport:
             yield f"Without effect on any loss or output, these differ, as parameters do whose gradient is 0: {listed}."
 
 
+@held()
 def check(
     task: Task,
     *,
@@ -149,6 +151,7 @@ def check(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
+        Interrupted: Ctrl-C; its `result` is None.
     """
     options = replace(check_task(task, execution), progress=False, engine="vectorized", divergence_factor=None)
     check_count("num_steps", num_steps)
@@ -158,6 +161,11 @@ def check(
     if lrs is None:
         lrs = template_of(task, seed_list[0], options).param_groups[0]["lr"] * np.array([0.1, 0.5, 1.0])
     plan = Plan.constant(check_lrs(lrs), seed_list, num_steps)
+    return _report(task, plan, options)
+
+
+def _report(task: Task, plan: Plan, options: Execution) -> CheckReport:
+    """Compare in float64, then as the task stands."""
     compared: list[_Compared] = []
     notes: list[str] = []
     for how, dtype in ((replace(options, precision=None), torch.float64), (options, None)):
@@ -177,7 +185,7 @@ def check(
         tolerances={own.dtype: own.tolerance for own in compared},
         engine=compared[-1].record.engine,
         notes=tuple(notes),
-        num_steps=num_steps,
+        num_steps=plan.num_steps,
         parameters=_ordered(compared, "parameters"),
         is_batched=all(own.record.is_batched for own in compared),
     )
@@ -199,6 +207,10 @@ def _compare(task: Task, plan: Plan, how: Execution, dtype: torch.dtype | None) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FallbackWarning)
         record = train(task, plan, how, dtype=dtype)
+    if record.error is not None:
+        raise record.error
+    if not record.is_complete:
+        raise Interrupted(None)  # half a comparison would say that the two are equal
     own = next(iter(record.states[0].parameters.values())).dtype
     name = how.precision or str(own).removeprefix("torch.")
     tolerance = _HALF_TOLERANCE if how.precision else _OWN_TOLERANCE.get(own, _HALF_TOLERANCE)

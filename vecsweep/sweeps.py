@@ -33,6 +33,7 @@ from vecsweep.task import Task
 from vecsweep.training import begin, carry_out, finished
 
 
+@held()
 def sweep(
     task: Task,
     *,
@@ -175,6 +176,7 @@ def _part(request: Request, whole: Span, until: int, *, is_in_epochs: bool) -> S
     return replace(part, steps_per_epoch=whole.steps_per_epoch)
 
 
+@held()
 def range_test(
     task: Task,
     *,
@@ -267,7 +269,6 @@ def range_test(
             )
         plan = Plan.constant(rates, seed_list, num_steps)
     evaluation = Evaluation((plan.num_steps,) if evaluate else ())
-    with held():
-        runs, record = carry_out(request, plan, Span(0, plan.num_steps, None), evaluation, keeps_states=False)
-        found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
-        return finished(found, record)
+    runs, record = carry_out(request, plan, Span(0, plan.num_steps, None), evaluation, keeps_states=False)
+    found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
+    return finished(found, record)

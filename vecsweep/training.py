@@ -59,6 +59,7 @@ class Training:
             start=replace(self.start, states=[self.start.states[i] for i in members], metrics=metrics),
         )
 
+    @held()
     def extend(self, runs: Sweep, num_steps: int | None, epochs: int | None) -> Sweep:
         """Train all members further that neither diverged nor were stopped."""
         alive = [i for i, m in enumerate(runs.members) if m.diverged_at is None and m.stopped_at is None]
@@ -77,6 +78,7 @@ class Training:
         schedules = {course.name: course.schedule for course in self.courses}
         return self._go_on(runs, alive, self._span(runs, num_steps, epochs, needs_epochs(schedules)))
 
+    @held()
     def branch(
         self,
         runs: Sweep,
@@ -134,24 +136,23 @@ class Training:
         template = self.request.template(part.members[0].seed)
         plan = draw_up(part.members, part.courses, span, template, past)
         defaults = plain_options(template.param_groups[0])
-        with held():
-            now, record = _train(
-                self.request,
-                plan,
-                part.courses,
-                span,
-                part.start,
-                partial(_join, before, alive=alive, defaults=defaults),
-                alive,
-            )
-            joined = _join(before, now, alive, defaults)
-            if record.states:
-                states = list(self.start.states)
-                for i, state in zip(alive, record.states, strict=True):
-                    states[i] = state
-                start = Start(states, self.start.learners, {**self.start.ends, **record.ends}, joined.metrics)
-                joined = replace(joined, _trained=replace(self, start=start))
-            return finished(joined, record)
+        now, record = _train(
+            self.request,
+            plan,
+            part.courses,
+            span,
+            part.start,
+            partial(_join, before, alive=alive, defaults=defaults),
+            alive,
+        )
+        joined = _join(before, now, alive, defaults)
+        if record.states:
+            states = list(self.start.states)
+            for i, state in zip(alive, record.states, strict=True):
+                states[i] = state
+            start = Start(states, self.start.learners, {**self.start.ends, **record.ends}, joined.metrics)
+            joined = replace(joined, _trained=replace(self, start=start))
+        return finished(joined, record)
 
 
 def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, ...], span: Span) -> Sweep:
@@ -169,12 +170,11 @@ def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, 
         Exception: what the task's own code raises; what was computed is in its attribute `result`.
     """
     plan = draw_up(members, courses, span, request.template(members[0].seed))
-    with held():
-        runs, record = _train(request, plan, courses, span, None, lambda runs: runs, range(len(members)))
-        if record.states:
-            start = Start(record.states, record.learners, record.ends, record.metrics)
-            runs = replace(runs, _trained=Training(request, members, courses, start))
-        return finished(runs, record)
+    runs, record = _train(request, plan, courses, span, None, lambda runs: runs, range(len(members)))
+    if record.states:
+        start = Start(record.states, record.learners, record.ends, record.metrics)
+        runs = replace(runs, _trained=Training(request, members, courses, start))
+    return finished(runs, record)
 
 
 def finished(runs: AnySweep, record: Record) -> AnySweep:

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from vecsweep._engine.rng import Streams
+from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.execution import Execution
 from vecsweep.task import Task
@@ -114,7 +115,8 @@ def _count(source: Iterator[Batch], execution: Execution, most: int | None) -> i
     """Count batches, and show that this is what takes the time."""
     with tqdm(desc="counting batches", unit=" batches", disable=execution.hides_progress, delay=1, leave=False) as bar:
         num_read = 0
-        for _ in islice(source, most):
-            num_read += 1
-            bar.update()
+        with raised_at_once():
+            for _ in islice(source, most):
+                num_read += 1
+                bar.update()
     return num_read

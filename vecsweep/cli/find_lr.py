@@ -1,6 +1,7 @@
 """`vecsweep find-lr`: find the learning rate for a run, and train the model with it."""
 
 import argparse
+from pathlib import Path
 
 import vecsweep as vs
 from vecsweep.cli.arguments import (
@@ -17,7 +18,7 @@ from vecsweep.cli.arguments import (
     weights_file,
 )
 from vecsweep.cli.reports import describe_answer
-from vecsweep.cli.saying import print_json, save_picture, sayer, tell_files, writing
+from vecsweep.cli.saying import print_json, save_picture, saved_if_stopped, sayer, tell_files, writing
 from vecsweep.tasks import load_task
 
 WHAT = "find the learning rate for a run, and train the model with it"
@@ -81,15 +82,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Find a task's learning rate, and say what speaks for it."""
     task = load_task(arguments.task)
     options = given(arguments, *_OPTIONS, *EXECUTION_OPTIONS)
-    answer = vs.find_lr(task, vary=merged(arguments.vary), **options)
-    say = sayer(arguments)
-    say(str(answer))
-    files: dict[str, str | None] = {}
-    if arguments.png is not None:
-        files["png"] = str(save_picture(answer.plot(), arguments.png))
-    if arguments.model is not None:
+    with saved_if_stopped(Path("find-lr-interrupted.npz")):
+        answer = vs.find_lr(task, vary=merged(arguments.vary), **options)
+    say, files = sayer(arguments), dict[str, str | None]()
+    if arguments.model is not None:  # before anything is made of it
         with writing(arguments.model):
             files["model"] = str(answer.save_model(arguments.model))
+    say(str(answer))
+    if arguments.png is not None:
+        files["png"] = str(save_picture(answer.plot(), arguments.png))
     if files:
         say("")
     tell_files(files, say)

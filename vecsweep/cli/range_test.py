@@ -19,7 +19,7 @@ from vecsweep.cli.arguments import (
     picture_file,
 )
 from vecsweep.cli.reports import describe_range_test, format_curve, format_run, format_suggestions
-from vecsweep.cli.saying import Say, print_json, save_picture, saved_if_interrupted, sayer, tell_files, writing
+from vecsweep.cli.saying import Say, print_json, save_picture, save_result, saved_if_stopped, sayer, tell_files
 from vecsweep.results.range_test import check_rule
 from vecsweep.suggest import suggest
 from vecsweep.tasks import load_task
@@ -85,7 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Test a task, and say what was found."""
     check_reading(arguments.rule, arguments.smoothing, getattr(arguments, "method", "grid"))
     task = load_task(arguments.task)
-    with saved_if_interrupted(arguments.output or Path("range-test-interrupted.npz")):
+    with saved_if_stopped(arguments.output or Path("range-test-interrupted.npz")):
         found = vs.range_test(task, **given(arguments, *RANGE_OPTIONS, *EXECUTION_OPTIONS))
     files = write(found, arguments.output, arguments.png, arguments.rule)
     say = sayer(arguments)
@@ -122,8 +122,7 @@ def write(
     """Save and draw a range test where asked; return the paths, for JSON."""
     saved = None
     if output is not None:
-        with writing(output):
-            saved = found.save(output)
+        saved = save_result(found, output)
     if picture is not None:
         from vecsweep.plot import plot_range_test
 

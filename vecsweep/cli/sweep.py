@@ -22,7 +22,16 @@ from vecsweep.cli.arguments import (
     weights_file,
 )
 from vecsweep.cli.reports import describe_sweep, format_ranking, format_run
-from vecsweep.cli.saying import make_folder, print_json, save_picture, saved_if_interrupted, sayer, tell_files, writing
+from vecsweep.cli.saying import (
+    make_folder,
+    print_json,
+    save_picture,
+    save_result,
+    saved_if_stopped,
+    sayer,
+    tell_files,
+    writing,
+)
 from vecsweep.results.ranking import mode_of
 from vecsweep.tasks import load_task
 
@@ -110,22 +119,22 @@ def run(arguments: argparse.Namespace) -> int:
         mode_of(arguments.metric, arguments.mode)  # a mistake is told before the work
     task, folder = load_task(arguments.task), make_folder(arguments.output_dir)
     options = given(arguments, *_OPTIONS, "train_metrics", "tensorboard", *EXECUTION_OPTIONS)
-    with saved_if_interrupted(folder / "sweep.npz"):
+    path = folder / "sweep.npz"
+    with saved_if_stopped(path):
         runs = vs.sweep(task, vary=merged(arguments.vary), **options)
+    save_result(runs, path)  # before anything is made of it
     say, ranking = sayer(arguments), runs.ranking(arguments.metric, arguments.mode)
     say(format_ranking(ranking))
     say(f"\n{format_run(runs)}")
-    files = _write(runs, folder, arguments, ranking.metric, ranking.mode)
+    files = {"output": str(path), **_write(runs, folder, arguments, ranking.metric, ranking.mode)}
     tell_files(files, say)
     print_json({"task": arguments.task, **describe_sweep(runs, ranking), **files}, arguments)
     return 0 if any(standing.num_missing == 0 for standing in ranking.standings) else 1
 
 
 def _write(runs: Sweep, folder: Path, arguments: argparse.Namespace, metric: str, mode: Any) -> dict[str, str | None]:
-    """Save and draw a sweep; return the paths, for JSON."""
-    with writing(folder / "sweep.npz"):
-        files = {"output": runs.save(folder / "sweep.npz")}
-    files["curves"] = save_picture(runs.plot(metric=metric), folder / "curves.png")
+    """Draw a sweep, and write what else is asked for; return the paths, for JSON."""
+    files = {"curves": save_picture(runs.plot(metric=metric), folder / "curves.png")}
     files["plan"] = save_picture(runs.plot(kind="plan"), folder / "plan.png")
     if len({member.lr for member in runs.members}) > 1:
         files["final"] = save_picture(runs.plot(kind="final", metric=metric, mode=mode), folder / "final.png")

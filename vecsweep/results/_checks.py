@@ -41,17 +41,27 @@ def check_content(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]])
             rows = num_evaluations if name.startswith("metrics/") else num_steps
             is_fit = array.shape == (rows, len(members)) and np.issubdtype(array.dtype, np.floating)
         _hold(is_fit, name)
+    at = arrays["evaluated_at"]
+    _hold(at.size == 0 or bool(at[0] >= 0 and at[-1] <= num_steps and (np.diff(at) > 0).all()), "evaluated_at")
+    _hold(not ((arrays["lr"] < 0) | np.isinf(arrays["lr"])).any(), "lr")
+    _hold(phases[:1] == [0] and phases == sorted(phases) and phases[-1] <= num_steps, "phases")
+    _hold(all(_is_within(*member[3:5], num_steps) for member in members), "members")
 
 
 def _is_member(lr: Any, schedule: Any, seed: Any, diverged_at: Any, stopped_at: Any, hyper: Any) -> bool:
     return (
         _is_number(lr)
+        and lr > 0
         and isinstance(schedule, str)
         and _is_count(seed)
         and all(step is None or _is_count(step) for step in (diverged_at, stopped_at))
         and isinstance(hyper, dict)
         and all(map(_is_number, hyper.values()))
     )
+
+
+def _is_within(diverged_at: int | None, stopped_at: int | None, num_steps: int) -> bool:
+    return (diverged_at is None or diverged_at < num_steps) and (stopped_at is None or stopped_at <= num_steps)
 
 
 def _are_alike(hypers: list[dict[str, float]]) -> bool:

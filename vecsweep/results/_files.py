@@ -6,11 +6,14 @@ import io
 import json
 import math
 import os
+import re
+import time
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +24,7 @@ _FORMAT_VERSION = 2
 _SMALL_BYTES = 2**28  # what any file may hold once it is inflated
 _MAX_RATIO = 100  # to which a larger one may be; losses are hardly compressed at all
 _MAX_ARRAYS = 1000
+_ABANDONED_S = 3600.0
 _KINDS = ["Sweep", "RangeTest"]  # of results
 
 Arrays = dict[str, NDArray[Any]]
@@ -50,7 +54,7 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
         path: where; ".npz" is added if it has no suffix and there is no such file.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        OSError: the file is not there, or cannot be read.
         ResultFileError: the file is damaged, foreign, pickled, or of another version.
     """
     path = Path(path)
@@ -59,12 +63,12 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
     foreign = ResultFileError(f"{path} is not a result of vecsweep, or it is damaged. Pass a file that `save` wrote.")
     if path.exists() and not path.is_file():
         raise ResultFileError(f"{path} is no ordinary file. Pass a file that `save` wrote.")
-    content = path.read_bytes()
-    try:
-        arrays = _read_arrays(content)
-        header = json.loads(str(arrays.pop("header")))
-    except Exception as error:  # zlib, zipfile and NumPy raise many kinds, and document few
-        raise foreign from error
+    with path.open("rb") as file:
+        try:
+            arrays = _read_arrays(file)
+            header = json.loads(str(arrays.pop("header")))
+        except Exception as error:  # zlib, zipfile and NumPy raise many kinds, and document few
+            raise foreign from error
     if not isinstance(header, dict) or header.get("format") != "vecsweep":
         raise foreign
     if header.get("version") != _FORMAT_VERSION:
@@ -77,11 +81,11 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
     return header, arrays
 
 
-def _read_arrays(content: bytes) -> Arrays:
+def _read_arrays(file: BinaryIO) -> Arrays:
     """Read the arrays of a .npz file, of numbers or text; what it claims to hold is believed within bounds only."""
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
-        most = max(_SMALL_BYTES, _MAX_RATIO * len(content))
+        most = max(_SMALL_BYTES, _MAX_RATIO * file.seek(0, os.SEEK_END))
         if sum(part.file_size for part in parts) > most or len(parts) > _MAX_ARRAYS:
             raise ValueError("it claims to hold more than a result of its size can")
         # zipfile inflates no part beyond the size it claims.
@@ -101,13 +105,13 @@ def _read_array(content: bytes) -> NDArray[Any]:
     return array
 
 
-def write_csv(path: str | os.PathLike[str], rows: Sequence[Mapping[str, Any]]) -> Path:
-    """Write rows that have the same columns, under a line of their names."""
+def write_csv(path: str | os.PathLike[str], names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    """Write rows under a line of the columns' names, as they come."""
 
     def write(part: Path) -> None:
         with part.open("x", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]) if rows else [])
-            writer.writeheader()
+            writer = csv.writer(file)
+            writer.writerow(names)
             writer.writerows(rows)
 
     return replace_file(Path(path), write)
@@ -117,11 +121,23 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> Path:
     """Let `write` make a file under another name, and put it in place at once, so that no half of it is ever there."""
     if not path.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "There is no such folder; make it first", str(path.parent))
+    _clear_away(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # tempfile's are closed to other users
     try:
         write(temporary)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or a machine that loses power may keep the new name of an empty file
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+def _clear_away(path: Path) -> None:
+    """Remove what processes that were killed have left of this file; what is still written to is younger."""
+    left = re.compile(re.escape(f".{path.name}.") + "[0-9a-f]{32}")
+    with suppress(OSError):  # another process may do the same
+        for other in path.parent.iterdir():
+            if left.fullmatch(other.name) and time.time() - other.stat().st_mtime > _ABANDONED_S:
+                other.unlink()

@@ -5,7 +5,7 @@ Losses are stored as they were, before each update and without smoothing.
 Not here: weights, pictures and files (`sweep.py`), and curves of loss against learning rate (`range_test.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -295,28 +295,29 @@ class Curves:
         Example:
             `pandas.DataFrame(runs.records())`
         """
-        rows = []
+        return [dict(zip(self._columns, row, strict=True)) for row in self._rows()]
+
+    @property
+    def _columns(self) -> list[str]:
+        """The names of what `_rows` yields."""
+        return [
+            *("member", "lr", "schedule", *self.members[0].hyper, "seed"),
+            *("step", "epoch", "metric", "value", "diverged"),
+        ]
+
+    def _rows(self) -> Iterator[tuple[Any, ...]]:
+        """The rows of `records`, as they are asked for."""
         for i, member in enumerate(self.members):
-            own = {"lr": member.lr, "schedule": member.schedule, **member.hyper, "seed": member.seed}
+            own = (i, member.lr, member.schedule, *member.hyper.values(), member.seed)
             end = len(self.train_loss) if member.stopped_at is None else member.stopped_at
             end = end if member.diverged_at is None else member.diverged_at + 1
             for metric in ("train_loss", "lr", *self.hyper, *self.metrics):
                 steps, values = self.curve(metric)
                 is_measured = metric in self.metrics
-                rows += [
-                    {
-                        "member": i,
-                        **own,
-                        "step": int(step),
-                        "epoch": self._epoch(int(step), is_measured=is_measured),
-                        "metric": metric,
-                        "value": float(value),
-                        "diverged": bool(step == member.diverged_at),
-                    }
-                    for step, value in zip(steps, values[:, i], strict=True)
-                    if (not np.isnan(value) if is_measured else step < end)
-                ]
-        return rows
+                kept = ~np.isnan(values[:, i]) if is_measured else steps < end
+                for step, value in zip(steps[kept].tolist(), values[kept, i].tolist(), strict=True):
+                    epoch = self._epoch(step, is_measured=is_measured)
+                    yield (*own, step, epoch, metric, value, step == member.diverged_at)
 
     def _metric(self, metric: str | None) -> str:
         return metric if metric is not None else "val_loss" if "val_loss" in self.metrics else "train_loss"

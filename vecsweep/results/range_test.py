@@ -210,4 +210,5 @@ def load(path: str | os.PathLike[str]) -> Sweep:
         ResultFileError: the file is not a result of this version.
     """
     kinds: dict[str, type[Sweep]] = {kind.__name__: kind for kind in (Sweep, RangeTest)}
-    return kinds[read_result(path)[0]["kind"]].load(path)
+    header, arrays = read_result(path)
+    return kinds[header["kind"]]._of(path, header, arrays)

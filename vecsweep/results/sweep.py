@@ -15,7 +15,7 @@ from torch import nn
 from vecsweep._errors import ResultFileError
 from vecsweep._types import FloatArray, Lrs, Mode, PlotKind, Schedules
 from vecsweep.results._checks import check_content
-from vecsweep.results._files import read_result, replace_file, write_csv, write_result
+from vecsweep.results._files import Arrays, read_result, replace_file, write_csv, write_result
 from vecsweep.results.curves import Curves
 from vecsweep.results.member import MemberRecord
 
@@ -140,13 +140,21 @@ class Sweep(Curves):
             ValueError: likewise.
             OSError: the file cannot be written.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import save_model
 
         model, path = self.model(i), Path(path)
         path = path if path.suffix else path.with_suffix(".safetensors")
         row = self.members[i].as_row() | {"num_steps": len(self.train_loss)}
         metadata = {name: str(value) for name, value in row.items() if value is not None}
-        return replace_file(path, lambda part: save_model(model, str(part), metadata))
+
+        def write(part: Path) -> None:
+            try:
+                save_model(model, str(part), metadata)
+            except SafetensorError as error:  # its own, also of what goes wrong outside of it
+                raise OSError(f"{path} cannot be written: {error}") from error
+
+        return replace_file(path, write)
 
     def extend(self, *, num_steps: int | None = None, epochs: int | None = None) -> "Sweep":
         """Train all members further; this result stays as it is.
@@ -252,7 +260,7 @@ class Sweep(Curves):
         Raises:
             OSError: the file cannot be written.
         """
-        return write_csv(path, self.records())
+        return write_csv(path, self._columns, self._rows())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -268,7 +276,11 @@ class Sweep(Curves):
             FileNotFoundError: there is no such file.
             ResultFileError: the file is damaged, foreign, pickled, of a later version, or of another kind.
         """
-        header, arrays = read_result(path)
+        return cls._of(path, *read_result(path))
+
+    @classmethod
+    def _of(cls, path: str | os.PathLike[str], header: dict[str, Any], arrays: Arrays) -> Self:
+        """Make a result of what a file holds."""
         if header["kind"] != cls.__name__:
             raise ResultFileError(f"{path} holds a {header['kind']}, not a {cls.__name__}. Load it with that class.")
         try:
