@@ -59,7 +59,8 @@ def trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> T
     tape = _Tape(tensors)
     token = _TRACING.set(True)
     try:
-        with tape:
+        # In autograd's own thread for a device, `is_tracing` would not know.
+        with tape, torch.autograd.set_multithreading_enabled(False):
             results = function(*tensors)
     finally:
         _TRACING.reset(token)

@@ -12,6 +12,7 @@ from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 from vecsweep.kernels._trace import trace
 from vecsweep.kernels.rules import RULES, MemberRules, Recorder
+from vecsweep.kernels.rules import attention as attention_rule
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -95,6 +96,7 @@ CASES = {
     ),
     "attention": Case(attention(is_causal=True), [(2, 2, 4, 3)] * 3),
     "attention-masked": Case(attention(), [(2, 4, 3), (2, 5, 3), (2, 5, 2), (4, 5)]),
+    "attention-mask-of-each": Case(attention(), [(2, 4, 3), (2, 5, 3), (2, 5, 2), (2, 4, 5)]),
     "attention-dropout": Case(attention(dropout_p=0.4), [(2, 4, 3), (2, 4, 3), (2, 4, 2)], "111 101"),
     "weight-norm": Case(with_options(torch._weight_norm, dim=0), [(4, 3, 2), (4, 1, 1)]),
     "max-pool-of-relu": Case(lambda x: F.max_pool2d(F.relu(x), 2), [(3, 2, 4, 6)]),
@@ -244,6 +246,24 @@ def test_table_has_a_case_for_every_rule_and_no_case_is_left_to_vmap(monkeypatch
         by_case[name] = set(taken)
     assert [name for name, functions in by_case.items() if not functions] == []
     assert every == set().union(*by_case.values())
+
+
+@pytest.mark.parametrize("most", [1, 4, 5])
+@pytest.mark.parametrize("name", ["attention", "attention-masked", "attention-mask-of-each"])
+def test_attention_over_more_batches_than_a_kernel_takes_is_divided(monkeypatch, name, most):
+    monkeypatch.setattr(attention_rule, "_MAX_BATCH", most)
+    case, sizes, fused = CASES[name], [], F.scaled_dot_product_attention
+
+    def noted(query, *args, **kwargs):
+        sizes.append(len(query))
+        return fused(query, *args, **kwargs)
+
+    own = case.variants()[0]
+    expected = value_and_grads(by_loop(case, own, 0), case, make(case, own, 0))
+    call = by_rules(case, own, 0)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    torch.testing.assert_close(value_and_grads(call, case, make(case, own, 0)), expected, rtol=1e-10, atol=1e-10)
+    assert sizes == {1: [2, 2, 2], 4: [4, 2], 5: [4, 2]}[most]
 
 
 def lstm(*, own="01"):

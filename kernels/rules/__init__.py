@@ -7,12 +7,14 @@ A rule returns NotImplemented for a case that it leaves to torch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._functorch.eager_transforms import enable_inplace_requires_grad
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._trace import DataDependentError, is_tracing
 from . import attention, convolution, embedding, linear, loss, normalization, pooling, recurrent
@@ -20,7 +22,7 @@ from ._mode import CallMode, takes_values
 from .checkpoint import checkpoints_run_through
 from .random import Draw, find_draw, replay
 
-__all__ = ["Draw", "MemberRules", "Recorder", "checkpoints_run_through"]
+__all__ = ["Draw", "MemberRules", "OpenDraws", "Recorder", "checkpoints_run_through"]
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear.linear,
@@ -59,8 +61,50 @@ _HIDDEN_DRAWS: dict[Callable[..., Any], Callable[..., list[Draw]]] = {
 }
 
 
+class OpenDraws(CallMode):
+    """Let functions that draw inside draw as `F.dropout` does, as those of a CPU do by themselves.
+
+    On a GPU fused attention draws in an order of its own, and cuDNN's recurrent layers draw from a state that no
+    generator has. Neither could be repeated for all members, nor for one that trains alone. Attention with dropout is
+    computed by `SDPBackend.MATH` here, and recurrent layers with dropout without cuDNN; all else is left as it is.
+
+    Attributes:
+        is_needed: whether there was such a function.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_needed = False
+
+    @staticmethod
+    def matters_on(device: torch.device) -> bool:
+        """Whether a device has kernels that draw otherwise."""
+        return device.type != "cpu"
+
+    def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute one call, openly if it draws."""
+        if func in _HIDDEN_DRAWS and self.matters_on(args[0].device) and _HIDDEN_DRAWS[func](*args, **kwargs):
+            self.is_needed = True
+            with _openly():
+                return func(*args, **kwargs)
+        # The one function written in Python that calls one of these.
+        return super().handle(func, args, kwargs) if func is F.multi_head_attention_forward else func(*args, **kwargs)
+
+
+@contextmanager
+def _openly() -> Iterator[None]:
+    """Set aside the kernels that draw otherwise."""
+    has_cudnn = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cudnn.enabled = has_cudnn
+
+
 class Recorder(CallMode):
-    """Note what the code under it draws at random, and change nothing."""
+    """Note what the code under it draws at random, and change nothing but where that is drawn; see `OpenDraws`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,8 +115,10 @@ class Recorder(CallMode):
         if (draw := find_draw(func, args, kwargs)) is not None:
             self.draws.append(draw)
             return func(*args, **kwargs)
-        if func in _HIDDEN_DRAWS:
-            self.draws.extend(_HIDDEN_DRAWS[func](*args, **kwargs))
+        if func in _HIDDEN_DRAWS and (draws := _HIDDEN_DRAWS[func](*args, **kwargs)):
+            self.draws.extend(draws)
+            with OpenDraws():
+                return func(*args, **kwargs)
         return super().handle(func, args, kwargs)
 
 

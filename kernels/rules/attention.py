@@ -28,12 +28,26 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     drawn: Iterator[Tensor],
 ) -> Tensor:
-    """Compute attention for all members in one call; with dropout, from its equations."""
+    """Compute attention for all members in one call; with dropout, from its equations as `SDPBackend.MATH` does."""
     if dropout_p == 0:
         return _Attention.apply(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    device = query.device.type
+    if (dtype := _autocast_dtype(query)) is not None:
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    dtype, exact = query.dtype, _weights_dtype(query)
+    with torch.autocast(device, enabled=False):
+        weights = _weights(query.to(exact), key.to(exact), attn_mask, is_causal, scale, enable_gqa) * next(drawn)
+        if enable_gqa:
+            value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
+        return (weights @ value.to(exact)).to(dtype)
+
+
+def _weights(
+    query: Tensor, key: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None, enable_gqa: bool
+) -> Tensor:
+    """Compute what each value counts, `[*batch, length, source]`."""
     if enable_gqa:
         key = key.repeat_interleave(query.size(-3) // key.size(-3), -3)
-        value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)
     scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.size(-1)) if scale is None else scale)
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
@@ -43,8 +57,24 @@ def scaled_dot_product_attention(
         scores = scores + attn_mask
     # Where nothing may be attended to, torch's attention is 0.
     is_masked = (scores == -math.inf).all(-1, keepdim=True)
-    weights = scores.masked_fill(is_masked, 0.0).softmax(-1).masked_fill(is_masked, 0.0)
-    return (weights * next(drawn)) @ value
+    return scores.masked_fill(is_masked, 0.0).softmax(-1).masked_fill(is_masked, 0.0)
+
+
+def _autocast_dtype(query: Tensor) -> torch.dtype | None:
+    """What autocast makes of the inputs; None where it leaves them alone."""
+    device = query.device.type
+    is_cast = torch.is_autocast_enabled(device) and query.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if is_cast else None
+
+
+def _weights_dtype(query: Tensor) -> torch.dtype:
+    """The dtype in which torch computes the weights: float32 for shorter ones, unless it is told otherwise.
+
+    On a GPU it matters to the draw, too: how random numbers are dealt out to a tensor depends on its dtype.
+    """
+    dtype = _autocast_dtype(query) or query.dtype
+    is_short = dtype in (torch.float16, torch.bfloat16)
+    return torch.float32 if is_short and not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() else dtype
 
 
 def attention_draws(
@@ -54,8 +84,13 @@ def attention_draws(
     del value, attn_mask
     if not 0 < dropout_p < 1:
         return []
-    weights = query.new_empty(()).expand(*query.shape[:-1], key.size(-2))
+    weights = query.new_empty((), dtype=_weights_dtype(query)).expand(*query.shape[:-1], key.size(-2))
     return [dropout_draw(F.dropout, weights, dropout_p)]
+
+
+# Fused kernels have a block for each element of the batch, in a dimension of the grid that CUDA limits to 65,535. For
+# some of them PyTorch divides larger batches itself (aten/src/ATen/native/transformers/cuda/attention.cu), not for all.
+_MAX_BATCH = 2**16 - 1
 
 
 class _Attention(Mapped):
@@ -101,8 +136,19 @@ class _Attention(Mapped):
             missing = len(batch) + 3 - attn_mask.dim()
             attn_mask = attn_mask.reshape(members, *[1] * missing, *attn_mask.shape[1:])
             attn_mask = _fold(attn_mask.expand(members, *batch[:1], *attn_mask.shape[1 + len(batch[:1]) :]))
-        folded = _Attention.forward(_fold(query), _fold(key), _fold(value), attn_mask, is_causal, scale, enable_gqa)
-        return folded.reshape(members, *batch, *folded.shape[-2:]), 0
+        query, key, value = _fold(query), _fold(key), _fold(value)
+        sizes = [len(query)] if len(batch) == 0 else _sizes(members, batch[0])
+        masks = attn_mask.split(sizes) if attn_mask is not None and attn_mask.dim() > 2 else [attn_mask] * len(sizes)
+        parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), masks, strict=True)
+        results = [_Attention.forward(q, k, v, mask, is_causal, scale, enable_gqa) for q, k, v, mask in parts]
+        result = results[0] if len(results) == 1 else torch.cat(results)
+        return result.reshape(members, *batch, *result.shape[-2:]), 0
+
+
+def _sizes(num_members: int, batch: int) -> list[int]:
+    """How to divide a folded batch so that no part has more than fused kernels have blocks for."""
+    size = max(1, _MAX_BATCH // max(1, batch))
+    return [min(size, num_members - k) * batch for k in range(0, num_members, size)]
 
 
 def _fold(x: Tensor) -> Tensor:

@@ -73,7 +73,8 @@ def find_draw(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         named = dict(zip(("input", "p", "training"), args, strict=False)) | kwargs
         p = named.get("p", 0.5)
         is_drawn = named.get("training", named.get("train", True)) and 0 < p < 1
-        return dropout_draw(func, named["input"], p) if is_drawn else None
+        is_inplace = func.__module__ == F.__name__ and _is_inplace(args, kwargs)
+        return dropout_draw(func, named["input"], p, is_inplace=is_inplace) if is_drawn else None
     rest = args[1:] if func in _LIKE or func in _IN_PLACE else args
     if any(isinstance(value, Tensor | torch.Generator) for value in (*rest, *kwargs.values())):
         return None
@@ -84,9 +85,18 @@ def find_draw(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     return None
 
 
-def dropout_draw(func: Callable[..., Tensor], like: Tensor, p: float) -> Draw:
-    """The draw of a dropout's mask, which is what the function makes of ones: 0, or 1 / (1 - p)."""
-    return _draw_like(func, like, (p, True), {})
+def dropout_draw(func: Callable[..., Tensor], like: Tensor, p: float, *, is_inplace: bool = False) -> Draw:
+    """The draw of a dropout's mask, which is what the function makes of ones: 0, or 1 / (1 - p).
+
+    Whether it is in place matters on a GPU, where there is a fused kernel for the one and not for the other, which
+    deals the random numbers out otherwise (aten/src/ATen/native/Dropout.cpp).
+    """
+    return _draw_like(func, like, (p, True), {"inplace": True} if is_inplace else {})
+
+
+def _is_inplace(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a dropout of torch.nn.functional changes its input."""
+    return bool(kwargs.get("inplace", len(args) > 3 and args[3]))
 
 
 def _draw_like(func: Callable[..., Tensor], like: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
@@ -97,8 +107,8 @@ def _draw_like(func: Callable[..., Tensor], like: Tensor, args: tuple[Any, ...],
 def replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], drawn: Tensor) -> Any:
     """Compute a call of a random function from what was drawn for it."""
     if func in _DROPOUTS:
-        is_inplace = kwargs.get("inplace", len(args) > 3 and args[3])
-        return args[0].mul_(drawn) if is_inplace else (args[0] if args else kwargs["input"]) * drawn
+        tensor = args[0] if args else kwargs["input"]
+        return tensor.mul_(drawn) if _is_inplace(args, kwargs) else tensor * drawn
     if func in _IN_PLACE:
         return args[0].copy_(drawn)
     return drawn.clone()

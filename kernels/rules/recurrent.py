@@ -137,7 +137,10 @@ def recurrent_draws(input: Tensor, hx: Any, *rest: Any) -> list[Draw]:
         return []
     h = hx if isinstance(hx, Tensor) else hx[0]
     batch, time = input.shape[:2] if batch_first else input.shape[1::-1]
-    mask = input.new_empty(()).expand(time, batch, h.size(-1) * (2 if bidirectional else 1))
+    # On a GPU it matters to a draw in which dtype the layers compute.
+    is_cast = torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64
+    dtype = torch.get_autocast_dtype(input.device.type) if is_cast else input.dtype
+    mask = input.new_empty((), dtype=dtype).expand(time, batch, h.size(-1) * (2 if bidirectional else 1))
     return [dropout_draw(F.dropout, mask, dropout)] * (num_layers - 1)
 
 

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.watch import Watch
 from vecsweep._types import Batch, Precision
+from vecsweep.kernels.rules import OpenDraws
 from vecsweep.task import Task
 
 AUTOCAST_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,6 +36,8 @@ class Objective(nn.Module):
         self._precision = precision
         self._watch: Watch | None = None  # made when it is needed
         self._tied_names = _tied_names(model)
+        may_hide_draws = any(OpenDraws.matters_on(p.device) for p in model.parameters())
+        self._has_hidden_draws = None if may_hide_draws else False  # None as long as no pass has shown
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:
         """Compute the loss of one batch: a scalar; or the loss and the metrics: `[metric]`, float64."""
@@ -45,6 +48,15 @@ class Objective(nn.Module):
         # The cache of casted weights would outlive the tensors of a traced step.
         with torch.autocast(device.type, AUTOCAST_DTYPES[self._precision], cache_enabled=False):
             return compute(batch)
+
+    def compute(self, batch: Batch) -> Tensor:
+        """Compute the loss of one batch in an ordinary pass, drawing what members that train together draw."""
+        if self._has_hidden_draws is False:
+            return self(batch)
+        with OpenDraws() as mode:
+            loss = self(batch)
+        self._has_hidden_draws = mode.is_needed
+        return loss
 
     def evaluate(self, tensors: dict[str, Tensor], batch: Batch) -> Tensor:
         """Compute the loss with other parameters and buffers; `tensors` afterwards holds what the pass made of them.

@@ -1,11 +1,11 @@
 """The loop that people write, one member after another: what both engines are held against, and nothing of theirs.
 
-It has in common with them how a copy of the caller's model is made, and from which random streams is drawn. It reads
-the caller's own batches, one at a time, as they come, and hands them to the caller's own loss.
+It has in common with them how a copy of the caller's model is made, and what is drawn, from which random streams. It
+reads the caller's own batches, one at a time, as they come, and hands them to the caller's own loss.
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from vecsweep._engine.watch import Watch
 from vecsweep._hyper import own_lrs
 from vecsweep._types import Batch, FloatArray
 from vecsweep.execution import Execution
+from vecsweep.kernels.rules import OpenDraws
 from vecsweep.task import Task
 
 _CAST_TO = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -86,7 +87,7 @@ class PlainLoop:
             for _ in range(num_batches):
                 batch = next(batches)
                 self._streams.use("model", seed)
-                with self._autocast(model):
+                with self._computing(model):
                     loss = task.loss(model, batch)
                 total += float(loss.detach()) / num_batches
                 scaler.scale(loss.reshape(()) / num_batches).backward()
@@ -116,7 +117,7 @@ class PlainLoop:
             for _ in range(num_batches):
                 batch = next(batches)
                 self._streams.restart("evaluation", seed)
-                with self._autocast(model):
+                with self._computing(model):
                     made = model(batch[0]) if task.training_step is None else task.loss(model, batch)
                 leaves = [leaf.detach() for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
                 computed += [leaf for leaf in leaves if leaf.is_floating_point()]
@@ -165,9 +166,13 @@ class PlainLoop:
             return leaf.to(device=device, dtype=dtype, copy=True)
         return leaf.to(device) if hasattr(leaf, "to") else leaf
 
-    def _autocast(self, model: nn.Module) -> AbstractContextManager[Any]:
-        precision = self._execution.precision
-        return torch.autocast(_device_of(model).type, _CAST_TO[precision]) if precision else nullcontext()
+    @contextmanager
+    def _computing(self, model: nn.Module) -> Iterator[None]:
+        """Autocast, if it is asked for; and what the model draws is drawn as members draw it."""
+        precision, device = self._execution.precision, _device_of(model)
+        autocast = torch.autocast(device.type, _CAST_TO[precision]) if precision else nullcontext()
+        with autocast, OpenDraws() if OpenDraws.matters_on(device) else nullcontext():
+            yield
 
 
 def _set_lr(optimizer: Optimizer, lr: float) -> None:

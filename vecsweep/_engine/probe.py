@@ -1,7 +1,7 @@
 """Probe: what one kind of batch does to a model, seen by ordinary forward passes before anything is batched."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from vecsweep._engine.rng import Streams, is_same_state
 from vecsweep._engine.watch import Watch
 from vecsweep._engine.work import Work, WorkCounter
 from vecsweep._types import Batch
-from vecsweep.kernels.rules import Draw, Recorder, checkpoints_run_through
+from vecsweep.kernels.rules import Draw, OpenDraws, Recorder, checkpoints_run_through
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ def _forward(
     before = learner.constants
     tensors = parameters | {name: tensor.clone() for name, tensor in before.items()}
     batch = copy_batch(batch)
-    with counter or nullcontext(), checkpoints_run_through():
+    with counter or OpenDraws(), checkpoints_run_through():  # draws are open in a pass that is recorded, too
         loss = learner.objective.evaluate(tensors, batch)
     return loss, {name: tensors[name] for name in before if not is_same(tensors[name], before[name])}
 

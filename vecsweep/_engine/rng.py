@@ -4,7 +4,7 @@ import hashlib
 import random
 import threading
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -27,17 +27,26 @@ class Streams:
     swaps nothing.
 
     Args:
-        device: where members train; None if it is not known yet.
+        device: where members train; None if it is not known yet: then GPUs are set up, for the caller's own function
+            that builds the model may draw its weights on one, from a generator that is seeded and given back.
         generators: the caller's own generators, which are seeded and put back with the global ones.
     """
 
     def __init__(self, device: torch.device | None, generators: Sequence[torch.Generator] = ()) -> None:
         if device is not None and device.type == "cuda":
             torch.cuda.init()
-        gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
-        self._generators = (torch.default_generator, *generators, *gpus)
+        elif device is None and torch.cuda.is_available():
+            with suppress(RuntimeError):  # a model that needs a GPU says it itself
+                torch.cuda.init()
+        self._own_generators = tuple(generators)
         self._states: dict[Hashable, State] = {}
         self._current: Hashable = None
+
+    @property
+    def _generators(self) -> tuple[torch.Generator, ...]:
+        """All of them; those of GPUs as soon as they are set up, and not in a process that was forked from there."""
+        gpus = torch.cuda.default_generators if torch.cuda.is_initialized() else ()
+        return (torch.default_generator, *self._own_generators, *gpus)
 
     @contextmanager
     def borrowed(self) -> Iterator[None]:

@@ -198,7 +198,7 @@ class _Member:
         optimizer.zero_grad()
         loss = 0.0
         for batch in batches:
-            batch_loss = self._learner.objective(copy_batch(batch))
+            batch_loss = self._learner.objective.compute(copy_batch(batch))
             own = batch_loss if len(batches) == 1 else batch_loss / len(batches)
             (own if self._scale is None else own * self._scale.value[0]).backward()
             loss += float(batch_loss.detach()) / len(batches)
@@ -247,6 +247,6 @@ class _Member:
         grads = [p.grad for p in parameters if p.grad is not None]
         for grad in grads:
             grad.mul_(self._scale.inverse.to(grad.dtype))
-        is_finite = all(bool(grad.isfinite().all()) for grad in grads)
+        is_finite = not grads or bool(torch.stack([grad.isfinite().all() for grad in grads]).all())
         self._scale = self._scale.after(torch.tensor([is_finite], device=self.device))
         return is_finite

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
 import numpy as np
+import torch
 from torch import nn
 
 from vecsweep._engine.copying import copy_model
@@ -113,7 +114,7 @@ def make_task(
             f"Members of a sweep train without {', '.join(f'`{name}`' for name in left_out)} of "
             f"{type(module).__name__}. Clipping and accumulation are options of the sweep."
         )
-    with Streams(None).borrowed():  # data modules split their data at random
+    with Streams(torch.device("cpu")).borrowed():  # data modules split their data at random
         owned: Any = copy_model(module)[0]
         data = copy.copy(datamodule)
         trainer = StandIn(type(module).__name__, data)
