@@ -45,9 +45,9 @@ class Training:
     courses: tuple[Course, ...]
     start: Start
 
-    def model(self, i: int) -> nn.Module:
+    def model(self, i: int, *, copy_frozen: bool) -> nn.Module:
         """Make a module of member i's state."""
-        return self.start.learners[self.members[i].seed].model_of(self.start.states[i])
+        return self.start.learners[self.members[i].seed].model_of(self.start.states[i], copy_frozen=copy_frozen)
 
     def select(self, members: Sequence[int]) -> "Training":
         """Take some members, one of them several times if it is named so."""

@@ -1,6 +1,7 @@
 """Copies of the caller's models and optimizers: whole, where Python's own would leave something out."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,9 +9,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from vecsweep._engine.lending import share
 
-def copy_model(model: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn.Module, Optimizer | None]:
-    """Copy a model with the hooks on its parameters, and with it an optimizer over them; what is compiled is plain."""
+
+def copy_model(
+    model: nn.Module, optimizer: Optimizer | None = None, *, lent: Mapping[str, nn.Parameter] | None = None
+) -> tuple[nn.Module, Optimizer | None]:
+    """Copy a model with the hooks on its parameters, and with it an optimizer over them; what is compiled is plain.
+
+    Args:
+        model: the model.
+        optimizer: over its parameters.
+        lent: those of its parameters whose memory the copy shares, by name.
+    """
     model = _compiled_from(model)
     # Tensors computed from parameters (weight_norm keeps one) refuse to be copied; they are computed anew anyway.
     memo: dict[int, Any] = {
@@ -19,6 +30,7 @@ def copy_model(model: nn.Module, optimizer: Optimizer | None = None) -> tuple[nn
         for leaf in pytree.tree_leaves(vars(module))
         if isinstance(leaf, Tensor) and not leaf.is_leaf
     }
+    memo |= share((lent or {}).values())
     copied = copy.deepcopy(model, memo)
     for own, parameter in zip(copied.parameters(), model.parameters(), strict=True):
         for hook in hooks_of(parameter):

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from vecsweep._engine.copying import copy_model, forget_, uncompiled
 from vecsweep._engine.ensemble import MemberState
+from vecsweep._engine.lending import lendable
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.stock import has_modes, load_state
@@ -104,14 +105,15 @@ class Learner:
                 check_template(template)
                 _check_steps_by_its_class(template)
                 _groups(task.model, template)  # checked while both are the caller's, so that the message fits
-            model, optimizer = copy_model(task.model, template)
+            model, optimizer = copy_model(task.model, template, lent=lendable(task.model))
         else:
             streams.use("weights", seed)
             built = task.model()
             if not isinstance(built, nn.Module):
                 raise TypeError(f"`model` must return an nn.Module when it is a function; got {type(built).__name__}.")
             _check_trainable(built)
-            model, optimizer = copy_model(built)  # the function may return a module that the caller keeps
+            # The function may return a module that the caller keeps.
+            model, optimizer = copy_model(built, lent=lendable(built))
         model.to(device=execution.device, dtype=dtype)
         if not model.training:
             model.train()
@@ -140,7 +142,7 @@ class Learner:
 
     def copy(self) -> "Learner":
         """Make an independent learner in the same state."""
-        model, optimizer = copy_model(self.model, self.optimizer)
+        model, optimizer = copy_model(self.model, self.optimizer, lent=self.objective.lent)
         assert optimizer is not None
         task = self.task
         if isinstance(task.loss_fn, nn.Module):
@@ -171,12 +173,20 @@ class Learner:
         """Copy what passes have kept in Python since `inside` was first asked for."""
         return self.inside.translate(self.inside.changes(), pattern.inside)
 
-    def model_of(self, state: MemberState) -> nn.Module:
-        """Make a module of its own that has a member's buffers, and its parameters as they are to be evaluated."""
+    def model_of(self, state: MemberState, *, copy_frozen: bool = True) -> nn.Module:
+        """Make a module of its own that has a member's buffers, and its parameters as they are to be evaluated.
+
+        Args:
+            state: the member's.
+            copy_frozen: False to leave lent parameters in the memory that they share.
+        """
         copied = self.copy()
         if state.kept:
             copied.keep_(state.kept, self)
         model, optimizer = copied.model, copied.optimizer
+        if copy_frozen:
+            for parameter in copied.objective.lent.values():
+                parameter.data = parameter.data.clone()
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, value in (state.parameters | state.buffers).items():
             tensors[name].data = value.clone()  # of another shape, if the model lets a buffer grow
@@ -269,4 +279,6 @@ def _check_steps_by_its_class(optimizer: Optimizer) -> None:
 
 def is_same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal, NaN being equal to itself."""
+    if a.is_set_to(b):  # lent parameters, which are large
+        return True
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

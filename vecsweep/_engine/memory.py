@@ -58,6 +58,12 @@ def memory_kept() -> Iterator[None]:
             libc.malloc_trim(0)
 
 
+def give_back() -> None:
+    """Give memory that has been freed so far back to the system, unless the caller wants it kept."""
+    if not _is_kept and (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
+
+
 def _glibc() -> Any:
     """The C library, if it has the functions that are needed."""
     if not sys.platform.startswith("linux"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vecsweep._engine.lending import Lent, lendable
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.watch import Watch
 from vecsweep._types import Batch, Precision
@@ -35,6 +36,7 @@ class Objective(nn.Module):
         self._task = task
         self._precision = precision
         self._watch: Watch | None = None  # made when it is needed
+        self._lent: dict[str, nn.Parameter] | None = None  # likewise
         self._tied_names = _tied_names(model)
         may_hide_draws = any(OpenDraws.matters_on(p.device) for p in model.parameters())
         self._has_hidden_draws = None if may_hide_draws else False  # None as long as no pass has shown
@@ -87,13 +89,26 @@ class Objective(nn.Module):
             for alias in self._tied_names.get(name, [name])
         }
 
+    @property
+    def lent(self) -> dict[str, nn.Parameter]:
+        """The model's frozen parameters whose memory others share, by name, once it is known what is trained."""
+        if self._lent is None:
+            self._lent = lendable(self.model)
+        return self._lent
+
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """Put back in the end what the model, the loss and the metrics keep in Python."""
+        """Put back in the end what the model, the loss and the metrics keep in Python, and what is lent.
+
+        Raises:
+            RuntimeError: in training mode, a parameter that is lent was written to.
+        """
         if self._watch is None:
             self._watch = Watch.of_pass(self._task, self.model, has_numbers=False)
-        with self._watch.undisturbed():
+        with self._watch.undisturbed(), Lent(self.lent) as lent:
             yield
+        if lent.changed and self.model.training:
+            raise RuntimeError(f"the forward pass changes the frozen parameter {next(iter(lent.changed))!r} in place")
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

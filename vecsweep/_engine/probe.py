@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vecsweep._engine.batches import copy_batch
 from vecsweep._engine.copying import hooks_of
 from vecsweep._engine.learner import Learner, is_same
+from vecsweep._engine.lending import Lent
 from vecsweep._engine.rng import Streams, is_same_state
 from vecsweep._engine.watch import Watch
 from vecsweep._engine.work import Work, WorkCounter
@@ -163,11 +164,14 @@ def _forward(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Evaluate the loss on copies of what is not trained; return also those that this changed."""
     before = learner.constants
-    tensors = parameters | {name: tensor.clone() for name, tensor in before.items()}
+    lent = Lent(learner.objective.lent)
+    tensors = parameters | {name: t.clone() for name, t in before.items() if name not in learner.objective.lent}
     batch = copy_batch(batch)
-    with counter or OpenDraws(), checkpoints_run_through():  # draws are open in a pass that is recorded, too
+    # Draws are open in a pass that is recorded, too.
+    with counter or OpenDraws(), checkpoints_run_through(), lent:
         loss = learner.objective.evaluate(tensors, batch)
-    return loss, {name: tensors[name] for name in before if not is_same(tensors[name], before[name])}
+    tensors |= lent.changed
+    return loss, {n: tensors[n] for n in before if n in tensors and not is_same(tensors[n], before[n])}
 
 
 def _is_equal(changed: Mapping[str, Tensor], elsewhere: Mapping[str, Tensor], name: str) -> bool:

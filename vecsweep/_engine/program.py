@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from vecsweep._engine.capture import Captured, aside, copy_all_
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS, fuse_writes_, simplify_, split_off_scalars, write_in_place
+from vecsweep._engine.memory import give_back
 from vecsweep._engine.packing import tree_flatten
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
@@ -162,7 +163,10 @@ class Program:
         if self._num_calls == 2:
             return self._written(tensors, self._trace(tensors) if self._traced is None else self._eager(*tensors))
         if self._num_calls in CHECKED_CALLS:
-            return self._checked(tensors)
+            results = self._checked(tensors)
+            if self._num_calls == CHECKED_CALLS[0]:
+                give_back()  # the steps that follow need less, and other memory, than those that make the graph
+            return results
         # Chunks share a program and take turns, so that a later call may be an earlier step.
         self._unchecked_from = now if self._unchecked_from is None else min(self._unchecked_from, now)
         if self.is_compiling and self._compiled is None and self._is_compilable:

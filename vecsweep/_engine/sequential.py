@@ -19,6 +19,7 @@ from vecsweep._engine.contract import Curve, Window
 from vecsweep._engine.divergence import Fate, judge
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner, is_same
+from vecsweep._engine.lending import Lent
 from vecsweep._engine.measure import measure_one
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.stock import evaluating, fastest_kernel, load_state, save_state, step_
@@ -174,6 +175,7 @@ class _Member:
             tensors = dict(self._learner.model.named_parameters()) | dict(self._learner.model.named_buffers())
             for name, value in member.buffers.items():
                 tensors[name].data = value.clone()
+        self._lent = Lent({n: p for n, p in self._learner.objective.lent.items() if n not in member.buffers})
         load_state(self._learner.optimizer, self._learner.parameters, member.optimizer)
         self._kernel = fastest_kernel(self._learner.optimizer)
         self._ceiling, self._streak = float(member.fate.ceiling), int(member.fate.streak)
@@ -197,11 +199,14 @@ class _Member:
         optimizer, parameters = self._learner.optimizer, list(self._learner.parameters.values())
         optimizer.zero_grad()
         loss = 0.0
-        for batch in batches:
-            batch_loss = self._learner.objective.compute(copy_batch(batch))
-            own = batch_loss if len(batches) == 1 else batch_loss / len(batches)
-            (own if self._scale is None else own * self._scale.value[0]).backward()
-            loss += float(batch_loss.detach()) / len(batches)
+        with self._lent:
+            for batch in batches:
+                batch_loss = self._learner.objective.compute(copy_batch(batch))
+                own = batch_loss if len(batches) == 1 else batch_loss / len(batches)
+                (own if self._scale is None else own * self._scale.value[0]).backward()
+                loss += float(batch_loss.detach()) / len(batches)
+        if self._lent.changed:
+            self._own_(self._lent.changed)
         self._streak, self.is_alive = judge(self._ceiling, self._streak, loss)
         if self.is_alive and self._unscale_(parameters):
             if self._execution.max_grad_norm is not None:
@@ -230,6 +235,14 @@ class _Member:
     def let_go(self) -> None:
         """Give back the memory of all that has been handed over."""
         del self._learner
+
+    def _own_(self, changed: Mapping[str, Tensor]) -> None:
+        """Take what a pass has written to parameters that are lent for the member's own."""
+        lent = dict(self._learner.objective.lent)
+        for name, value in changed.items():
+            lent[name].data = value
+        before = self._pattern.constants
+        self._lent = Lent({name: p for name, p in lent.items() if p.is_set_to(before[name])})
 
     def _changing(self) -> dict[str, Tensor]:
         """The buffers, and those parameters that are not trained and yet are no longer what they were."""

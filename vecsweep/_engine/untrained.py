@@ -7,6 +7,7 @@ from torch import Tensor
 
 from vecsweep._engine.batches import copy_batch
 from vecsweep._engine.learner import Learner
+from vecsweep._engine.lending import Lent
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.watch import Watch
 from vecsweep._types import Batch
@@ -28,7 +29,8 @@ def untrained_losses(learner: Learner, batches: Sequence[Batch], seed: int, stre
     """
     learner = learner.copy()  # what a pass does to buffers in place stays there
     start = streams.mark("model", seed)
-    with Watch.of_pass(learner.task, learner.model, has_numbers=True).undisturbed():
+    watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
+    with watch.undisturbed(), Lent(learner.objective.lent):
         losses = [learner.objective.compute(copy_batch(batch)).detach().double() for batch in batches]
     streams.rewind("model", seed, start)
     return torch.stack(losses)

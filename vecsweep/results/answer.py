@@ -88,13 +88,16 @@ class Answer:
         """Whether the winner has been trained to the end of the run."""
         return self.winner.rungs[-1] == 1.0
 
-    def model(self) -> nn.Module:
+    def model(self, *, copy_frozen: bool = True) -> nn.Module:
         """Return a module with the winner's weights, trained to the end of the run; of several seeds, the first's.
 
         Where the budget ended before that, the rest is trained now.
+
+        Args:
+            copy_frozen: as in `Sweep.model`.
         """
         runs, i = self._winners_run()
-        return runs.model(i)
+        return runs.model(i, copy_frozen=copy_frozen)
 
     def save_model(self, path: str | os.PathLike[str]) -> Path:
         """Write the winner's weights to a safetensors file, as `Sweep.save_model` does.

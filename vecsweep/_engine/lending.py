@@ -1,0 +1,88 @@
+"""Frozen parameters that copies of a model have in common with it, and with the caller's: a base is in memory once.
+
+Nobody may change what is lent. A pass that writes to it all the same, as one does that moves a target network, is found
+out when it does: what it wrote becomes the copy's own, and what is lent is put back.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_WORTH_LENDING = 2**20  # bytes: watching for writes takes a few microseconds an operator, which small models would feel
+
+
+def lendable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The frozen parameters of a model, by name, if they are so large that copies should share them."""
+    frozen = {name: p for name, p in model.named_parameters() if _is_lendable(p)}
+    return frozen if sum(p.nbytes for p in frozen.values()) >= _WORTH_LENDING else {}
+
+
+def share(parameters: Iterable[nn.Parameter]) -> dict[int, Any]:
+    """Make other parameters of the same memory: by the id of each, as a memo for `copy.deepcopy`."""
+    return {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in parameters}
+
+
+def _is_lendable(p: nn.Parameter) -> bool:
+    return not (p.requires_grad or p.is_inference()) and type(p) is nn.Parameter and p.layout == torch.strided
+
+
+class Lent(TorchDispatchMode):
+    """Watch passes for what they write to lent parameters, and put that back as the context is left.
+
+    Args:
+        parameters: those that are lent, by name; none to watch nothing.
+
+    Attributes:
+        changed: what was written, by name, after the context is left.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.changed: dict[str, Tensor] = {}
+        self._parameters = dict(parameters)
+        self._data = {name: p.detach() for name, p in parameters.items()}
+        self._names = defaultdict[int, list[str]](list)
+        for name, p in parameters.items():
+            self._names[_place(p)].append(name)
+        self._before: dict[str, Tensor] = {}
+
+    def __enter__(self) -> "Lent":
+        self.changed, self._before = {}, {}
+        if self._parameters:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._parameters:
+            return
+        super().__exit__(*error)
+        with torch.no_grad():
+            for name, before in self._before.items():
+                self.changed[name] = self._data[name].clone()
+                self._data[name].copy_(before)
+            for name, p in self._parameters.items():
+                if _place(p) != _place(self._data[name]):  # `p.data = ...`, which is no operator
+                    self.changed[name] = p.detach().clone()
+                    p.data = self._data[name]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Keep aside what is about to be written to."""
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
+            written = [given.get(a.name) for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
+            for leaf in pytree.tree_leaves(written):
+                if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+                    for name in self._names.get(_place(leaf), ()):
+                        self._before.setdefault(name, self._data[name].clone())
+        return func(*args, **kwargs)
+
+
+def _place(tensor: Tensor) -> int:
+    """What tells the memory of a tensor from that of others: views and aliases have it in common."""
+    return tensor.untyped_storage()._cdata
