@@ -83,7 +83,7 @@ LAYERS = {
         "_engine.loop",
         "_engine.run",
     ],
-    "going on": ["_arguments pruning", "race request", "training"],
+    "going on": ["_arguments origin pruning", "race request", "training"],
     "verbs": ["answer check sweeps"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in

@@ -21,6 +21,7 @@ from vecsweep._arguments import (
 from vecsweep._errors import Interrupted
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
+from vecsweep.origin import tell_origin
 from vecsweep.plan import Course, Member, Span, cross
 from vecsweep.pruning import step_of
 from vecsweep.race import SCANNED, Race, Scan, is_alike, num_seeds_for, scan_lrs, scan_spacing, scan_steps, strategy_for
@@ -98,6 +99,7 @@ def find_lr(
         >>> 0.01 < answer.lr < 1
         True
     """
+    given = locals()
     options = check_task(task, execution)
     if schedules is not None and schedule != "constant":
         raise ValueError(
@@ -121,7 +123,7 @@ def find_lr(
             f"{', '.join((*measured, 'train_loss'))}. Give the task `val_batches` and `metrics`, or go by another."
         )
     direction = mode_of(metric, mode)
-    request = Request(task, options)
+    request = Request(task, options, about=tell_origin(find_lr, given, task, options))
     span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
     combinations = [

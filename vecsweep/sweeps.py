@@ -24,6 +24,7 @@ from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted
 from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
+from vecsweep.origin import tell_origin
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
 from vecsweep.pruning import RUNGS, Prune, halve
 from vecsweep.request import Request
@@ -107,6 +108,7 @@ def sweep(
         >>> runs.train_loss.shape
         (5, 4)
     """
+    given = locals()
     options = check_task(task, execution)
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
@@ -134,7 +136,18 @@ def sweep(
     elif prune is not None and not callable(prune):
         raise ValueError(f'`prune` must be "halving" or a function of the sweep so far; got {prune!r}.')
     folder = None if tensorboard is None else Path(tensorboard)
-    request = Request(task, options, val_every, train_metrics, stopping, folder, prune, rungs, rung_metric)
+    request = Request(
+        task,
+        options,
+        val_every,
+        train_metrics,
+        stopping,
+        folder,
+        prune,
+        rungs,
+        rung_metric,
+        tell_origin(sweep, given, task, options),
+    )
     whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     span = whole if until is None else _part(request, whole, until, is_in_epochs=epochs is not None)
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
@@ -217,6 +230,7 @@ def range_test(
     Reference:
         Smith, Cyclical learning rates for training neural networks, 2015, https://arxiv.org/abs/1506.01186
     """
+    given = locals()
     options = check_task(task, execution)
     check_choice("method", method, get_args(Method))
     check_choice("spacing", spacing, get_args(Spacing))
@@ -252,7 +266,8 @@ def range_test(
     evaluation = Evaluation((plan.num_steps,) if evaluate else ())
     started = time.perf_counter()
     record = train(task, plan, options, keeps_states=False, evaluation=evaluation)
-    runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, time.perf_counter() - started)
+    duration_s, about = time.perf_counter() - started, tell_origin(range_test, given, task, options)
+    runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, duration_s, about)
     if len(runs.train_loss) == 0:
         raise Interrupted(None)
     found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)

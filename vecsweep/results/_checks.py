@@ -30,6 +30,8 @@ def check_content(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]])
     _hold(isinstance(header["is_complete"], bool), "is_complete")
     in_doubt_from = header.get("in_doubt_from")
     _hold(in_doubt_from is None or _is_count(in_doubt_from), "in_doubt_from")
+    about = header.get("about", {})
+    _hold(isinstance(about, dict) and all(isinstance(own, str) for own in about.values()), "about")
     _hold("method" not in header or header["method"] in get_args(Method), "method")
 
     num_steps = arrays["lr"].shape[0] if arrays["lr"].ndim else 0
