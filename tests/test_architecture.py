@@ -86,7 +86,7 @@ LAYERS = {
         "_engine.loop",
         "_engine.run",
     ],
-    "going on": ["_arguments pruning", "race request", "training", "search"],
+    "going on": ["_arguments origin pruning", "race request", "training", "search"],
     "verbs": ["answer check sweeps"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in

@@ -22,6 +22,7 @@ from vecsweep._interrupts import held
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
 from vecsweep.observers.observer import Observer
+from vecsweep.origin import tell_origin
 from vecsweep.plan import cross
 from vecsweep.race import num_seeds_for
 from vecsweep.request import Request
@@ -92,6 +93,7 @@ def find_lr(
         >>> 0.01 < answer.lr < 1
         True
     """
+    given = locals()
     options = check_task(task, execution)
     if schedules is not None and schedule != "constant":
         raise ValueError(
@@ -115,7 +117,8 @@ def find_lr(
             f"{', '.join((*measured, 'train_loss'))}. Give the task `val_batches` and `metrics`, or go by another."
         )
     direction = mode_of(metric, mode)
-    request = Request(task, options, audience=check_callbacks(callbacks))
+    about = tell_origin(find_lr, given, task, options)
+    request = Request(task, options, audience=check_callbacks(callbacks), about=about)
     span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
     combinations = [

@@ -30,6 +30,7 @@ class Request:
         prune: says which members go on where they are compared; None where all do.
         rungs: shares of the schedules' length after which it is asked; none where it is at each evaluation.
         rung_metric: that is measured for it; None if what is measured anyway will do.
+        about: where it comes from, as `tell_origin` has it.
     """
 
     task: Task
@@ -41,6 +42,7 @@ class Request:
     prune: Prune | None = None
     rungs: tuple[float, ...] = ()
     rung_metric: str | None = None
+    about: dict[str, str] = field(default_factory=dict)
 
     def template(self, seed: int) -> Optimizer:
         """A copy of the task's optimizer."""

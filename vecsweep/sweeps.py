@@ -24,6 +24,7 @@ from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
 from vecsweep.observers.observer import Observer
 from vecsweep.observers.tensorboard import TensorBoard
+from vecsweep.origin import tell_origin
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
 from vecsweep.pruning import RUNGS, Prune, halve
 from vecsweep.request import Request
@@ -111,6 +112,7 @@ def sweep(
         >>> runs.train_loss.shape
         (5, 4)
     """
+    given = locals()
     options = check_task(task, execution)
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
@@ -137,8 +139,18 @@ def sweep(
         prune = partial(halve, metric=rung_metric, mode=mode_of(rung_metric, mode))
     elif prune is not None and not callable(prune):
         raise ValueError(f'`prune` must be "halving" or a function of the sweep so far; got {prune!r}.')
-    audience = check_callbacks(_with_tensorboard(callbacks, tensorboard))
-    request = Request(task, options, val_every, train_metrics, stopping, audience, prune, rungs, rung_metric)
+    request = Request(
+        task,
+        options,
+        val_every,
+        train_metrics,
+        stopping,
+        check_callbacks(_with_tensorboard(callbacks, tensorboard)),
+        prune,
+        rungs,
+        rung_metric,
+        tell_origin(sweep, given, task, options),
+    )
     whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     span = whole if until is None else _part(request, whole, until, is_in_epochs=epochs is not None)
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
@@ -235,8 +247,10 @@ def range_test(
     Reference:
         Smith, Cyclical learning rates for training neural networks, 2015, https://arxiv.org/abs/1506.01186
     """
+    given = locals()
     options = check_task(task, execution)
-    request = Request(task, options, audience=check_callbacks(callbacks))
+    about = tell_origin(range_test, given, task, options)
+    request = Request(task, options, audience=check_callbacks(callbacks), about=about)
     check_choice("method", method, get_args(Method))
     check_choice("spacing", spacing, get_args(Spacing))
     seed_list = check_seeds(seeds, options, task)

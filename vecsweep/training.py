@@ -246,7 +246,7 @@ def carry_out(
             start=start,
             observer=request.audience or None,
         )
-        runs = wrap(plan, record, span, evaluation, time.perf_counter() - started)
+        runs = wrap(plan, record, span, evaluation, time.perf_counter() - started, request.about)
     finally:
         request.audience.end(runs)
     return runs, record
@@ -256,10 +256,12 @@ def _view(plan: Plan, so_far: SoFar, span: Span, evaluation: Evaluation) -> Swee
     """Make a sweep of what a run that goes on has done so far."""
     nobody = Record.empty(len(plan.members))
     names = ("loss", "hyper", "metrics", "diverged_at", "stopped_at")
-    return wrap(plan, replace(nobody, **{name: getattr(so_far, name) for name in names}), span, evaluation, 0.0)
+    return wrap(plan, replace(nobody, **{name: getattr(so_far, name) for name in names}), span, evaluation, 0.0, {})
 
 
-def wrap(plan: Plan, record: Record, span: Span, evaluation: Evaluation, duration_s: float) -> Sweep:
+def wrap(
+    plan: Plan, record: Record, span: Span, evaluation: Evaluation, duration_s: float, about: Mapping[str, str]
+) -> Sweep:
     """Make a sweep of what a run recorded."""
     num_evaluated = len(next(iter(record.metrics.values()), ()))
     ends = zip(record.diverged_at.tolist(), record.stopped_at.tolist(), strict=True)
@@ -278,6 +280,7 @@ def wrap(plan: Plan, record: Record, span: Span, evaluation: Evaluation, duratio
         engine=record.engine,
         duration_s=duration_s,
         is_complete=record.is_complete,
+        about=dict(about),
         in_doubt_from=None if record.in_doubt_from is None else record.in_doubt_from + span.begin,
     )
 
