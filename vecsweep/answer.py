@@ -59,7 +59,7 @@ def find_lr(
             `val_batches`, else the mean of a member's last quarter of losses, "train_loss".
         mode: whether less or more of it is better, "min" or "max"; None to go by its name.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
-            `divergence_factor`, `progress`, `seed`; see `Execution`.
+            `divergence_factor`, `progress`, `seed`, `cluster`; see `Execution`.
 
     Returns:
         The learning rate, the interval of those that are as good, what is doubtful, and the trained model.
@@ -79,7 +79,7 @@ def find_lr(
         >>> 0.01 < answer.lr < 1
         True
     """
-    options = check_task(task, execution)
+    task, options = check_task(task, execution)
     if schedules is not None and schedule != "constant":
         raise ValueError(
             "`schedule` and `schedules` cannot both be given: the one is a single schedule, the other several."

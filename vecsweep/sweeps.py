@@ -20,9 +20,9 @@ from vecsweep._arguments import (
     check_vary,
     needs_epochs,
 )
-from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted
 from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
+from vecsweep.cluster import train
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
 from vecsweep.pruning import RUNGS, Prune, halve
@@ -55,7 +55,8 @@ def sweep(
     """Train a member for each learning rate, schedule and seed, all in one batched pass.
 
     Args:
-        task: what is trained; nothing of it is changed.
+        task: what is trained; nothing of it is changed. On a cluster it may be a function that makes one, which each
+            process calls for itself: what it opens does not travel.
         lrs: the learning rates, positive; a list, an array or a tensor.
         schedules: what learning rates follow: a dict from names to schedules, or a list of schedules or of names as in
             `vecsweep.schedules.SCHEDULES`; None for constant ones. A schedule is one of `vecsweep.schedules`, or a
@@ -86,7 +87,7 @@ def sweep(
         mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
         tensorboard: a folder to which each member is written while it trains, to be watched there.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
-            `divergence_factor`, `progress`, `seed`; see `Execution`.
+            `divergence_factor`, `progress`, `seed`, `cluster`; see `Execution`.
 
     Returns:
         The sweep: curves `[step, member]`, metrics `[evaluation, member]`, and the trained weights.
@@ -107,7 +108,7 @@ def sweep(
         >>> runs.train_loss.shape
         (5, 4)
     """
-    options = check_task(task, execution)
+    task, options = check_task(task, execution)
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
     if val_every is not None:
@@ -182,7 +183,8 @@ def range_test(
     Smith's: the learning rate of one member rises step by step over the whole range; with `seeds=R`, R of them at once.
 
     Args:
-        task: what is trained; nothing of it is changed.
+        task: what is trained; nothing of it is changed. On a cluster it may be a function that makes one, which each
+            process calls for itself: what it opens does not travel.
         start_lr: the smallest learning rate, positive; tried exactly. None for 1e-4 with a grid of SGD, Adagrad or
             Adadelta, 1e-5 with one of another optimizer, and 1e-7 with a ramp, as finders have it.
         end_lr: the largest, above `start_lr`; tried exactly. None for 100, 10 and 10.
@@ -194,7 +196,7 @@ def range_test(
         evaluate: whether to evaluate each member of a grid at its end on the task's `val_batches`: the result's
             `metrics`, against its learning rates.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
-            `divergence_factor`, `progress`, `seed`; see `Execution`.
+            `divergence_factor`, `progress`, `seed`, `cluster`; see `Execution`.
 
     Returns:
         The curve of loss against learning rate, `[lr]`, with those of each member, `[step, member]`.
@@ -217,7 +219,7 @@ def range_test(
     Reference:
         Smith, Cyclical learning rates for training neural networks, 2015, https://arxiv.org/abs/1506.01186
     """
-    options = check_task(task, execution)
+    task, options = check_task(task, execution)
     check_choice("method", method, get_args(Method))
     check_choice("spacing", spacing, get_args(Spacing))
     seed_list = check_seeds(seeds, options, task)

@@ -15,10 +15,10 @@ from torch import nn
 
 from vecsweep._arguments import check_lrs, check_schedules, check_vary, needs_epochs
 from vecsweep._engine.record import Record, Start
-from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Lrs, Schedules
+from vecsweep.cluster import train
 from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
 from vecsweep.pruning import pruning
 from vecsweep.request import Request
