@@ -86,6 +86,14 @@ LAYERS = {
         "_engine.loop",
         "_engine.run",
     ],
+    "cluster": [
+        "cluster.sending cluster.shares",
+        "cluster.rungs cluster.worker",
+        "cluster.session",
+        "cluster.joining",
+        "cluster.driver",
+        "cluster",
+    ],
     "going on": ["_arguments origin pruning", "race request", "training", "search"],
     "verbs": ["answer check sweeps"],
     "faces": [
@@ -203,7 +211,8 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "mlflow": {"observers.mlflow"},
     "trackio": {"observers.trackio"},
     "wandb": {"observers.wandb"},
-    "tqdm": {"_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
+    "ray": {"cluster.sending", "cluster.session"},
+    "tqdm": {"cluster.driver", "_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
 }
 
 
@@ -323,7 +332,7 @@ def test_import_for_the_type_checker_is_passed_over(condition):
 
 
 def test_source_is_found():
-    assert ("training", "_engine.run") in ARROWS
+    assert ("cluster", "_engine.run") in ARROWS
     assert ("_engine.vectorized", "kernels") in ARROWS
     assert ("kernels.updates.adam", "kernels.updates._update") in ARROWS
     assert "plot" not in AT_ONCE["results"]

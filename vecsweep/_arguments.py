@@ -1,6 +1,6 @@
 """What the verbs accept, checked at the call: each function returns what the rest of the library takes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -9,6 +9,8 @@ from torch.optim import Optimizer
 
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Schedules, Seeds
+from vecsweep.cluster.sending import MadeTask
+from vecsweep.cluster.session import check_ray
 from vecsweep.execution import Execution, ExecutionOptions, check_count
 from vecsweep.observers.audience import Audience
 from vecsweep.observers.observer import Observer
@@ -22,13 +24,18 @@ RESTARTABLE = "Pass a list, a DataLoader, or the generator function itself."
 NamedSchedules = dict[str, Schedule | TorchSchedule]
 
 
-def check_task(task: Task, execution: ExecutionOptions) -> Execution:
-    """Return the options of a call, once it is sure that there is a task."""
+def check_task(task: Task | Callable[[], Task], execution: ExecutionOptions) -> tuple[Task, Execution]:
+    """Return the task and the options of a call; on a cluster, a function may stand for the task that it makes."""
+    options = Execution.of(execution)
+    if options.cluster is not None:
+        check_ray()
+        if not isinstance(task, Task) and callable(task) and not isinstance(task, type):
+            task = MadeTask.of(task)
     if not isinstance(task, Task):
         raise TypeError(
             f"`task` must be a vecsweep.Task; got {type(task).__name__}. Wrap model, batches and loss in one."
         )
-    return Execution.of(execution)
+    return task, options
 
 
 def check_callbacks(callbacks: Sequence[Observer] | None) -> Audience:

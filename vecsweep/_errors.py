@@ -10,6 +10,10 @@ class FallbackWarning(UserWarning):
     """A task trains another way than asked for, because PyTorch cannot batch some part of it."""
 
 
+class LostMembersWarning(UserWarning):
+    """Members of a sweep on a cluster were lost with the workers that trained them."""
+
+
 def warn_of_fallback(message: str) -> None:
     """Warn that a task trains another way than asked for."""
     warn_caller(message, FallbackWarning)
@@ -17,8 +21,17 @@ def warn_of_fallback(message: str) -> None:
 
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn at the line of the caller's that called vecsweep."""
-    here, depth = str(Path(__file__).parent), 2
-    frame = sys._getframe(1)  # warnings.warn can skip a package's own frames from Python 3.12 on
+    _warn(message, FallbackWarning)
+
+
+def warn_of_loss(message: str) -> None:
+    """Likewise of members that are lost."""
+    _warn(message, LostMembersWarning)
+
+
+def _warn(message: str, category: type[Warning]) -> None:
+    here, depth = str(Path(__file__).parent), 3
+    frame = sys._getframe(2)  # warnings.warn can skip a package's own frames from Python 3.12 on
     while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, category, stacklevel=depth)

@@ -19,6 +19,7 @@ OptimizerSource = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+ByteArray = NDArray[np.uint8]
 Seeds = int | Sequence[int]
 Lrs = ArrayLike | Tensor
 Schedules = Mapping[str, Any] | Sequence[Any]  # schedules by name, or what has a name; see `vecsweep.sweep`

@@ -73,7 +73,7 @@ def find_lr(
         mode: whether less or more of it is better, "min" or "max"; None to go by its name.
         callbacks: who is told what members do, those of the scan and those of the race; see `vecsweep.observers`.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
-            `divergence_factor`, `progress`, `seed`; see `Execution`.
+            `divergence_factor`, `progress`, `seed`, `cluster`; see `Execution`.
 
     Returns:
         The learning rate, the interval of those that are as good, what is doubtful, and the trained model.
@@ -94,7 +94,7 @@ def find_lr(
         True
     """
     given = locals()
-    options = check_task(task, execution)
+    task, options = check_task(task, execution)
     if schedules is not None and schedule != "constant":
         raise ValueError(
             "`schedule` and `schedules` cannot both be given: the one is a single schedule, the other several."

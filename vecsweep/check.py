@@ -153,7 +153,13 @@ def check(
         ValueError: an argument is out of range, or the task cannot be trained.
         Interrupted: Ctrl-C; its `result` is None.
     """
-    options = replace(check_task(task, execution), progress=False, engine="vectorized", divergence_factor=None)
+    task, options = check_task(task, execution)
+    if options.cluster is not None:
+        raise ValueError(
+            "`check` compares what one device does; got a cluster. Leave `cluster` out: its workers train as this "
+            "device does."
+        )
+    options = replace(options, progress=False, engine="vectorized", divergence_factor=None)
     check_count("num_steps", num_steps)
     if task.is_one_pass:
         raise ValueError(f"`check` trains several times over the same batches; got an iterator. {RESTARTABLE}")

@@ -1,7 +1,8 @@
 """How a sweep is carried out, whatever it trains: the keyword options that every verb takes, in one place."""
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, SupportsIndex, TypedDict, get_args
 
 import torch
@@ -10,10 +11,45 @@ from vecsweep._types import EngineName, Precision
 from vecsweep._words import did_you_mean
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """Workers that train members side by side, each with a device of its own, by Ray.
+
+    Attributes:
+        address: of a cluster that runs, as Ray takes it: "head:6379", or "ray://head:10001" from outside of it. "auto"
+            is this machine: Ray is started for the call and stopped after it, unless `ray.init` was called before.
+        kind: of the devices, "cuda" or "cpu", a core each; None for GPUs where there are any.
+        indices: of the GPUs of this machine that are used; none for all.
+        num_workers: how many devices are used; None for all there are when the call begins. Give it where nodes are
+            yet to come.
+        max_restarts: how often members whose worker is gone begin anew, before they are given up.
+    """
+
+    address: str = "auto"
+    kind: Literal["cuda", "cpu"] | None = None
+    indices: tuple[int, ...] = ()
+    num_workers: int | None = None
+    max_restarts: int = 3
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.address, str) or not self.address:
+            raise TypeError(f'`address` must be "auto" or an address that Ray takes; got {self.address!r}.')
+        if self.kind is not None:
+            check_choice("kind", self.kind, ("cuda", "cpu"), note=", or None")
+        if self.num_workers is not None:
+            check_count("num_workers", self.num_workers)
+        check_count("max_restarts", self.max_restarts, least=0)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is this machine alone."""
+        return self.address == "auto"
+
+
 class ExecutionOptions(TypedDict, total=False):
     """The keyword options of every verb; `Execution` says what each means."""
 
-    device: torch.device | str | None
+    device: torch.device | str | Sequence[torch.device | str] | None
     precision: Precision | None
     engine: EngineName
     compile: bool | Literal["auto"]
@@ -23,6 +59,7 @@ class ExecutionOptions(TypedDict, total=False):
     divergence_factor: float | None
     progress: bool | None
     seed: int
+    cluster: Cluster | str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +67,8 @@ class Execution:
     """How a sweep is carried out.
 
     Attributes:
-        device: where members train; None leaves the model where it is.
+        device: where members train; None leaves the model where it is. Several, as in `["cuda:0", "cuda:1"]`, are a
+            cluster of one machine.
         precision: of autocast, "bf16" or "fp16", the latter with a loss scale for each member; None for the model's
             own.
         engine: "vectorized" trains all members in one pass; "sequential" one after another on torch.optim; "parallel"
@@ -50,9 +88,13 @@ class Execution:
             that comes back ends no member. None leaves only the first.
         progress: whether to show a progress bar; None shows one on a terminal.
         seed: of the first of several seeds; the others count up from it.
+        cluster: several devices that share the members, by Ray: "auto" for all GPUs of this machine, or all cores where
+            it has none; the address of a cluster that runs; or a `vecsweep.execution.Cluster`, which says more. The
+            `device` is then None, "cuda" or "cpu". The result is the same, and its weights are on the CPU. None for
+            one device.
     """
 
-    device: torch.device | str | None = None
+    device: torch.device | str | Sequence[torch.device | str] | None = None
     precision: Precision | None = None
     engine: EngineName = "auto"
     compile: bool | Literal["auto"] = "auto"
@@ -62,6 +104,7 @@ class Execution:
     divergence_factor: float | None = 5.0
     progress: bool | None = None
     seed: int = 0
+    cluster: Cluster | str | None = None
 
     def __post_init__(self) -> None:
         check_choice("engine", self.engine, get_args(EngineName))
@@ -85,7 +128,19 @@ class Execution:
             )
         check_count("seed", self.seed, least=0)
         object.__setattr__(self, "seed", int(self.seed))
-        object.__setattr__(self, "device", _check_device(self.device))
+        if (cluster := _check_cluster(self.cluster, self.device)) is not None:
+            object.__setattr__(self, "cluster", cluster)
+            object.__setattr__(self, "device", None)
+        else:
+            device = self.device
+            one = device if device is None or isinstance(device, str | torch.device) else device[0]
+            object.__setattr__(self, "device", _check_device(one))
+
+    @property
+    def place(self) -> torch.device | None:
+        """Where this process trains or builds models; None leaves them where they are."""
+        assert self.device is None or isinstance(self.device, torch.device)
+        return self.device
 
     @property
     def hides_progress(self) -> bool | None:
@@ -119,15 +174,68 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_device(device: torch.device | str | None) -> torch.device | None:
+def _check_cluster(
+    cluster: Cluster | str | None, device: torch.device | str | Sequence[torch.device | str] | None
+) -> Cluster | None:
+    """Make of two options the cluster that they ask for; None if it is one device."""
+    if isinstance(cluster, str):
+        cluster = Cluster(address=cluster)
+    if cluster is not None and not isinstance(cluster, Cluster):
+        raise TypeError(
+            f'`cluster` must be "auto", the address of a cluster, or a `vecsweep.execution.Cluster`; got {cluster!r}.'
+        )
     if device is None:
+        return cluster
+    if isinstance(device, list | tuple):
+        if cluster is not None:
+            raise ValueError(
+                f"`device` must not be a list where `cluster` is given; got {device!r}. Leave one of them out."
+            )
+        return _cluster_of([_known_device(own) for own in device])
+    if cluster is None:
         return None
+    checked = _known_device(device)  # type: ignore[arg-type]  # no sequence is left but text
+    if checked.type not in ("cuda", "cpu") or checked.index is not None:
+        raise ValueError(
+            f"`device` must be 'cuda' or 'cpu' where `cluster` is given, which divides the devices itself; got "
+            f"{str(device)!r}. Several GPUs of this machine are `device=['cuda:0', 'cuda:1']`, without `cluster`."
+        )
+    return replace(cluster, kind=checked.type)
+
+
+def _cluster_of(devices: Sequence[torch.device]) -> Cluster | None:
+    """Make a cluster of devices of this machine; None if it is one device."""
+    if not devices:
+        raise ValueError("`device` must name at least one device; got an empty list. Leave it out.")
+    kinds, indices = {device.type for device in devices}, tuple(device.index for device in devices)
+    if len(devices) == 1:
+        return None
+    if kinds == {"cpu"}:
+        return Cluster(kind="cpu", num_workers=len(devices))
+    if kinds != {"cuda"} or None in indices or len(set(indices)) < len(indices):
+        listed = [str(device) for device in devices]
+        raise ValueError(
+            "`device` must be different GPUs by their numbers, such as ['cuda:0', 'cuda:1'], or 'cpu' as many times as "
+            f"cores are used; got {listed}."
+        )
+    for device in devices:
+        _check_device(device)
+    return Cluster(kind="cuda", indices=indices, num_workers=len(devices))
+
+
+def _known_device(device: torch.device | str) -> torch.device:
     try:
-        checked = torch.device(device)
+        return torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"`device` must be one that PyTorch knows, such as 'cpu' or 'cuda'; got {device!r}."
         ) from error
+
+
+def _check_device(device: torch.device | str | None) -> torch.device | None:
+    if device is None:
+        return None
+    checked = _known_device(device)
     if checked.type == "mps":
         raise ValueError("`device` must have float64, for the bookkeeping of losses; 'mps' has not. Pass 'cpu'.")
     if checked.type == "cuda" and not torch.cuda.is_available():

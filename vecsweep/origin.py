@@ -77,9 +77,11 @@ _words = _Words()
 
 def _name_device(task: Task, execution: Execution) -> str:
     """Where members train, and on what; a model that is yet to be built says it then."""
-    device = execution.device
+    if execution.cluster is not None:
+        return "a cluster"
+    device = execution.place
     if device is None and isinstance(task.model, nn.Module):
         device = next((p.device for p in task.model.parameters()), None)
     if device is None:
         return "where the model is built"
-    return f"{device}, {torch.cuda.get_device_name(device)}" if torch.device(device).type == "cuda" else str(device)
+    return f"{device}, {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)

@@ -58,7 +58,8 @@ def sweep(
     """Train a member for each learning rate, schedule and seed, all in one batched pass.
 
     Args:
-        task: what is trained; nothing of it is changed.
+        task: what is trained; nothing of it is changed. On a cluster it may be a function that makes one, which each
+            process calls for itself: what it opens does not travel.
         lrs: the learning rates, positive; a list, an array or a tensor.
         schedules: what learning rates follow: a dict from names to schedules, or a list of schedules or of names as in
             `vecsweep.schedules.SCHEDULES`; None for constant ones. A schedule is one of `vecsweep.schedules`, or a
@@ -90,7 +91,7 @@ def sweep(
         tensorboard: a folder to which each member is written while it trains, to be watched there.
         callbacks: who is told what members do, such as `vecsweep.observers.MLflow("digits")`, or one of your own.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
-            `divergence_factor`, `progress`, `seed`; see `Execution`.
+            `divergence_factor`, `progress`, `seed`, `cluster`; see `Execution`.
 
     Returns:
         The sweep: curves `[step, member]`, metrics `[evaluation, member]`, and the trained weights.
@@ -113,7 +114,7 @@ def sweep(
         (5, 4)
     """
     given = locals()
-    options = check_task(task, execution)
+    task, options = check_task(task, execution)
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
     if val_every is not None:
@@ -210,7 +211,8 @@ def range_test(
     Smith's: the learning rate of one member rises step by step over the whole range; with `seeds=R`, R of them at once.
 
     Args:
-        task: what is trained; nothing of it is changed.
+        task: what is trained; nothing of it is changed. On a cluster it may be a function that makes one, which each
+            process calls for itself: what it opens does not travel.
         start_lr: the smallest learning rate, positive; tried exactly. None for 1e-4 with a grid of SGD, Adagrad or
             Adadelta, 1e-5 with one of another optimizer, and 1e-7 with a ramp, as finders have it.
         end_lr: the largest, above `start_lr`; tried exactly. None for 100, 10 and 10.
@@ -223,7 +225,7 @@ def range_test(
             `metrics`, against its learning rates.
         callbacks: who is told what members do; see `vecsweep.observers`.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
-            `divergence_factor`, `progress`, `seed`; see `Execution`.
+            `divergence_factor`, `progress`, `seed`, `cluster`; see `Execution`.
 
     Returns:
         The curve of loss against learning rate, `[lr]`, with those of each member, `[step, member]`.
@@ -248,7 +250,7 @@ def range_test(
         Smith, Cyclical learning rates for training neural networks, 2015, https://arxiv.org/abs/1506.01186
     """
     given = locals()
-    options = check_task(task, execution)
+    task, options = check_task(task, execution)
     about = tell_origin(range_test, given, task, options)
     request = Request(task, options, audience=check_callbacks(callbacks), about=about)
     check_choice("method", method, get_args(Method))

@@ -15,11 +15,11 @@ from torch import nn
 
 from vecsweep._arguments import check_lrs, check_schedules, check_vary, needs_epochs
 from vecsweep._engine.record import Record, Start
-from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted, with_result
 from vecsweep._hyper import plain_options
 from vecsweep._interrupts import held, is_due
 from vecsweep._types import FloatArray, Lrs, Schedules
+from vecsweep.cluster import train
 from vecsweep.observers.observer import Run
 from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
 from vecsweep.pruning import pruning

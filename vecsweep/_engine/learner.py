@@ -114,7 +114,7 @@ class Learner:
             _check_trainable(built)
             # The function may return a module that the caller keeps.
             model, optimizer = copy_model(built, lent=lendable(built))
-        model.to(device=execution.device, dtype=dtype)
+        model.to(device=execution.place, dtype=dtype)
         if not model.training:
             model.train()
         if optimizer is None:
@@ -132,8 +132,8 @@ class Learner:
             optimizer.train()  # type: ignore[attr-defined]
         task = replace(task, loss_fn=uncompiled(task.loss_fn), training_step=uncompiled(task.training_step))
         if isinstance(task.loss_fn, nn.Module):  # it may hold class weights, which go where the model goes
-            task = replace(task, loss_fn=copy.deepcopy(task.loss_fn).to(device=execution.device, dtype=dtype))
-        metrics = {name: _own_metric(metric, execution.device, dtype) for name, metric in task.metrics.items()}
+            task = replace(task, loss_fn=copy.deepcopy(task.loss_fn).to(device=execution.place, dtype=dtype))
+        metrics = {name: _own_metric(metric, execution.place, dtype) for name, metric in task.metrics.items()}
         learner = cls(replace(task, metrics=metrics), model, optimizer, execution.precision)
         learner.frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         for name, parameter in model.named_parameters():

@@ -129,7 +129,7 @@ class PlainLoop:
         template = task.optimizer if isinstance(task.optimizer, Optimizer) else None
         self._streams.restart("weights", seed)
         model, optimizer = copy_model(task.model if isinstance(task.model, nn.Module) else task.model(), template)
-        model.to(device=self._execution.device, dtype=self._dtype)
+        model.to(device=self._execution.place, dtype=self._dtype)
         if not model.training:
             model.train()
         if optimizer is None:

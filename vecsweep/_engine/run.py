@@ -131,6 +131,15 @@ def template_of(task: Task, seed: int, execution: Execution) -> Optimizer:
         return Learner.build(task, seed, streams, execution).optimizer
 
 
+def learners_of(
+    task: Task, seeds: Sequence[int], execution: Execution, dtype: torch.dtype | None = None
+) -> dict[int, Learner]:
+    """Make the learners that a run begins with, by seed."""
+    streams = Streams(_device_of(task, execution), _own_generators(task))
+    with streams.borrowed(), modes_set_aside(), _watch(task).undisturbed():
+        return {seed: Learner.build(task, seed, streams, execution, dtype) for seed in dict.fromkeys(seeds)}
+
+
 @contextmanager
 def plain_loop(task: Task, execution: Execution, dtype: torch.dtype | None) -> Iterator[PlainLoop]:
     """The loop that people write, for as long as the random streams are borrowed.
@@ -147,8 +156,8 @@ def plain_loop(task: Task, execution: Execution, dtype: torch.dtype | None) -> I
 
 def _device_of(task: Task, execution: Execution) -> torch.device | None:
     """Where members will train; None if only building the model will tell."""
-    if execution.device is not None:
-        return torch.device(execution.device)
+    if execution.place is not None:
+        return execution.place
     if isinstance(task.model, nn.Module):
         return next((p.device for p in task.model.parameters()), None)
     return None

@@ -93,7 +93,7 @@ class Answer(NamedTuple):
     warnings: list[str]
 
 
-def _sendable(error: Exception) -> Exception:
+def sendable(error: Exception) -> Exception:
     """Make an error fit to be sent, with a note of where it came from."""
     where = "".join(traceback.format_exception(error))
     try:
@@ -193,7 +193,7 @@ def _answer(share: Share, request: str, members: Sequence[int], arguments: Seque
             share.load()
             value = getattr(share, request)(members, *arguments)
         except Exception as raised:
-            error = _sendable(raised)
+            error = sendable(raised)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     return Message(Answer(value, error, [str(warning.message) for warning in caught]))

@@ -67,7 +67,7 @@ def measure_speeds(task: Task, num_members: int, **execution: Unpack[ExecutionOp
     with torch.random.fork_rng():
         task = replace(task, batches=list(islice(task.iterate(0), _NUM_BATCHES)))
     timings = time_ways(task, plan, options, is_compiling=options.compile is not False)
-    plain_s = num_members * time_step(task, device=options.device, precision=options.precision)
+    plain_s = num_members * time_step(task, device=options.place, precision=options.precision)
     uncompiled = choose([timing for timing in timings if not timing.way.is_compiled], timings[0].way).way
     best = next(timing for timing in timings if timing.way == uncompiled)
     speeds = [_speed(timing, plain_s, best) for timing in timings]

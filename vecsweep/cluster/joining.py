@@ -1,0 +1,106 @@
+"""One record of the records of shards, as if one device had trained all members."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from vecsweep._engine.record import End, Record, Start, join
+from vecsweep._engine.rng import Streams
+from vecsweep._engine.run import learners_of
+from vecsweep._engine.sequential import Sequential
+from vecsweep._types import FloatArray
+from vecsweep._words import counted
+from vecsweep.execution import Execution
+from vecsweep.plan import Plan
+from vecsweep.task import Task
+
+Part = tuple[Sequence[int], Record]  # the positions of members, and what they did
+
+
+def join_shards(plan: Plan, parts: Sequence[Part], lost: Sequence[int], num_workers: int, num_restarts: int) -> Record:
+    """Join what shards did; learners, and the states of members that were lost, are still to be added.
+
+    Args:
+        plan: of all members.
+        parts: of shards that were trained, some perhaps not to their end; one at least.
+        lost: members that were given up.
+        num_workers: that trained.
+        num_restarts: of shards, whose worker was gone.
+    """
+    parts = sorted(parts, key=lambda part: not part[1].is_complete)
+    is_complete = parts[-1][1].is_complete and sum(len(members) for members, _ in parts) + len(lost) == len(
+        plan.members
+    )
+    records, turns = [record for _, record in parts], [members for members, _ in parts]
+    if lost:
+        never = replace(
+            Record.empty(len(lost)), hyper={}, stopped_at=np.zeros(len(lost), dtype=np.int64), is_complete=True
+        )
+        at = next((k for k, record in enumerate(records) if not record.is_complete), len(records))
+        records, turns = [*records[:at], never, *records[at:]], [*turns[:at], lost, *turns[at:]]
+    if not is_complete:
+        turns = [*turns, []]  # of those that nobody has begun
+    whole = join(records, turns, len(plan.members))
+    return replace(
+        whole,
+        hyper={name: _completed(values, plan.hyper[name]) for name, values in whole.hyper.items()},
+        ends=_furthest_ends(plan, parts) if whole.ends else {},
+        engine=_in_words(plan, parts, lost, num_workers, num_restarts),
+        is_batched=all(record.is_batched for _, record in parts),
+    )
+
+
+def with_weights(
+    record: Record,
+    parts: Sequence[Part],
+    lost: Sequence[int],
+    plan: Plan,
+    task: Task,
+    execution: Execution,
+    dtype: torch.dtype | None,
+    start: Start | None,
+) -> Record:
+    """Add what makes models of states, on the CPU; members that were lost have the weights that they began with."""
+    here = replace(execution, cluster=None, device=torch.device("cpu"))
+    learners = learners_of(task, plan.seeds, here, dtype)
+    states = {i: state for members, own in parts for i, state in zip(members, own.states, strict=True)}
+    if lost:
+        beginning = Sequential(learners, here, Streams(torch.device("cpu")))
+        for i in lost:
+            states[i] = start.states[i] if start is not None else beginning.start(plan.seeds[i]).copy()
+    return replace(record, states=[states[i] for i in range(len(plan.members))], learners=learners)
+
+
+def _completed(values: FloatArray, planned: FloatArray) -> FloatArray:
+    """Put what was planned where nothing was done."""
+    return np.where(np.isnan(values), planned[: len(values)], values)
+
+
+def _furthest_ends(plan: Plan, parts: Sequence[Part]) -> dict[int, End]:
+    """Where each seed stands: as in the shard whose members of it were trained for longest, which read most batches."""
+    furthest: dict[int, tuple[int, End]] = {}
+    for members, record in parts:
+        last = np.where(record.diverged_at >= 0, record.diverged_at, plan.num_steps)
+        last = np.where(record.stopped_at >= 0, record.stopped_at, last)
+        for seed, end in record.ends.items():
+            reached = max(int(last[k]) for k, i in enumerate(members) if plan.seeds[i] == seed)
+            if seed not in furthest or reached > furthest[seed][0]:
+                furthest[seed] = reached, end
+    return {seed: end for seed, (_, end) in furthest.items()}
+
+
+def _in_words(plan: Plan, parts: Sequence[Part], lost: Sequence[int], num_workers: int, num_restarts: int) -> str:
+    """Say how the members were trained, and what was lost."""
+    first = max(parts, key=lambda part: len(part[0]))[1].engine
+    text = (
+        f"cluster, {counted(len(plan.members), 'member')} in {counted(len(parts), 'shard')} on "
+        f"{counted(num_workers, 'worker')}; the largest: {first}"
+    )
+    if num_restarts:
+        text += f"; {counted(num_restarts, 'shard')} began anew, because a worker was gone"
+    if lost:
+        listed = ", ".join(map(str, sorted(lost)))
+        text += f"; {counted(len(lost), 'member')} lost with workers that were gone again and again: {listed}"
+    return text

@@ -1,0 +1,169 @@
+"""Ray, as the rest knows it: a cluster that is there for a while, its devices, and workers on them."""
+
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+
+from vecsweep.cluster.worker import Worker
+from vecsweep.execution import Cluster, Execution
+
+_RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
+# Ray's own switches, for a Ray that is started here. With the first, which is named for the systems where that is so by
+# default, it listens on the loopback address alone. The second keeps Ray from announcing a change to come.
+_LOCAL_SETTINGS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+
+
+class Gone(Exception):  # noqa: N818 - a state of the other side, that is expected
+    """A worker, or the machine that it was on, is no longer there."""
+
+
+def check_ray() -> None:
+    """Raise ImportError where Ray is not installed."""
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError("`cluster` needs Ray. Run: pip install 'vecsweep[cluster]'")
+
+
+@contextmanager
+def connected(cluster: Cluster, num_members: int) -> Iterator["Session"]:
+    """Connect to a cluster, or start Ray on this machine; what was started is stopped afterwards.
+
+    Args:
+        cluster: which.
+        num_members: of the plan; there is no use for more workers.
+
+    Raises:
+        ConnectionError: there is none at the address.
+        ImportError: Ray is not installed.
+    """
+    check_ray()
+    is_ours = False
+    logger = logging.getLogger("ray")
+    level = logger.level
+    # Set before Ray is imported, which looks at them then.
+    settings = _LOCAL_SETTINGS if cluster.is_here else {}
+    if cluster.indices:
+        settings = settings | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, cluster.indices))}
+    with _environment(settings):
+        import ray
+
+        if not ray.is_initialized():
+            is_ours = True
+            logger.setLevel(logging.ERROR)
+            try:
+                _start(cluster)
+            except ConnectionError as error:
+                raise ConnectionError(
+                    "`cluster` must be the address of a Ray cluster that runs; nothing answered at "
+                    f'{cluster.address!r}. Start one with `ray start --head`, or pass "auto" for this machine alone.'
+                ) from error
+    try:
+        yield Session(cluster, num_members)
+    finally:
+        if is_ours:
+            ray.shutdown()
+            logger.setLevel(level)
+
+
+@contextmanager
+def _environment(settings: dict[str, str]) -> Iterator[None]:
+    """Set environment variables that nobody has set."""
+    new = {name: value for name, value in settings.items() if name not in os.environ or name == "CUDA_VISIBLE_DEVICES"}
+    before = {name: os.environ.get(name) for name in new}
+    os.environ.update(new)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _start(cluster: Cluster) -> None:
+    import ray
+
+    quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
+    if not cluster.is_here:
+        ray.init(cluster.address, **quiet)
+        return
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_gpus = 0 if cluster.kind == "cpu" else len(cluster.indices) or torch.cuda.device_count()
+    if cluster.kind == "cpu" and cluster.num_workers is not None:
+        num_cores = max(num_cores, cluster.num_workers)
+    if cluster.kind == "cuda" and num_gpus == 0:
+        raise ValueError(
+            "`device` must be available; got 'cuda', and PyTorch sees no GPU. Leave it out, or pass 'cpu'."
+        )
+    ray.init(num_cpus=max(num_cores, num_gpus), num_gpus=num_gpus, include_dashboard=False, **quiet)
+
+
+class Session:
+    """A cluster that is there.
+
+    Args:
+        cluster: which.
+        num_members: of the plan.
+    """
+
+    def __init__(self, cluster: Cluster, num_members: int) -> None:
+        import ray
+
+        self._ray = ray
+        self._cluster = cluster
+        self.max_restarts = cluster.max_restarts
+        self.kind = cluster.kind or ("cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu")
+        self._num_members = num_members
+        num_here = min(self.num_devices, num_members)
+        num_cores = int(ray.cluster_resources().get("CPU", 1))
+        self._num_cores = max(1, num_cores // num_here) if cluster.is_here else 1  # of each worker
+
+    @property
+    def num_devices(self) -> int:
+        """How many workers there is room for now, or will be; one at least."""
+        num_asked = self._cluster.num_workers
+        return num_asked or max(1, int(self._ray.cluster_resources().get(_RESOURCES[self.kind], 0)))
+
+    @property
+    def is_uneven(self) -> bool:
+        """Whether devices may differ in speed."""
+        return len([node for node in self._ray.nodes() if node["Alive"]]) > 1
+
+    def share(self, value: object) -> Any:
+        """Put something where all workers find it, once for each machine."""
+        return self._ray.put(value)
+
+    def hire(self, task: Any, execution: Execution, dtype: torch.dtype | None) -> Any:
+        """Ask for a worker; it is there as soon as there is a place for it."""
+        num_gpus = 1 if self.kind == "cuda" else 0
+        actor = self._ray.remote(Worker).options(num_cpus=self._num_cores, num_gpus=num_gpus, max_concurrency=3)
+        return actor.remote(task, execution, dtype, self.kind)
+
+    def dismiss(self, worker: Any) -> None:
+        """End a worker, whatever it does."""
+        with suppress(self._ray.exceptions.RayError, ValueError):
+            self._ray.kill(worker)
+
+    def wait(self, answers: list[Any], timeout_s: float) -> list[Any]:
+        """Wait until some of the answers are there; return all that are."""
+        self._ray.wait(answers, num_returns=1, timeout=timeout_s)
+        return self._ray.wait(answers, num_returns=len(answers), timeout=0)[0]
+
+    def take(self, answer: Any) -> Any:
+        """Take an answer that is there.
+
+        Raises:
+            Gone: the worker is not.
+        """
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(answer)
+        except errors.RayTaskError:  # an error of ours, over there
+            raise
+        except errors.RayError as error:
+            raise Gone(next((line for line in str(error).splitlines() if line), type(error).__name__)) from error

@@ -1,0 +1,271 @@
+"""Worker: what trains shards in a process of its own, on one device, and tells of it. Nothing here knows of Ray.
+
+It is asked for news, and waits with the answer until there is some. What is told is small: losses and metrics as they
+come, if somebody wants them; the weights only at the end.
+"""
+
+import os
+import pickle
+import socket
+import threading
+import time
+import warnings
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from vecsweep._engine.record import Record, Start
+from vecsweep._engine.run import learners_of, plain_loop, train
+from vecsweep._engine.workers import Answer, sendable
+from vecsweep._errors import FallbackWarning
+from vecsweep._types import FloatArray, Hyper
+from vecsweep.cluster.sending import pack, unpack
+from vecsweep.execution import Execution
+from vecsweep.plan import Evaluation, Plan, SoFar
+from vecsweep.task import Task
+
+_LONGEST_S = 5.0  # that news are waited for
+_SHORTEST_S = 0.1  # between two answers, however much there is to tell
+_TIMED_STEPS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """Who a worker is.
+
+    Attributes:
+        name: host and process.
+        speed: steps of one model in a second; 1 if it was not asked for.
+        error: why the task cannot be made there; None if it can.
+    """
+
+    name: str
+    speed: float
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A shard that is to be trained; the fields are the arguments of `_engine.run.train`.
+
+    Attributes:
+        plan: of its members.
+        keeps_states: whether their states are wanted.
+        evaluation: of members; pruning, if there is any, asks the other side.
+        states: of the members, packed, for a start from them; None for a start from the beginning.
+        start: the rest of it.
+        is_watched: whether losses and metrics are to be told as they come.
+        kept: which members go on after each rung that is decided, by steps.
+    """
+
+    plan: Plan
+    keeps_states: bool
+    evaluation: Evaluation | None
+    states: bytes | None = None
+    start: Start | None = None
+    is_watched: bool = False
+    kept: dict[int, list[int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Steps were done; `loss` and `hyper` are None where nobody watches."""
+
+    start: int
+    num_steps: int
+    num_alive: int
+    loss: FloatArray | None
+    hyper: Hyper | None
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Members were evaluated."""
+
+    num_done: int
+    values: dict[str, FloatArray]
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """A member of the shard diverged at a step, or was stopped after so many."""
+
+    member: int
+    step: int
+    has_diverged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The shard has come to a rung, and waits to be told who goes on."""
+
+    so_far: SoFar
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The shard has come to its end: the value of the answer is its record."""
+
+    answer: Answer
+
+
+News = Losses | Metrics | Left | Asked | Ended
+
+
+class Worker:
+    """One device of a cluster.
+
+    Args:
+        task: what is trained, packed.
+        execution: how.
+        dtype: of parameters, buffers and batches; None leaves them as they are.
+        kind: of the device.
+    """
+
+    def __init__(self, task: bytes, execution: Execution, dtype: torch.dtype | None, kind: str) -> None:
+        self._packed = task
+        self._execution = execution
+        self._dtype = dtype
+        self._kind = kind
+        self._news: list[News] = []
+        self._told_at = 0.0
+        self._changed = threading.Condition()
+        self._kept: dict[int, Collection[int]] = {}
+        self._is_stopped = False
+        self._is_watched = False
+
+    def greet(self, lr: float, seed: int, is_timed: bool) -> bytes:
+        """Make the task, and time a few steps of it if that is asked for."""
+        name = f"{socket.gethostname()}, process {os.getpid()}"
+        device = torch.device("cuda", 0) if self._kind == "cuda" else torch.device("cpu")
+        self._execution = replace(self._execution, cluster=None, device=device)
+        try:
+            self._task: Task = pickle.loads(self._packed)
+            speed = self._time(lr, seed) if is_timed else 1.0
+        except Exception as error:  # of the user's own code, say
+            return pack(Greeting(name, 1.0, sendable(error)))
+        return pack(Greeting(name, speed))
+
+    def begin(self, order: bytes) -> None:
+        """Begin to train a shard, and return."""
+        self._is_stopped = False
+        threading.Thread(target=self._train, args=(unpack(order),), daemon=True).start()
+
+    def news(self) -> bytes:
+        """Wait until there is something to tell; empty where there is nothing for long."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._news), _LONGEST_S)
+            pause = self._told_at + _SHORTEST_S - time.monotonic()
+            self._changed.wait_for(lambda: any(isinstance(own, Asked | Ended) for own in self._news), max(0.0, pause))
+            news, self._news = self._news, []
+            self._told_at = time.monotonic()
+        try:
+            return pack(news)
+        except Exception as error:  # what passes have kept in Python may be such that it cannot be sent
+            return pack([_without_what_was_kept(own, error) for own in news])
+
+    def decide(self, num_done: int, kept: Collection[int]) -> None:
+        """Say who goes on after a rung."""
+        with self._changed:
+            self._kept[num_done] = kept
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End the run where it stands, as Ctrl-C does; what it did is told."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+
+    def losses(self, start: int, loss: FloatArray, hyper: Hyper) -> None:
+        """Take losses from the training loop."""
+        num_alive = int((~np.isnan(loss[-1])).sum())
+        told = loss.copy() if self._is_watched else None
+        own = {name: values.copy() for name, values in hyper.items()} if self._is_watched else None
+        self._tell(Losses(start, len(loss), num_alive, told, own))
+
+    def metrics(self, num_done: int, values: dict[str, FloatArray]) -> None:
+        """Take metrics from the training loop."""
+        self._tell(Metrics(num_done, {name: own.copy() for name, own in values.items()} if self._is_watched else {}))
+
+    def ended(self, member: int, step: int, *, has_diverged: bool) -> None:
+        """Take from the training loop that a member has come to its end."""
+        if self._is_watched:
+            self._tell(Left(member, step, has_diverged))
+
+    def _tell(self, news: News) -> None:
+        with self._changed:
+            self._news.append(news)
+            self._changed.notify_all()
+            if self._is_stopped and not isinstance(news, Ended):
+                raise KeyboardInterrupt  # as which the training loop takes it
+
+    def _ask(self, so_far: SoFar) -> Collection[int]:
+        """Wait until it is known who goes on."""
+        if so_far.num_done not in self._kept:
+            self._tell(Asked(so_far))
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_stopped or so_far.num_done in self._kept)
+            if self._is_stopped:
+                raise KeyboardInterrupt
+            return self._kept[so_far.num_done]
+
+    def _train(self, order: Order) -> None:
+        """Train a shard to its end."""
+        self._kept, self._is_watched = dict(order.kept), order.is_watched
+        evaluation = order.evaluation
+        if evaluation is not None and evaluation.pruning is not None:
+            evaluation = replace(evaluation, pruning=replace(evaluation.pruning, keep=self._ask))
+        record, error = None, None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("always", FallbackWarning)
+            try:
+                record = train(
+                    self._task,
+                    order.plan,
+                    self._execution,
+                    dtype=self._dtype,
+                    keeps_states=order.keeps_states,
+                    evaluation=evaluation,
+                    start=self._start(order),
+                    observer=self,
+                )
+                record = replace(record, learners={})  # the other side has the task
+            except KeyboardInterrupt:  # before the first step
+                record = Record.empty(len(order.plan.members))
+            except Exception as raised:  # of the user's own code, say
+                error = sendable(raised)
+        self._tell(Ended(Answer(record, error, [str(warning.message) for warning in caught])))
+
+    def _start(self, order: Order) -> Start | None:
+        if order.start is None or order.states is None:
+            return None
+        learners = learners_of(self._task, order.plan.seeds, self._execution, self._dtype)
+        return replace(order.start, states=unpack(order.states, self._execution.place), learners=learners)
+
+    def _time(self, lr: float, seed: int) -> float:
+        """Steps of one model in a second, by the loop that people write."""
+        with plain_loop(self._task, self._execution, self._dtype) as loop:
+            loop.train(lr, seed, 1)
+            started = time.perf_counter()
+            loop.train(lr, seed, _TIMED_STEPS)
+            return _TIMED_STEPS / max(time.perf_counter() - started, 1e-9)
+
+
+def _without_what_was_kept(news: News, error: Exception) -> News:
+    """Leave out of a record what passes have kept in Python, where it cannot be sent."""
+    if not isinstance(news, Ended) or news.answer.value is None:
+        return news
+    record: Record = news.answer.value
+    text = (
+        "What passes have kept in Python cannot be sent by the process that trained the members, so that their models "
+        f"are without it: {error}"
+    )
+    record = replace(
+        record,
+        states=[replace(state, kept={}) for state in record.states],
+        ends={seed: replace(end, outside={}) for seed, end in record.ends.items()},
+    )
+    return Ended(news.answer._replace(value=record, warnings=[*news.answer.warnings, text]))
