@@ -62,16 +62,17 @@ LAYERS = {
         "plot observers observers.tensorboard",
     ],
     "engine": [
-        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.graph _engine.memory
-        _engine.messages _engine.modes _engine.packing _engine.places _engine.rng _engine.templates _engine.work""",
-        "_engine.reach _engine.remembered _engine.sources _engine.weights",
+        """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.graph _engine.levels
+        _engine.memory _engine.messages _engine.modes _engine.packing _engine.places _engine.rng _engine.templates
+        _engine.work""",
+        "_engine.fingerprint _engine.reach _engine.remembered _engine.sources _engine.weights",
         "_engine.watch",
         "_engine.ensemble _engine.objective",
         "_engine.batches",
         "_engine.stock",
         "_engine.learner",
         "_engine.contract _engine.optimizer _engine.plain _engine.probe _engine.record",
-        "_engine.measure _engine.step _engine.untrained",
+        "_engine.measure _engine.snapshot _engine.step _engine.untrained",
         "_engine.program",
         "_engine.sequential _engine.vectorized",
         "_engine.workers",
@@ -80,7 +81,15 @@ LAYERS = {
         "_engine.loop",
         "_engine.run",
     ],
-    "going on": ["_arguments pruning", "race request", "training"],
+    "going on": [
+        "_arguments checkpoint.signals checkpoint.values pruning",
+        "checkpoint.disk race",
+        "checkpoint.snapshots",
+        "checkpoint.keeper",
+        "checkpoint.journal",
+        "checkpoint checkpoint.arguments request",
+        "training",
+    ],
     "verbs": ["answer check sweeps"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
@@ -171,9 +180,9 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "sklearn": {"tasks.data"},
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},
-    "safetensors": {"results.sweep"},
+    "safetensors": {"checkpoint.disk", "results.sweep"},
     "platformdirs": {"_folders"},
-    "filelock": {"_engine.remembered"},
+    "filelock": {"_engine.remembered", "checkpoint.journal"},
     "tensorboard": {"observers.tensorboard"},
     "tqdm": {"_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
 }

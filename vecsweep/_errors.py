@@ -7,7 +7,7 @@ from typing import Any
 
 
 class FallbackWarning(UserWarning):
-    """A task trains another way than asked for, because PyTorch cannot batch some part of it."""
+    """A task trains another way than asked for, because PyTorch cannot batch some part of it, or cannot be kept so."""
 
 
 def warn_of_fallback(message: str) -> None:
@@ -29,8 +29,11 @@ class Interrupted(KeyboardInterrupt):
     Attributes:
         result: what the run had computed: an ordinary result, shorter than the one asked for. None when
             not even the first steps were done.
+        checkpoint: the folder in which the run can go on from here, if it is kept in one.
     """
 
-    def __init__(self, result: Any | None) -> None:
-        super().__init__("the run was interrupted; what it had computed is in `.result`")
+    def __init__(self, result: Any | None, checkpoint: Path | None = None) -> None:
+        where = "" if checkpoint is None else f", and it goes on from {checkpoint} when it is called again"
+        super().__init__(f"the run was interrupted; what it had computed is in `.result`{where}")
         self.result = result
+        self.checkpoint = checkpoint

@@ -1,6 +1,7 @@
 """The verb find_lr: a scan of all learning rates, then a race of those that may be best, under the user's own run."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Unpack, get_args
@@ -20,6 +21,7 @@ from vecsweep._arguments import (
 )
 from vecsweep._errors import Interrupted
 from vecsweep._types import Mode, Schedules, Seeds
+from vecsweep.checkpoint.arguments import journal_of
 from vecsweep.execution import ExecutionOptions, check_choice
 from vecsweep.plan import Course, Member, Span, cross
 from vecsweep.pruning import step_of
@@ -54,6 +56,9 @@ def find_lr(
     tolerance: float = TOLERANCE,
     monitor: str | None = None,
     mode: Mode | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: str | None = "5min",
+    restart: bool = False,
     **execution: Unpack[ExecutionOptions],
 ) -> Answer:
     """Find the learning rate for a run, and train the model with it on the way.
@@ -77,6 +82,11 @@ def find_lr(
         monitor: the metric to go by, "val_loss" or another "val_<name>"; None for "val_loss" where the task has
             `val_batches`, else the mean of a member's last quarter of losses, "train_loss".
         mode: whether less or more of it is better, "min" or "max"; None to go by its name.
+        checkpoint: a folder in which the run is kept as it goes, so that it goes on where it stood, to the last bit,
+            when this is called again after its process has ended, or by `vecsweep.resume`. None for none.
+        checkpoint_every: how often, a time or a number of steps as in "90s", "5min", "1h" or "1000 steps"; None to keep
+            it when it ends, and when a signal asks for it (SIGTERM, SIGUSR1, Ctrl-C).
+        restart: begin anew where the folder holds a run already, in place of going on with it.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
@@ -86,6 +96,7 @@ def find_lr(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, the task cannot be trained, or no learning rate trains it.
+        OSError: `checkpoint` cannot be written to.
         Interrupted: Ctrl-C; its `result` is what was trained of the part that it came in.
 
     Example:
@@ -98,6 +109,19 @@ def find_lr(
         >>> 0.01 < answer.lr < 1
         True
     """
+    arguments = {
+        "epochs": epochs,
+        "num_steps": num_steps,
+        "schedule": schedule,
+        "schedules": schedules,
+        "vary": vary,
+        "seeds": seeds,
+        "budget": budget,
+        "tolerance": tolerance,
+        "monitor": monitor,
+        "mode": mode,
+        **execution,
+    }
     options = check_task(task, execution)
     if schedules is not None and schedule != "constant":
         raise ValueError(
@@ -127,10 +151,12 @@ def find_lr(
     combinations = [
         Setting(1.0, own.schedule, tuple(own.hyper.items())) for own in cross(np.ones(1), list(named), [0], varied)
     ]
-    search = _Search(request, named, seed_list, span, metric, direction, float(budget))
-    scans = search.scan(combinations)
-    race = search.race(scans)
-    return search.answer(scans, race, tolerance)
+    with journal_of("find_lr", task, checkpoint, checkpoint_every, arguments, restart=restart) as journal:
+        request = replace(request, journal=journal)
+        search = _Search(request, named, seed_list, span, metric, direction, float(budget))
+        scans = search.scan(combinations)
+        race = search.race(scans)
+        return search.answer(scans, race, tolerance)
 
 
 class _Search:

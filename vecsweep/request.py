@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from vecsweep._arguments import RESTARTABLE
 from vecsweep._engine.run import count_batches, template_of
+from vecsweep.checkpoint.journal import Journal
 from vecsweep.execution import Execution, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping
 from vecsweep.pruning import Prune, steps_of
@@ -30,6 +31,7 @@ class Request:
         prune: says which members go on where they are compared; None where all do.
         rungs: shares of the schedules' length after which it is asked; none where it is at each evaluation.
         rung_metric: that is measured for it; None if what is measured anyway will do.
+        journal: keeps what is trained as it goes; None where nobody does.
     """
 
     task: Task
@@ -41,6 +43,12 @@ class Request:
     prune: Prune | None = None
     rungs: tuple[float, ...] = ()
     rung_metric: str | None = None
+    journal: Journal | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        """Where what is trained is kept."""
+        return None if self.journal is None else self.journal.folder
 
     def template(self, seed: int) -> Optimizer:
         """A copy of the task's optimizer."""

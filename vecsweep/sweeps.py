@@ -23,6 +23,7 @@ from vecsweep._arguments import (
 from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted
 from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
+from vecsweep.checkpoint.arguments import journal_of
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
 from vecsweep.pruning import RUNGS, Prune, halve
@@ -50,6 +51,9 @@ def sweep(
     monitor: str | None = None,
     mode: Mode | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: str | None = "5min",
+    restart: bool = False,
     **execution: Unpack[ExecutionOptions],
 ) -> Sweep:
     """Train a member for each learning rate, schedule and seed, all in one batched pass.
@@ -85,6 +89,11 @@ def sweep(
             without `val_batches` "mean_train_loss".
         mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
         tensorboard: a folder to which each member is written while it trains, to be watched there.
+        checkpoint: a folder in which the run is kept as it goes, so that it goes on where it stood, to the last bit,
+            when this is called again after its process has ended, or by `vecsweep.resume`. None for none.
+        checkpoint_every: how often, a time or a number of steps as in "90s", "5min", "1h" or "1000 steps"; None to keep
+            it when it ends, and when a signal asks for it (SIGTERM, SIGUSR1, Ctrl-C).
+        restart: begin anew where the folder holds a run already, in place of going on with it.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
@@ -95,6 +104,7 @@ def sweep(
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
         ImportError: `tensorboard` is given, and TensorBoard is not installed.
+        OSError: `checkpoint` cannot be written to.
         Interrupted: Ctrl-C; its `result` holds what was computed.
 
     Example:
@@ -107,6 +117,23 @@ def sweep(
         >>> runs.train_loss.shape
         (5, 4)
     """
+    arguments = {
+        "lrs": lrs,
+        "schedules": schedules,
+        "seeds": seeds,
+        "vary": vary,
+        "num_steps": num_steps,
+        "epochs": epochs,
+        "until": until,
+        "val_every": val_every,
+        "train_metrics": train_metrics,
+        "patience": patience,
+        "prune": prune,
+        "monitor": monitor,
+        "mode": mode,
+        "tensorboard": tensorboard,
+        **execution,
+    }
     options = check_task(task, execution)
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
@@ -140,7 +167,8 @@ def sweep(
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
     members = cross(rates, list(named), seed_list, varied)
     courses = tuple(Course(named[m.schedule], m.schedule, whole.begin, whole.num_steps) for m in members)
-    return begin(request, members, courses, span)
+    with journal_of("sweep", task, checkpoint, checkpoint_every, arguments, restart=restart) as journal:
+        return begin(replace(request, journal=journal), members, courses, span)
 
 
 def _usual_range(template: Optimizer, method: Method) -> tuple[float, float]:
@@ -173,6 +201,9 @@ def range_test(
     method: Method = "grid",
     spacing: Spacing = "exponential",
     evaluate: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: str | None = "5min",
+    restart: bool = False,
     **execution: Unpack[ExecutionOptions],
 ) -> RangeTest:
     """Find out which learning rates train, by one batched pass over a range of them.
@@ -193,6 +224,11 @@ def range_test(
         spacing: "exponential" for equal ratios between learning rates, "linear" for equal differences.
         evaluate: whether to evaluate each member of a grid at its end on the task's `val_batches`: the result's
             `metrics`, against its learning rates.
+        checkpoint: a folder in which the run is kept as it goes, so that it goes on where it stood, to the last bit,
+            when this is called again after its process has ended, or by `vecsweep.resume`. None for none.
+        checkpoint_every: how often, a time or a number of steps as in "90s", "5min", "1h" or "1000 steps"; None to keep
+            it when it ends, and when a signal asks for it (SIGTERM, SIGUSR1, Ctrl-C).
+        restart: begin anew where the folder holds a run already, in place of going on with it.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
 
@@ -202,6 +238,7 @@ def range_test(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
+        OSError: `checkpoint` cannot be written to.
         Interrupted: Ctrl-C; its `result` holds what was computed.
 
     Example:
@@ -217,6 +254,17 @@ def range_test(
     Reference:
         Smith, Cyclical learning rates for training neural networks, 2015, https://arxiv.org/abs/1506.01186
     """
+    arguments = {
+        "start_lr": start_lr,
+        "end_lr": end_lr,
+        "num_lrs": num_lrs,
+        "num_steps": num_steps,
+        "seeds": seeds,
+        "method": method,
+        "spacing": spacing,
+        "evaluate": evaluate,
+        **execution,
+    }
     options = check_task(task, execution)
     check_choice("method", method, get_args(Method))
     check_choice("spacing", spacing, get_args(Spacing))
@@ -251,11 +299,15 @@ def range_test(
         plan = Plan.constant(rates, seed_list, num_steps)
     evaluation = Evaluation((plan.num_steps,) if evaluate else ())
     started = time.perf_counter()
-    record = train(task, plan, options, keeps_states=False, evaluation=evaluation)
-    runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, time.perf_counter() - started)
-    if len(runs.train_loss) == 0:
-        raise Interrupted(None)
-    found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
-    if not found.is_complete:
-        raise Interrupted(found)
-    return found
+    with journal_of("range_test", task, checkpoint, checkpoint_every, arguments, restart=restart) as journal:
+        keepers = None if journal is None else journal.next_keeper
+        record = train(task, plan, options, keeps_states=False, evaluation=evaluation, keepers=keepers)
+        duration_s = record.earlier_s + time.perf_counter() - started
+        runs = wrap(plan, record, Span(0, plan.num_steps, None), evaluation, duration_s)
+        folder = None if journal is None else journal.folder
+        if len(runs.train_loss) == 0:
+            raise Interrupted(None, folder)
+        found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
+        if not found.is_complete:
+            raise Interrupted(found, folder)
+        return found

@@ -5,10 +5,12 @@ that a sweep can be extended and branched as often as one likes.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -19,6 +21,7 @@ from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Lrs, Schedules
+from vecsweep.checkpoint.arguments import pack
 from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
 from vecsweep.pruning import pruning
 from vecsweep.request import Request
@@ -34,12 +37,14 @@ class Training:
         members: `[member]`.
         courses: what each follows.
         start: their states, and where their seeds stand.
+        selected: their positions among those that the request's journal knows of.
     """
 
     request: Request
     members: tuple[Member, ...]
     courses: tuple[Course, ...]
     start: Start
+    selected: tuple[int, ...]
 
     def model(self, i: int) -> nn.Module:
         """Make a module of member i's state."""
@@ -52,6 +57,7 @@ class Training:
             self,
             members=tuple(self.members[i] for i in members),
             courses=tuple(self.courses[i] for i in members),
+            selected=tuple(self.selected[i] for i in members),
             start=replace(self.start, states=[self.start.states[i] for i in members], metrics=metrics),
         )
 
@@ -71,7 +77,9 @@ class Training:
                     "members go on to it."
                 )
         schedules = {course.name: course.schedule for course in self.courses}
-        return self._go_on(runs, alive, self._span(runs, num_steps, epochs, needs_epochs(schedules)))
+        span = self._span(runs, num_steps, epochs, needs_epochs(schedules))
+        with self._kept("extend", num_steps=num_steps, epochs=epochs) as training:
+            return training._go_on(runs, alive, span)
 
     def branch(
         self,
@@ -104,9 +112,25 @@ class Training:
             courses.append(course)
         copies = [i] * len(members)
         before = replace(runs._take(copies), members=tuple(_record_of(member) for member in members))
-        request = replace(self.request, tensorboard=_folder_of_branch(self.request.tensorboard, i, span.begin))
-        copied = replace(self.select(copies), request=request, members=tuple(members), courses=tuple(courses))
-        return copied._go_on(before, range(len(members)), span)
+        arguments = {"lrs": lrs, "schedules": schedules, "vary": vary, "num_steps": num_steps, "epochs": epochs}
+        with self._kept("branch", i=i, **arguments) as training:
+            request = training.request
+            request = replace(request, tensorboard=_folder_of_branch(request.tensorboard, i, span.begin))
+            copied = replace(self.select(copies), request=request, members=tuple(members), courses=tuple(courses))
+            copied = replace(copied, selected=tuple(range(len(members))))
+            return copied._go_on(before, range(len(members)), span)
+
+    @contextmanager
+    def _kept(self, verb: str, **arguments: Any) -> Iterator["Training"]:
+        """Open a folder for a call that goes on from here, inside that of the call that came to it."""
+        journal = self.request.journal
+        if journal is None:
+            yield self
+            return
+        packed = {"members": list(self.selected)} | {name: pack(value) for name, value in arguments.items()}
+        with journal.child(verb, packed).opened() as child:
+            selected = tuple(range(len(self.members)))
+            yield replace(self, request=replace(self.request, journal=child), selected=selected)
 
     def _span(self, runs: Sweep, num_steps: int | None, epochs: int | None, needs_epochs: bool) -> Span:
         return self.request.span(
@@ -140,7 +164,7 @@ class Training:
         )
         joined = _join(before, now, alive, defaults)
         if not record.is_complete:
-            raise Interrupted(joined)
+            raise Interrupted(joined, self.request.folder)
         states = list(self.start.states)
         for i, state in zip(alive, record.states, strict=True):
             states[i] = state
@@ -164,9 +188,9 @@ def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, 
     plan = draw_up(members, courses, span, request.template(members[0].seed))
     runs, record = _train(request, plan, courses, span, None, lambda runs: runs, range(len(members)))
     if not record.is_complete:
-        raise Interrupted(runs if len(runs.train_loss) else None)
+        raise Interrupted(runs if len(runs.train_loss) else None, request.folder)
     start = Start(record.states, record.learners, record.ends, record.metrics)
-    return replace(runs, _trained=Training(request, members, courses, start))
+    return replace(runs, _trained=Training(request, members, courses, start, tuple(range(len(members)))))
 
 
 def _train(
@@ -201,8 +225,16 @@ def _train(
         writer = LiveWriter(request.tensorboard, [_record_of(member) for member in plan.members], span)
     started = time.perf_counter()
     try:
-        record = train(request.task, plan, request.execution, evaluation=evaluation, start=start, observer=writer)
-        runs = wrap(plan, record, span, evaluation, time.perf_counter() - started)
+        record = train(
+            request.task,
+            plan,
+            request.execution,
+            evaluation=evaluation,
+            start=start,
+            observer=writer,
+            keepers=None if request.journal is None else request.journal.next_keeper,
+        )
+        runs = wrap(plan, record, span, evaluation, record.earlier_s + time.perf_counter() - started)
         if writer is not None:
             writer.finish(runs)
     finally:

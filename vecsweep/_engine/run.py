@@ -3,7 +3,7 @@
 Not here: the training loop itself (`loop.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,6 +19,7 @@ from vecsweep._engine.modes import modes_set_aside
 from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.record import Observer, Part, Record, Start, join
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.snapshot import Keeper
 from vecsweep._engine.sources import count_batches as count
 from vecsweep._engine.sources import num_seeds_at_once
 from vecsweep._engine.trials import time_each
@@ -38,6 +39,7 @@ def train(
     evaluation: Evaluation | None = None,
     start: Start | None = None,
     observer: Observer | None = None,
+    keepers: Callable[[], Keeper] | None = None,
 ) -> Record:
     """Train every member of a plan.
 
@@ -50,6 +52,7 @@ def train(
         evaluation: when members are evaluated; None for never.
         start: where an earlier run ended, to go on from there; None for the beginning.
         observer: who is told of losses and metrics as they come.
+        keepers: gives who keeps snapshots of the next members that train at the same time; None where nobody does.
     """
     streams = Streams(_device_of(task, execution), _own_generators(task))
     has_train_metrics = evaluation is not None and evaluation.has_train_metrics
@@ -68,6 +71,7 @@ def train(
                 evaluation=evaluation,
                 start=None if start is None else start.select(members),
                 observer=observer if observer is None or len(turns) == 1 else Part(observer, members, plan),
+                keeper=None if keepers is None else keepers(),
             )
         except KeyboardInterrupt:  # while ways were timed, say: a run without steps
             return Record.empty(len(members))

@@ -61,7 +61,7 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
         raise ResultFileError(f"{path} is no ordinary file. Pass a file that `save` wrote.")
     content = path.read_bytes()
     try:
-        arrays = _read_arrays(content)
+        arrays = read_arrays(content)
         header = json.loads(str(arrays.pop("header")))
     except Exception as error:  # zlib, zipfile and NumPy raise many kinds, and document few
         raise foreign from error
@@ -77,7 +77,7 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
     return header, arrays
 
 
-def _read_arrays(content: bytes) -> Arrays:
+def read_arrays(content: bytes) -> Arrays:
     """Read the arrays of a .npz file, of numbers or text; what it claims to hold is believed within bounds only."""
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         parts = archive.infolist()
