@@ -88,9 +88,10 @@ LAYERS = {
         "checkpoint.keeper",
         "checkpoint.journal",
         "checkpoint checkpoint.arguments request",
+        "checkpoint.trained",
         "training",
     ],
-    "verbs": ["answer check sweeps"],
+    "verbs": ["answer check sweeps", "resuming"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
         integrations.fastai""",
@@ -103,7 +104,7 @@ LAYERS = {
         "cli.timing",
         "cli.reports",
         "cli.saying",
-        "cli.bench cli.check cli.data cli.find_lr cli.range_test cli.steer cli.sweep",
+        "cli.bench cli.check cli.data cli.find_lr cli.range_test cli.resume cli.steer cli.sweep",
         "cli.plot cli.demos.stage",
         "cli.demos.cyclical cli.demos.digits cli.demos.finder cli.demos.policies cli.demos.regression",
         "cli.demos",

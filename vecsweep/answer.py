@@ -19,6 +19,7 @@ from vecsweep._arguments import (
     check_vary,
     needs_epochs,
 )
+from vecsweep._engine.run import weights_of
 from vecsweep._errors import Interrupted
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.checkpoint.arguments import journal_of
@@ -151,6 +152,8 @@ def find_lr(
     combinations = [
         Setting(1.0, own.schedule, tuple(own.hyper.items())) for own in cross(np.ones(1), list(named), [0], varied)
     ]
+    if checkpoint is not None:  # each part begins with them
+        arguments["weights"] = weights_of(task, seed_list, options)
     with journal_of("find_lr", task, checkpoint, checkpoint_every, arguments, restart=restart) as journal:
         request = replace(request, journal=journal)
         search = _Search(request, named, seed_list, span, metric, direction, float(budget))
@@ -327,7 +330,8 @@ class _Search:
         """Train settings with seeds, and note what it cost."""
         members = tuple(Member(own.lr, seed, own.schedule, dict(own.hyper)) for own in settings for seed in seeds)
         try:
-            runs = begin(request, members, tuple(courses[member.schedule] for member in members), span)
+            of_members = tuple(courses[member.schedule] for member in members)
+            runs = begin(request, members, of_members, span, is_part=True)
         except Interrupted as interruption:
             interruption.add_note("The race was not over, so that there is no answer yet.")
             raise

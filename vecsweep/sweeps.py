@@ -310,4 +310,6 @@ def range_test(
         found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
         if not found.is_complete:
             raise Interrupted(found, folder)
+        if journal is not None:
+            journal.note_result(found)
         return found

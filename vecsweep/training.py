@@ -22,6 +22,7 @@ from vecsweep._errors import Interrupted
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Lrs, Schedules
 from vecsweep.checkpoint.arguments import pack
+from vecsweep.checkpoint.trained import Trained, write_trained
 from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
 from vecsweep.pruning import pruning
 from vecsweep.request import Request
@@ -60,6 +61,11 @@ class Training:
             selected=tuple(self.selected[i] for i in members),
             start=replace(self.start, states=[self.start.states[i] for i in members], metrics=metrics),
         )
+
+    def save(self, runs: Sweep, path: Path) -> Path:
+        """Write it all to a folder."""
+        write_trained(path, runs, Trained(self.request, self.members, self.courses, self.start))
+        return path
 
     def extend(self, runs: Sweep, num_steps: int | None, epochs: int | None) -> Sweep:
         """Train all members further that neither diverged nor were stopped."""
@@ -165,6 +171,8 @@ class Training:
         joined = _join(before, now, alive, defaults)
         if not record.is_complete:
             raise Interrupted(joined, self.request.folder)
+        if self.request.journal is not None:
+            self.request.journal.note_result(joined)
         states = list(self.start.states)
         for i, state in zip(alive, record.states, strict=True):
             states[i] = state
@@ -172,7 +180,9 @@ class Training:
         return replace(joined, _trained=replace(self, start=start))
 
 
-def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, ...], span: Span) -> Sweep:
+def begin(
+    request: Request, members: tuple[Member, ...], courses: tuple[Course, ...], span: Span, *, is_part: bool = False
+) -> Sweep:
     """Train members from their first step on.
 
     Args:
@@ -180,6 +190,7 @@ def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, 
         members: who.
         courses: what each follows.
         span: the steps.
+        is_part: whether the result is one of several of a call, so that what goes on from it is not kept with that.
 
     Raises:
         ValueError: a schedule or a metric does not suit the task, or the task cannot be trained.
@@ -189,7 +200,10 @@ def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, 
     runs, record = _train(request, plan, courses, span, None, lambda runs: runs, range(len(members)))
     if not record.is_complete:
         raise Interrupted(runs if len(runs.train_loss) else None, request.folder)
+    if request.journal is not None and not is_part:
+        request.journal.note_result(runs)
     start = Start(record.states, record.learners, record.ends, record.metrics)
+    request = replace(request, journal=None) if is_part else request
     return replace(runs, _trained=Training(request, members, courses, start, tuple(range(len(members)))))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vecsweep._engine.choices import Timing
+from vecsweep._engine.fingerprint import fingerprint
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
 from vecsweep._engine.memory import memory_kept
@@ -128,6 +129,19 @@ def template_of(task: Task, seed: int, execution: Execution) -> Optimizer:
     streams = Streams(_device_of(task, execution))
     with streams.borrowed(), modes_set_aside():
         return Learner.build(task, seed, streams, execution).optimizer
+
+
+def learners_of(task: Task, seeds: Sequence[int], execution: Execution) -> dict[int, Learner]:
+    """The patterns of the members of some seeds."""
+    streams = Streams(_device_of(task, execution))
+    with streams.borrowed(), modes_set_aside():
+        return {seed: Learner.build(task, seed, streams, execution) for seed in seeds}
+
+
+def weights_of(task: Task, seeds: Sequence[int], execution: Execution) -> str:
+    """A digest of the untrained weights of some seeds."""
+    learners = learners_of(task, seeds, execution)
+    return fingerprint([list(learner.parameters.values()) for learner in learners.values()]).digest
 
 
 @contextmanager

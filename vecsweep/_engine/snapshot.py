@@ -16,7 +16,7 @@ import torch
 
 from vecsweep._engine.choices import Engine
 from vecsweep._engine.ensemble import MemberState
-from vecsweep._engine.fingerprint import Fingerprint
+from vecsweep._engine.fingerprint import Fingerprint, fingerprint
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.levels import Stepping, without_addresses
 from vecsweep._engine.record import End
@@ -121,16 +121,16 @@ class Keeper(Protocol):
         """
 
 
-def identify(learners: Mapping[int, Learner], plan: Plan, execution: Execution, evaluation: Evaluation) -> Identity:
-    """Say what a run trains, so that another can be told from it."""
+def identify_task(learners: Mapping[int, Learner]) -> Identity:
+    """Say what is trained, so that another task can be told from it."""
     pattern = next(iter(learners.values()))
-    options = ("precision", "accumulation_steps", "max_grad_norm", "divergence_factor")
     return {
         "model": {
             "class": type(pattern.model).__qualname__,
             "parameters": {name: _form(p) for name, p in pattern.model.named_parameters()},
             "buffers": {name: _form(b) for name, b in pattern.model.named_buffers()},
             "layers": without_addresses(repr(pattern.model)).splitlines(),
+            "what is not trained": {name: fingerprint(tensor).digest for name, tensor in pattern.constants.items()},
         },
         "optimizer": {
             "class": type(pattern.optimizer).__qualname__,
@@ -140,6 +140,13 @@ def identify(learners: Mapping[int, Learner], plan: Plan, execution: Execution, 
             ],
         },
         "loss": _name_of(pattern.task.loss_fn or pattern.task.training_step),
+    }
+
+
+def identify(learners: Mapping[int, Learner], plan: Plan, execution: Execution, evaluation: Evaluation) -> Identity:
+    """Say what a run trains, so that another can be told from it."""
+    options = ("precision", "accumulation_steps", "max_grad_norm", "divergence_factor")
+    return identify_task(learners) | {
         "members": [asdict(member) | {"hyper": dict(member.hyper)} for member in plan.members],
         "plan": {name: _digest(values) for name, values in plan.hyper.items()},
         "num_steps": plan.num_steps,

@@ -57,8 +57,8 @@ def write_folder(path: Path, value: Any, facts: Mapping[str, Json]) -> None:
         whole = {"format": _FORMAT, "version": FORMAT_VERSION, **facts, "files": files, "content": content}
         (new / _MANIFEST).write_text(json.dumps({"checksum": _checksum_of(whole), **whole}))
         for written in new.iterdir():
-            _flush(written)
-        _flush(new)
+            flush(written)
+        flush(new)
         _put(new, path)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
@@ -123,9 +123,9 @@ def write_json(path: Path, value: Json) -> None:
     new = path.with_name(f".new-{uuid.uuid4().hex}")
     try:
         new.write_text(json.dumps(value, indent=1))
-        _flush(new)
+        flush(new)
         new.replace(path)
-        _flush(path.parent)
+        flush(path.parent)
     except BaseException:
         new.unlink(missing_ok=True)
         raise
@@ -153,7 +153,7 @@ def _put(new: Path, path: Path) -> None:
     if path.exists():
         remove(path)
     new.rename(path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def _arrays_by_file(arrays: Arrays) -> dict[str, Arrays]:
@@ -186,7 +186,7 @@ def _checksum_of(whole: Json) -> str:
     return hashlib.blake2b(json.dumps(whole, sort_keys=True).encode(), digest_size=32).hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Have the system put a file, or the names in a folder, on the disk itself."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -13,23 +13,39 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vecsweep._errors import ResultFileError
+from vecsweep._errors import ResultFileError, warn_of_fallback
 from vecsweep.checkpoint.disk import clean, write_json
 from vecsweep.checkpoint.keeper import FolderKeeper, Interval
 from vecsweep.checkpoint.signals import Signals
 from vecsweep.checkpoint.snapshots import written_by
+from vecsweep.results import Sweep
 
+RESULT = "result.npz"
 _CALL, _LOCK, _OWNER = "call.json", ".lock", ".owner.json"
 _FORMAT, _FORMAT_VERSION = "vecsweep call", 1
 _MAX_CALL_BYTES = 2**24
 _CHANGEABLE = frozenset({"device", "progress", "tensorboard"})  # arguments that may be others when a call goes on
 _DYING_S = 10.0  # that children of a process may live on after it, with its lock
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What was typed.
+
+    Attributes:
+        words: behind the program's name.
+        folder: in which.
+    """
+
+    words: tuple[str, ...]
+    folder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +56,17 @@ class Call:
         verb: the function's name, or the method's.
         arguments: by name.
         begun_at: seconds since 1970.
+        command: in which the call was made; None if it was made in Python.
     """
 
     verb: str
     arguments: Mapping[str, Any]
     begun_at: float
+    command: Command | None
+
+
+COMMAND: ContextVar[Command | None] = ContextVar("command", default=None)
+"""The command that runs; None where none does."""
 
 
 class Journal:
@@ -97,6 +119,13 @@ class Journal:
         self._keepers.append(FolderKeeper(folder, self.interval, self._signals))
         return self._keepers[-1]
 
+    def note_result(self, runs: Sweep) -> None:
+        """Write the curves that the call came to, for those who only look at them."""
+        try:
+            runs.save(self.folder / RESULT)
+        except OSError as error:
+            warn_of_fallback(f"The curves could not be written to {self.folder} ({error.strerror}).")
+
     def child(self, verb: str, arguments: Mapping[str, Any]) -> "Journal":
         """The journal of a call that goes on from this one's result."""
         digest = hashlib.blake2b(json.dumps(arguments, sort_keys=True).encode(), digest_size=4).hexdigest()
@@ -110,7 +139,13 @@ class Journal:
                     f"`checkpoint` must be a folder of its own; {self.folder} holds {min(others)!r}. Name one that is "
                     "not there yet."
                 )
-            call = {"verb": self._verb, "arguments": self._arguments, "begun_at": time.time()}
+            command = COMMAND.get()
+            call = {
+                "verb": self._verb,
+                "arguments": self._arguments,
+                "begun_at": time.time(),
+                "command": None if command is None else asdict(command),
+            }
             head = {"format": _FORMAT, "version": _FORMAT_VERSION, **written_by()}
             write_json(self.folder / _CALL, head | call)
             return
@@ -151,7 +186,9 @@ def read_call(folder: Path) -> Call:
         with path.open("rb") as file:
             found = json.loads(file.read(_MAX_CALL_BYTES))
         version = found["version"] if found["format"] == _FORMAT else None
-        call = Call(str(found["verb"]), dict(found["arguments"]), float(found["begun_at"]))
+        words = found["command"]
+        command = None if words is None else Command(tuple(map(str, words["words"])), str(words["folder"]))
+        call = Call(str(found["verb"]), dict(found["arguments"]), float(found["begun_at"]), command)
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ResultFileError(f"{path} is damaged: {error}. Begin anew with `restart=True`.") from error
     if version != _FORMAT_VERSION:

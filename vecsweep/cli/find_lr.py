@@ -4,8 +4,10 @@ import argparse
 
 import vecsweep as vs
 from vecsweep.cli.arguments import (
+    CHECKPOINT_OPTIONS,
     EXECUTION_OPTIONS,
     TASK_HELP,
+    add_checkpoint,
     add_execution,
     add_json,
     add_seeds,
@@ -74,13 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.safetensors",
         help="write the trained model's weights here (default: nowhere)",
     )
+    add_checkpoint(written)
     add_json(written)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Find a task's learning rate, and say what speaks for it."""
     task = load_task(arguments.task)
-    options = given(arguments, *_OPTIONS, *EXECUTION_OPTIONS)
+    options = given(arguments, *_OPTIONS, *EXECUTION_OPTIONS, *CHECKPOINT_OPTIONS)
     answer = vs.find_lr(task, vary=merged(arguments.vary), **options)
     say = sayer(arguments)
     say(str(answer))
