@@ -68,16 +68,17 @@ LAYERS = {
         "observers",
     ],
     "engine": [
-        """_engine _engine.capture _engine.choices _engine.divergence _engine.graph _engine.lending _engine.memory
-        _engine.messages _engine.modes _engine.packing _engine.places _engine.rng _engine.templates _engine.work""",
-        "_engine.copying _engine.reach _engine.remembered _engine.sources _engine.weights",
+        """_engine _engine.capture _engine.choices _engine.divergence _engine.graph _engine.lending _engine.levels
+        _engine.memory _engine.messages _engine.modes _engine.packing _engine.places _engine.rng _engine.templates
+        _engine.work""",
+        "_engine.copying _engine.fingerprint _engine.reach _engine.remembered _engine.sources _engine.weights",
         "_engine.watch",
         "_engine.ensemble _engine.objective",
         "_engine.batches",
         "_engine.stock",
         "_engine.learner",
         "_engine.contract _engine.optimizer _engine.plain _engine.probe _engine.record",
-        "_engine.measure _engine.step _engine.untrained",
+        "_engine.measure _engine.snapshot _engine.step _engine.untrained",
         "_engine.program",
         "_engine.sequential _engine.vectorized",
         "_engine.workers",
@@ -94,8 +95,18 @@ LAYERS = {
         "cluster.driver",
         "cluster",
     ],
-    "going on": ["_arguments origin pruning", "race request", "training", "search"],
-    "verbs": ["answer check sweeps"],
+    "going on": [
+        "_arguments checkpoint.signals checkpoint.values origin pruning",
+        "checkpoint.disk race",
+        "checkpoint.snapshots",
+        "checkpoint.keeper",
+        "checkpoint.journal",
+        "checkpoint checkpoint.arguments request",
+        "checkpoint.trained",
+        "training",
+        "search",
+    ],
+    "verbs": ["answer check sweeps", "resuming"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
         integrations.fastai""",
@@ -108,7 +119,7 @@ LAYERS = {
         "cli.timing",
         "cli.reports",
         "cli.saying",
-        "cli.bench cli.check cli.data cli.find_lr cli.range_test cli.steer cli.sweep",
+        "cli.bench cli.check cli.data cli.find_lr cli.range_test cli.resume cli.steer cli.sweep",
         "cli.plot cli.demos.stage",
         "cli.demos.cyclical cli.demos.digits cli.demos.finder cli.demos.policies cli.demos.regression",
         "cli.demos",
@@ -204,9 +215,9 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "sklearn": {"tasks.data"},
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},
-    "safetensors": {"results.sweep"},
+    "safetensors": {"checkpoint.disk", "results.sweep"},
     "platformdirs": {"_folders"},
-    "filelock": {"_engine.remembered"},
+    "filelock": {"_engine.remembered", "checkpoint.journal"},
     "tensorboard": {"observers.tensorboard"},
     "mlflow": {"observers.mlflow"},
     "trackio": {"observers.trackio"},

@@ -23,7 +23,8 @@ from vecsweep.check import CheckReport, check
 from vecsweep.execution import Execution
 from vecsweep.finder import LRFinder
 from vecsweep.integrations.fastai import lr_find
-from vecsweep.results import Answer, RangeTest, Sweep, load
+from vecsweep.results import Answer, RangeTest, Sweep
+from vecsweep.resuming import load, resume
 from vecsweep.suggest import Suggestion
 from vecsweep.sweeps import range_test, sweep
 from vecsweep.task import Task
@@ -45,6 +46,7 @@ __all__ = [
     "load",
     "lr_find",
     "range_test",
+    "resume",
     "schedules",
     "sweep",
 ]

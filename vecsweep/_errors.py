@@ -7,7 +7,7 @@ from typing import Any
 
 
 class FallbackWarning(UserWarning):
-    """A task trains another way than asked for, because PyTorch cannot batch some part of it."""
+    """A task trains another way than asked for, because PyTorch cannot batch some part of it, or cannot be kept so."""
 
 
 class LostMembersWarning(UserWarning):
@@ -48,11 +48,14 @@ class Interrupted(KeyboardInterrupt):
         result: what the run had computed: an ordinary result, shorter than the one asked for, with the weights as they
             stood; a second Ctrl-C, which does not wait for all members to be at one step, leaves none. None when
             not even the first steps were done.
+        checkpoint: the folder in which the run can go on from here, if it is kept in one.
     """
 
-    def __init__(self, result: Any | None) -> None:
-        super().__init__("the run was interrupted; what it had computed is in `.result`")
+    def __init__(self, result: Any | None, checkpoint: Path | None = None) -> None:
+        where = "" if checkpoint is None else f", and it goes on from {checkpoint} when it is called again"
+        super().__init__(f"the run was interrupted; what it had computed is in `.result`{where}")
         self.result = result
+        self.checkpoint = checkpoint
 
 
 def with_result(error: Exception, result: Any) -> Exception:

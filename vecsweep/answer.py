@@ -4,7 +4,9 @@ Not here: what is trained for it and what is read off that (`search.py`); who ra
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Unpack, get_args
 
 import numpy as np
@@ -18,8 +20,10 @@ from vecsweep._arguments import (
     check_vary,
     needs_epochs,
 )
+from vecsweep._engine.run import weights_of
 from vecsweep._interrupts import held
 from vecsweep._types import Mode, Schedules, Seeds
+from vecsweep.checkpoint.arguments import journal_of
 from vecsweep.execution import ExecutionOptions, check_choice
 from vecsweep.observers.observer import Observer
 from vecsweep.origin import tell_origin
@@ -48,6 +52,9 @@ def find_lr(
     monitor: str | None = None,
     mode: Mode | None = None,
     callbacks: Sequence[Observer] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: str | None = "5min",
+    restart: bool = False,
     **execution: Unpack[ExecutionOptions],
 ) -> Answer:
     """Find the learning rate for a run, and train the model with it on the way.
@@ -72,6 +79,11 @@ def find_lr(
             `val_batches`, else the mean of a member's last quarter of losses, "train_loss".
         mode: whether less or more of it is better, "min" or "max"; None to go by its name.
         callbacks: who is told what members do, those of the scan and those of the race; see `vecsweep.observers`.
+        checkpoint: a folder in which the run is kept as it goes, so that it goes on where it stood, to the last bit,
+            when this is called again after its process has ended, or by `vecsweep.resume`. None for none.
+        checkpoint_every: how often, a time or a number of steps as in "90s", "5min", "1h" or "1000 steps"; None to keep
+            it when it ends, and when a signal asks for it (SIGTERM, SIGUSR1, Ctrl-C).
+        restart: begin anew where the folder holds a run already, in place of going on with it.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`, `cluster`; see `Execution`.
 
@@ -81,6 +93,7 @@ def find_lr(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, the task cannot be trained, or no learning rate trains it.
+        OSError: `checkpoint` cannot be written to.
         Interrupted: Ctrl-C; its `result` is what was trained of the part that it came in.
 
     Example:
@@ -124,7 +137,10 @@ def find_lr(
     combinations = [
         Setting(1.0, own.schedule, tuple(own.hyper.items())) for own in cross(np.ones(1), list(named), [0], varied)
     ]
-    search = Search(request, named, seed_list, span, metric, direction, float(budget))
-    scans = search.scan(combinations)
-    race = search.race(scans)
-    return search.answer(scans, race, tolerance)
+    if checkpoint is not None:  # each part begins with them
+        given["weights"] = weights_of(task, seed_list, options)
+    with journal_of(find_lr, options, given) as journal:
+        search = Search(replace(request, journal=journal), named, seed_list, span, metric, direction, float(budget))
+        scans = search.scan(combinations)
+        race = search.race(scans)
+        return search.answer(scans, race, tolerance)

@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from vecsweep._arguments import RESTARTABLE
 from vecsweep._engine.run import count_batches, template_of
+from vecsweep.checkpoint.journal import Journal
 from vecsweep.execution import Execution, check_count
 from vecsweep.observers.audience import Audience
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping
@@ -31,6 +32,7 @@ class Request:
         rungs: shares of the schedules' length after which it is asked; none where it is at each evaluation.
         rung_metric: that is measured for it; None if what is measured anyway will do.
         about: where it comes from, as `tell_origin` has it.
+        journal: keeps what is trained as it goes; None where nobody does.
     """
 
     task: Task
@@ -43,6 +45,7 @@ class Request:
     rungs: tuple[float, ...] = ()
     rung_metric: str | None = None
     about: dict[str, str] = field(default_factory=dict)
+    journal: Journal | None = None
 
     def template(self, seed: int) -> Optimizer:
         """A copy of the task's optimizer."""

@@ -208,7 +208,8 @@ class Search:
         """Train settings with seeds, and note what it cost."""
         members = tuple(Member(own.lr, seed, own.schedule, dict(own.hyper)) for own in settings for seed in seeds)
         try:
-            runs = begin(request, members, tuple(courses[member.schedule] for member in members), span)
+            of_members = tuple(courses[member.schedule] for member in members)
+            runs = begin(request, members, of_members, span, is_part=True)
         except Interrupted as interruption:
             interruption.add_note("The race was not over, so that there is no answer yet.")
             raise

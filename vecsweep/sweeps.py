@@ -21,6 +21,7 @@ from vecsweep._arguments import (
 )
 from vecsweep._interrupts import held
 from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
+from vecsweep.checkpoint.arguments import journal_of
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
 from vecsweep.observers.observer import Observer
 from vecsweep.observers.tensorboard import TensorBoard
@@ -53,6 +54,9 @@ def sweep(
     mode: Mode | None = None,
     tensorboard: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Observer] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: str | None = "5min",
+    restart: bool = False,
     **execution: Unpack[ExecutionOptions],
 ) -> Sweep:
     """Train a member for each learning rate, schedule and seed, all in one batched pass.
@@ -90,6 +94,11 @@ def sweep(
         mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
         tensorboard: a folder to which each member is written while it trains, to be watched there.
         callbacks: who is told what members do, such as `vecsweep.observers.MLflow("digits")`, or one of your own.
+        checkpoint: a folder in which the run is kept as it goes, so that it goes on where it stood, to the last bit,
+            when this is called again after its process has ended, or by `vecsweep.resume`. None for none.
+        checkpoint_every: how often, a time or a number of steps as in "90s", "5min", "1h" or "1000 steps"; None to keep
+            it when it ends, and when a signal asks for it (SIGTERM, SIGUSR1, Ctrl-C).
+        restart: begin anew where the folder holds a run already, in place of going on with it.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`, `cluster`; see `Execution`.
 
@@ -100,6 +109,7 @@ def sweep(
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
         ImportError: `tensorboard` is given, and TensorBoard is not installed.
+        OSError: `checkpoint` cannot be written to.
         Interrupted: Ctrl-C; its `result` holds what was computed. So does the attribute `result` of whatever error the
             task's own code raises after the first steps.
 
@@ -157,7 +167,8 @@ def sweep(
     varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
     members = cross(rates, list(named), seed_list, varied)
     courses = tuple(Course(named[m.schedule], m.schedule, whole.begin, whole.num_steps) for m in members)
-    return begin(request, members, courses, span)
+    with journal_of(sweep, options, given) as journal:
+        return begin(replace(request, journal=journal), members, courses, span)
 
 
 def _with_tensorboard(
@@ -202,6 +213,9 @@ def range_test(
     spacing: Spacing = "exponential",
     evaluate: bool = False,
     callbacks: Sequence[Observer] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: str | None = "5min",
+    restart: bool = False,
     **execution: Unpack[ExecutionOptions],
 ) -> RangeTest:
     """Find out which learning rates train, by one batched pass over a range of them.
@@ -224,6 +238,11 @@ def range_test(
         evaluate: whether to evaluate each member of a grid at its end on the task's `val_batches`: the result's
             `metrics`, against its learning rates.
         callbacks: who is told what members do; see `vecsweep.observers`.
+        checkpoint: a folder in which the run is kept as it goes, so that it goes on where it stood, to the last bit,
+            when this is called again after its process has ended, or by `vecsweep.resume`. None for none.
+        checkpoint_every: how often, a time or a number of steps as in "90s", "5min", "1h" or "1000 steps"; None to keep
+            it when it ends, and when a signal asks for it (SIGTERM, SIGUSR1, Ctrl-C).
+        restart: begin anew where the folder holds a run already, in place of going on with it.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`, `cluster`; see `Execution`.
 
@@ -233,6 +252,7 @@ def range_test(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
+        OSError: `checkpoint` cannot be written to.
         Interrupted: Ctrl-C; its `result` holds what was computed. So does the attribute `result` of whatever error the
             task's own code raises after the first steps.
 
@@ -285,6 +305,8 @@ def range_test(
             )
         plan = Plan.constant(rates, seed_list, num_steps)
     evaluation = Evaluation((plan.num_steps,) if evaluate else ())
-    runs, record = carry_out(request, plan, Span(0, plan.num_steps, None), evaluation, keeps_states=False)
-    found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
-    return finished(found, record)
+    with journal_of(range_test, options, given) as journal:
+        request = replace(request, journal=journal)
+        runs, record = carry_out(request, plan, Span(0, plan.num_steps, None), evaluation, keeps_states=False)
+        found = RangeTest(**{f.name: getattr(runs, f.name) for f in fields(runs)}, method=method)
+        return finished(found, record, journal)

@@ -5,10 +5,12 @@ that a sweep can be extended and branched as often as one likes.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
@@ -19,6 +21,9 @@ from vecsweep._errors import Interrupted, with_result
 from vecsweep._hyper import plain_options
 from vecsweep._interrupts import held, is_due
 from vecsweep._types import FloatArray, Lrs, Schedules
+from vecsweep.checkpoint.arguments import pack
+from vecsweep.checkpoint.journal import Journal
+from vecsweep.checkpoint.trained import Trained, write_trained
 from vecsweep.cluster import train
 from vecsweep.observers.observer import Run
 from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
@@ -38,12 +43,14 @@ class Training:
         members: `[member]`.
         courses: what each follows.
         start: their states, and where their seeds stand.
+        selected: their positions among those that the request's journal knows of.
     """
 
     request: Request
     members: tuple[Member, ...]
     courses: tuple[Course, ...]
     start: Start
+    selected: tuple[int, ...]
 
     def model(self, i: int, *, copy_frozen: bool) -> nn.Module:
         """Make a module of member i's state."""
@@ -56,8 +63,14 @@ class Training:
             self,
             members=tuple(self.members[i] for i in members),
             courses=tuple(self.courses[i] for i in members),
+            selected=tuple(self.selected[i] for i in members),
             start=replace(self.start, states=[self.start.states[i] for i in members], metrics=metrics),
         )
+
+    def save(self, runs: Sweep, path: Path) -> Path:
+        """Write it all to a folder."""
+        write_trained(path, runs, Trained(self.request, self.members, self.courses, self.start))
+        return path
 
     @held()
     def extend(self, runs: Sweep, num_steps: int | None, epochs: int | None) -> Sweep:
@@ -76,7 +89,9 @@ class Training:
                     "members go on to it."
                 )
         schedules = {course.name: course.schedule for course in self.courses}
-        return self._go_on(runs, alive, self._span(runs, num_steps, epochs, needs_epochs(schedules)))
+        span = self._span(runs, num_steps, epochs, needs_epochs(schedules))
+        with self._kept("extend", num_steps=num_steps, epochs=epochs) as training:
+            return training._go_on(runs, alive, span)
 
     @held()
     def branch(
@@ -110,10 +125,25 @@ class Training:
             courses.append(course)
         copies = [i] * len(members)
         before = replace(runs._take(copies), members=tuple(_record_of(member) for member in members))
-        name = f"branch of member {i} at step {span.begin}"
-        request = replace(self.request, audience=self.request.audience.part(name))
-        copied = replace(self.select(copies), request=request, members=tuple(members), courses=tuple(courses))
-        return copied._go_on(before, range(len(members)), span)
+        arguments = {"lrs": lrs, "schedules": schedules, "vary": vary, "num_steps": num_steps, "epochs": epochs}
+        with self._kept("branch", i=i, **arguments) as training:
+            request = training.request
+            request = replace(request, audience=request.audience.part(f"branch of member {i} at step {span.begin}"))
+            copied = replace(self.select(copies), request=request, members=tuple(members), courses=tuple(courses))
+            copied = replace(copied, selected=tuple(range(len(members))))
+            return copied._go_on(before, range(len(members)), span)
+
+    @contextmanager
+    def _kept(self, verb: str, **arguments: Any) -> Iterator["Training"]:
+        """Open a folder for a call that goes on from here, inside that of the call that came to it."""
+        journal = self.request.journal
+        if journal is None:
+            yield self
+            return
+        packed = {"members": list(self.selected)} | {name: pack(value) for name, value in arguments.items()}
+        with journal.child(verb, packed).opened() as child:
+            selected = tuple(range(len(self.members)))
+            yield replace(self, request=replace(self.request, journal=child), selected=selected)
 
     def _span(self, runs: Sweep, num_steps: int | None, epochs: int | None, needs_epochs: bool) -> Span:
         return self.request.span(
@@ -152,10 +182,12 @@ class Training:
                 states[i] = state
             start = Start(states, self.start.learners, {**self.start.ends, **record.ends}, joined.metrics)
             joined = replace(joined, _trained=replace(self, start=start))
-        return finished(joined, record)
+        return finished(joined, record, self.request.journal)
 
 
-def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, ...], span: Span) -> Sweep:
+def begin(
+    request: Request, members: tuple[Member, ...], courses: tuple[Course, ...], span: Span, *, is_part: bool = False
+) -> Sweep:
     """Train members from their first step on.
 
     Args:
@@ -163,6 +195,7 @@ def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, 
         members: who.
         courses: what each follows.
         span: the steps.
+        is_part: whether the result is one of several of a call, so that what goes on from it is not kept with that.
 
     Raises:
         ValueError: a schedule or a metric does not suit the task, or the task cannot be trained.
@@ -173,16 +206,26 @@ def begin(request: Request, members: tuple[Member, ...], courses: tuple[Course, 
     runs, record = _train(request, plan, courses, span, None, lambda runs: runs, range(len(members)))
     if record.states:
         start = Start(record.states, record.learners, record.ends, record.metrics)
-        runs = replace(runs, _trained=Training(request, members, courses, start))
-    return finished(runs, record)
+        kept = replace(request, journal=None) if is_part else request
+        runs = replace(runs, _trained=Training(kept, members, courses, start, tuple(range(len(members)))))
+    return finished(runs, record, request.journal, is_part=is_part)
 
 
-def finished(runs: AnySweep, record: Record) -> AnySweep:
-    """Return a sweep that came to its end; raise what stopped one that did not, with the sweep as its result."""
+def finished(runs: AnySweep, record: Record, journal: Journal | None = None, *, is_part: bool = False) -> AnySweep:
+    """Return a sweep that came to its end; raise what stopped one that did not, with the sweep as its result.
+
+    Args:
+        runs: what was done, from the beginning.
+        record: of it, or of what was done last.
+        journal: of the call; None where nobody keeps it.
+        is_part: whether the call has another result.
+    """
     if record.error is not None:
         raise with_result(record.error, runs)
+    if record.is_complete and journal is not None and not is_part:
+        journal.note_result(runs)
     if not record.is_complete or is_due():
-        raise Interrupted(runs if len(runs.train_loss) else None)
+        raise Interrupted(runs if len(runs.train_loss) else None, None if journal is None else journal.folder)
     return runs
 
 
@@ -245,8 +288,10 @@ def carry_out(
             evaluation=evaluation,
             start=start,
             observer=request.audience or None,
+            keepers=None if request.journal is None else request.journal.next_keeper,
         )
-        runs = wrap(plan, record, span, evaluation, time.perf_counter() - started, request.about)
+        duration_s = record.earlier_s + time.perf_counter() - started
+        runs = wrap(plan, record, span, evaluation, duration_s, request.about)
     finally:
         request.audience.end(runs)
     return runs, record

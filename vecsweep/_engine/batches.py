@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
 
+from vecsweep._engine.fingerprint import Fingerprint, fingerprint
 from vecsweep._engine.packing import VALUES, Packed, pack, tree_flatten, tree_map
 from vecsweep._engine.rng import State, Streams
-from vecsweep._engine.sources import is_fresh, own_loader
+from vecsweep._engine.sources import is_fresh, own_loader, read_over
 from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.task import Task
@@ -56,6 +57,10 @@ class BatchStream:
         device: where batches go.
         dtype: what floating-point tensors are cast to; None leaves them alone.
         start: where another stream stood, to go on from there; None for the beginning.
+        last: what is known of the batch before `start`; None if nothing is.
+        has_new_workers: whether each epoch has worker processes of its own, whose random numbers another stream can
+            then draw again.
+        hides_progress: of going on from a place to which many batches lead, as tqdm has it.
     """
 
     def __init__(
@@ -66,9 +71,13 @@ class BatchStream:
         device: torch.device,
         dtype: torch.dtype | None = None,
         start: "Position | None" = None,
+        last: Fingerprint | None = None,
+        *,
+        has_new_workers: bool = False,
+        hides_progress: bool | None = True,
     ) -> None:
         self._task = task
-        self._source = own_loader(task.batches)
+        self._source = own_loader(task.batches, has_new_workers=has_new_workers)
         self._seed = seed
         self._streams = streams
         self._device = device
@@ -80,7 +89,7 @@ class BatchStream:
         self._num_loaded = 0  # from the iterator
         if start is not None:
             streams.rewind("batches", seed, start.epoch)
-            self._skip(start.num_taken)
+            self._skip(start.num_taken, last, hides_progress)
 
     @property
     def position(self) -> "Position":
@@ -147,17 +156,29 @@ class BatchStream:
         self._is_over = False
         self._num_loaded = 0
 
-    def _skip(self, num_batches: int) -> None:
+    def _skip(self, num_batches: int, last: Fingerprint | None, hides_progress: bool | None) -> None:
         """Read over what another stream had taken of this epoch."""
         self._begin()
         assert self._iterator is not None
-        for _ in range(num_batches):
-            if next(self._iterator, _END) is _END:
-                raise ValueError(
-                    "`batches` must be the same when training is taken up again; they ran out earlier than the first "
-                    "time. Look for a source that changes from epoch to epoch."
-                )
-            self._num_loaded += 1
+        num_read, batch = read_over(self._iterator, num_batches, hides_progress)
+        self._num_loaded += num_read
+        if num_read < num_batches:
+            raise ValueError(
+                "`batches` must be the same when training is taken up again; they ran out earlier than the first "
+                "time. Look for a source that changes from epoch to epoch."
+            )
+        if num_batches and last is not None:
+            _check_same(fingerprint(move(batch, self._device, self._dtype, is_fresh=True)), last)
+
+
+def _check_same(now: Fingerprint, before: Fingerprint) -> None:
+    """Raise ValueError unless a batch is the one that was there before."""
+    if now != before:
+        what = "hold other numbers" if now.form == before.form else f"were {before.form} and are {now.form}"
+        raise ValueError(
+            f"`batches` must be the same when training is taken up again; they {what}. Take the same data, and draw "
+            "random numbers from the global generators, which a sweep seeds, or from one with a seed of its own."
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
 
 from vecsweep._engine.divergence import Fate
 from vecsweep._engine.watch import Changes
@@ -105,6 +106,22 @@ class MemberState:
             parameters={name: p.clone() for name, p in self.parameters.items()},
             buffers={name: buffer.clone() for name, buffer in self.buffers.items()},
             optimizer=copy.deepcopy(self.optimizer),
+        )
+
+    def on(self, device: torch.device | str) -> "MemberState":
+        """The same on a device."""
+
+        def moved(value: Any) -> Any:
+            return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+
+        own = self.optimizer
+        return MemberState(
+            moved(self.parameters),
+            moved(self.buffers),
+            None if own is None else OptimizerState(moved(own.of_parameters), moved(own.rest)),
+            Fate(*map(moved, (self.fate.ceiling, self.fate.streak, self.fate.alive))),
+            None if self.scale is None else LossScale(moved(self.scale.value), moved(self.scale.streak)),
+            moved(self.kept),
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, compress
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from vecsweep._engine.choices import Choice, Way
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Unmappable, Window
 from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
 from vecsweep._engine.ensemble import MemberState
+from vecsweep._engine.fingerprint import fingerprint
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import Evaluator
 from vecsweep._engine.packing import unpack
@@ -30,6 +32,15 @@ from vecsweep._engine.record import End, Observer, Record, Start
 from vecsweep._engine.remembered import Pace, forget
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
+from vecsweep._engine.snapshot import (
+    Keeper,
+    Manner,
+    Snapshot,
+    check_identity,
+    describe_machine,
+    identify,
+    warn_of_another_machine,
+)
 from vecsweep._engine.trials import Unbatched, choose_way, divide, without_batching
 from vecsweep._engine.untrained import untrained_losses
 from vecsweep._engine.vectorized import Vectorized
@@ -73,6 +84,14 @@ class _Ran:
     ends: dict[int, State]
 
 
+class Place(NamedTuple):
+    """Where a seed stands in its batches: the position, what reading them has changed, and the last that was taken."""
+
+    position: Position
+    read: Changes
+    last: Batch | None
+
+
 class Loop:
     """A run and where it stands; the arguments are those of `run.train`."""
 
@@ -88,29 +107,71 @@ class Loop:
         evaluation: Evaluation | None = None,
         start: Start | None = None,
         observer: Observer | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
+        self.began_s = time.perf_counter()
         self.plan = plan
         self.execution = execution
         self.streams = streams
         self.keeps_states = keeps_states
         self.start = start
         self.observer = observer
+        self.keeper = keeper
+        self.evaluation = evaluation or Evaluation()
         seeds = dict.fromkeys(plan.seeds)
         if start is None:
             self.learners = {seed: Learner.build(task, seed, streams, execution, dtype) for seed in seeds}
         else:
             self.learners = {seed: start.learners[seed] for seed in seeds}
         self.device = next(self.learners[plan.seeds[0]].model.parameters()).device
-        places = {seed: start.ends[seed].batches if start else None for seed in seeds}
-        self.batches = {seed: BatchStream(task, seed, streams, self.device, dtype, places[seed]) for seed in seeds}
+        self.identity = identify(self.learners, plan, execution, self.evaluation) if keeper else {}
+        self.snapshot = keeper.latest() if keeper else None
+        if self.snapshot is not None:
+            check_identity(self.identity, self.snapshot.identity)
+            if self.snapshot.num_done < plan.num_steps:
+                warn_of_another_machine(describe_machine(self.device), self.snapshot.machine)
+        self.closing = ExitStack()  # of processes that train members
+        self.in_doubt_from: int | None = None
+        self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
+        self.hyper = {name: values.copy() if self.feedback else values for name, values in plan.hyper.items()}
+        self.loss = np.full(plan.lr.shape, np.nan)
+        self.num_evaluated = 0
+        self.diverged_at = np.full(len(plan.members), -1)
+        self.stopped_at = np.full(len(plan.members), -1)
+        self.states: list[MemberState | None] = [None] * len(plan.members)
+        self.is_over = self.snapshot is not None and self.snapshot.num_done == plan.num_steps
+        if not self.is_over:
+            self._prepare(task, dtype, has_evaluation=evaluation is not None)
+        if self.snapshot is not None:
+            self._restore(self.snapshot)
+
+    def _prepare(self, task: Task, dtype: torch.dtype | None, *, has_evaluation: bool) -> None:
+        """Get all that it takes to train: batches, an engine, who evaluates."""
+        plan, execution, streams, start = self.plan, self.execution, self.streams, self.start
+        seeds = dict.fromkeys(plan.seeds)
+        ends = self.snapshot.ends if self.snapshot else start.ends if start else {}
+        self.batches = {
+            seed: BatchStream(
+                task,
+                seed,
+                streams,
+                self.device,
+                dtype,
+                ends[seed].batches if ends else None,
+                self.snapshot.last.get(seed) if self.snapshot else None,
+                has_new_workers=self.keeper is not None,
+                hides_progress=execution.hides_progress,
+            )
+            for seed in seeds
+        }
+        self.last: dict[int, Batch] = {}  # by seed, the batch that was taken last
         # What reading batches has changed outside the model (an epoch, say, that the loss reads), by seed: as the steps
         # of the window find it, and as the reader left it.
         pattern = self.learners[plan.seeds[0]]
         self.outside = Watch.outside(pattern.task, pattern.model, has_numbers=False)
-        self.read: dict[int, Changes] = {seed: start.ends[seed].outside if start else {} for seed in seeds}
+        self.read: dict[int, Changes] = {seed: ends[seed].outside if ends else {} for seed in seeds}
         self.moved = dict(self.read)
-        self.unread = dict[int, tuple[Position, Changes]]()  # both as they were before the window that is trained
-        self.mover: str | None = None  # in words
+        self.mover = self.snapshot.manner.mover if self.snapshot else None  # in words
         with self._reading(plan.seeds[0]):
             first = self.batches[plan.seeds[0]].peek()
         task.check_batch(unpack(first))
@@ -118,15 +179,13 @@ class Loop:
         self.window_steps = 1 if self.mover else max(1, min(_WINDOW_STEPS, _WINDOW_BYTES // step_bytes))
         self.engine: Vectorized | Sequential | Parallel
         self.obstacle: str | None = None
-        self.in_doubt_from: int | None = None
         self.is_short_of_memory = False
         self.is_even = True  # all members stand at one step, which their batches and random streams stand at, too
         self.prefetched: Window | None = None
-        self.closing = ExitStack()  # of processes that train members
+        self.places: dict[int, Place] = {}  # where seeds stood before they took batches that are not trained yet
         self.choice = Choice(Way("sequential", len(plan.members), is_compiled=False), "")
-        self.evaluation = evaluation or Evaluation()
         self.evaluator: Evaluator | None = None
-        if evaluation and (task.val_batches is not None or evaluation.has_train_metrics):
+        if has_evaluation and (task.val_batches is not None or self.evaluation.has_train_metrics):
             self.evaluator = Evaluator(
                 task,
                 self.learners,
@@ -134,23 +193,19 @@ class Loop:
                 self.device,
                 dtype,
                 execution=execution,
-                has_train_metrics=evaluation.has_train_metrics,
+                has_train_metrics=self.evaluation.has_train_metrics,
             )
-        self._choose_engine(first)
+        if self.snapshot is not None:
+            self._step_as(self.snapshot.manner, first)
+        else:
+            self._choose_engine(first)
         # On a GPU the next batches are loaded in the meantime, which may take longer than the steps.
         self.pace = Pace(is_exact=self.device.type == "cpu")
-        if start is not None:
-            for seed in seeds:
-                streams.rewind("model", seed, start.ends[seed].model)
-        self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
-        self.hyper = {name: values.copy() if self.feedback else values for name, values in plan.hyper.items()}
-        self.loss = np.full(plan.lr.shape, np.nan)
+        for seed, end in ends.items():
+            if seed in seeds:
+                streams.rewind("model", seed, end.model)
         self.metrics = {name: np.full((self.evaluation.num, len(plan.members)), np.nan) for name in self._measured()}
-        self.num_evaluated = 0
-        self.diverged_at = np.full(len(plan.members), -1)
-        self.stopped_at = np.full(len(plan.members), -1)
-        self.states: list[MemberState | None] = [None] * len(plan.members)
-        if start is None and execution.divergence_factor is not None:
+        if not ends and execution.divergence_factor is not None:
             self.prefetched = self._window(list(seeds), 0)
         self.fates = {seed: self._fate(seed) for seed in seeds}
 
@@ -160,22 +215,26 @@ class Loop:
             return self._train()
 
     def _train(self) -> Record:
-        num_members = len(self.plan.members)
-        size = self.choice.way.chunk_size
-        member_bytes = self.engine.member_bytes if isinstance(self.engine, Vectorized) else 0
-        groups = [self._group(members, self._starts(members)) for members in divide(self.plan, size, member_bytes)]
-        num_chunks, num_done = len(groups), 0
-        total = self.plan.num_steps * num_members
+        num_members, total = len(self.plan.members), self.plan.num_steps
+        groups = self._begin()
+        num_done = 0 if self.snapshot is None else self.snapshot.num_done
         is_complete, error = False, None
-        with tqdm(total=total, unit=" steps", unit_scale=True, disable=self.execution.hides_progress, delay=1) as bar:
+        with tqdm(
+            total=total * num_members,
+            initial=num_done * num_members,
+            unit=" steps",
+            unit_scale=True,
+            disable=self.execution.hides_progress,
+            delay=1,
+        ) as bar:
             try:
-                while groups and num_done < self.plan.num_steps:
+                while groups and num_done < total:
                     interrupts.check()
                     window = self.prefetched or self._window(self._seeds(groups), num_done)
                     self.prefetched = None
                     if isinstance(self.engine, Vectorized) and self.execution.compile == "auto":
                         # A chunk that shrinks late would not earn back what compiling it anew takes.
-                        self.engine.is_worth_compiling = num_done < self.plan.num_steps / 2
+                        self.engine.is_worth_compiling = num_done < total / 2
                     if self.mover and isinstance(self.engine, Vectorized):
                         self._fall_back(self.mover)
                         groups = list(map(self._reload, groups))
@@ -189,7 +248,9 @@ class Loop:
                         bar.set_postfix_str("evaluating")
                         groups = self._evaluate(groups, num_done)
                     bar.set_postfix_str(f"{self._is_alive().sum()} of {num_members} members alive", refresh=False)
-                num_done, is_complete = self.plan.num_steps, True
+                    if self.keeper is not None and num_done < total and self.keeper.is_due(num_done):
+                        self.keeper.keep(self._snapshot(groups, num_done))
+                num_done, is_complete = total, True
             except KeyboardInterrupt as stop:
                 self.is_even &= isinstance(stop, interrupts.Stop)
             except Exception as raised:  # whatever the task's own code raises
@@ -197,19 +258,45 @@ class Loop:
                 error = None if interrupts.is_due() else raised
                 if error is not None and num_done == 0:
                     raise
-        has_states = self.keeps_states and self._keep_last_states(groups)
+        has_states = self._finish(groups, num_done, is_complete=is_complete)
+        return self._record(num_done, is_complete=is_complete, has_states=has_states, error=error)
+
+    def _begin(self) -> list[_Group]:
+        """Put the members into chunks, as they were if the run goes on."""
+        if self.is_over:
+            return []
+        if self.snapshot is not None:
+            states = {i: state.on(self.device) for i, state in self.snapshot.states.items()}
+            return [self._group(members, [states[i] for i in members]) for members in self.snapshot.chunks]
+        member_bytes = self.engine.member_bytes if isinstance(self.engine, Vectorized) else 0
+        parts = divide(self.plan, self.choice.way.chunk_size, member_bytes)
+        self.num_chunks = len(parts)
+        return [self._group(members, self._starts(members)) for members in parts]
+
+    def _finish(self, groups: Sequence[_Group], num_done: int, *, is_complete: bool) -> bool:
+        """Take the states of those that still train, and have them kept; say whether there are states of all."""
+        if self.is_over or not self.is_even:
+            return self.is_over and self.keeps_states
+        try:
+            if not is_complete and num_done and self.keeper is not None:
+                self.keeper.keep(self._snapshot(groups, num_done))
+            for group in groups:
+                self._keep_states(group, range(len(group.members)), is_last=True)
+        except Exception:
+            if is_complete:
+                raise
+            return False  # a process that trained members may be gone, for one
         if is_complete:
             self._reconsider()
+            if self.keeper is not None:
+                self.keeper.keep(self._snapshot([], num_done))
+        return self.keeps_states
+
+    def _record(self, num_done: int, *, is_complete: bool, has_states: bool, error: Exception | None) -> Record:
+        """Say what the run did."""
         self._note_doubt()
-        why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
-        why = f"{why}; {self.choice.why}" if self.choice.why else why
-        name = f"sequential, {counted(num_members, 'member')}"
-        if isinstance(self.engine, Parallel):
-            name = f"parallel, {counted(num_members, 'member')} in {self.engine.num_processes} processes"
-        if isinstance(self.engine, Vectorized):
-            chunks = counted(num_chunks, "chunk")
-            name = f"vectorized, {self.engine.level}, {counted(num_members, 'member')} in {chunks}"
         num_evaluated = self.evaluation.num if is_complete else self.num_evaluated
+        ends = self.snapshot.ends if self.is_over and self.snapshot else {}
         return Record(
             loss=self.loss[:num_done],
             hyper={name: values[:num_done] for name, values in self.hyper.items()},
@@ -218,24 +305,140 @@ class Loop:
             stopped_at=self.stopped_at,
             states=[state for state in self.states if state is not None] if has_states else [],
             learners=self.learners,
-            ends={seed: self._end(seed) for seed in self.learners} if has_states else {},
-            engine=f"{name}{why}",
-            is_batched=isinstance(self.engine, Vectorized),
+            ends=(ends or {seed: self._end(seed) for seed in self.learners}) if has_states else {},
+            engine=self._describe(),
+            is_batched=self.manner.engine == "vectorized",
             is_complete=is_complete,
             in_doubt_from=self.in_doubt_from,
+            earlier_s=0.0 if self.snapshot is None else self.snapshot.duration_s,
             error=error,
         )
 
-    def _keep_last_states(self, groups: Sequence[_Group]) -> bool:
-        """Take the states of all members that still train; say whether that could be done."""
-        if not self.is_even:
-            return False
-        try:
-            for group in groups:
-                self._keep_states(group, range(len(group.members)), is_last=True)
-        except Exception:  # a process that trained members may be gone, for one
-            return False
-        return True
+    def _describe(self) -> str:
+        """Say how members are stepped."""
+        if self.is_over:
+            assert self.snapshot is not None
+            return self.snapshot.engine
+        num_members = counted(len(self.plan.members), "member")
+        why = f", because PyTorch cannot batch them: {self.obstacle}" if self.obstacle else ""
+        why = f"{why}; {self.choice.why}" if self.choice.why else why
+        name = f"sequential, {num_members}"
+        if isinstance(self.engine, Parallel):
+            name = f"parallel, {num_members} in {self.engine.num_processes} processes"
+        if isinstance(self.engine, Vectorized):
+            name = f"vectorized, {self.engine.level}, {num_members} in {counted(self.num_chunks, 'chunk')}"
+        return f"{name}{why}"
+
+    @property
+    def manner(self) -> Manner:
+        """How members are stepped, as another process can take it over."""
+        if self.is_over:
+            assert self.snapshot is not None
+            return self.snapshot.manner
+        is_batched = isinstance(self.engine, Vectorized)
+        return Manner(
+            "vectorized" if is_batched else "parallel" if isinstance(self.engine, Parallel) else "sequential",
+            self.choice.way.chunk_size,
+            self.choice.way.is_compiled,
+            self.choice.why,
+            self.num_chunks,
+            self.window_steps,
+            self.obstacle,
+            self.mover,
+            self.is_short_of_memory,
+            self.engine.stepping if isinstance(self.engine, Vectorized) else None,
+        )
+
+    def _step_as(self, manner: Manner, first: Batch) -> None:
+        """Step members as another process did."""
+        seed = self.plan.seeds[0]
+        self.window_steps, self.num_chunks = manner.window_steps, manner.num_chunks
+        self.obstacle, self.is_short_of_memory = manner.obstacle, manner.is_short_of_memory
+        self.choice = Choice(Way(manner.engine, manner.chunk_size, manner.is_compiled), manner.why)
+        self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
+        if manner.stepping is not None:
+            seen = probe(self.learners[seed], first, seed, self.streams)
+            if seen.obstacle is None:
+                hyper = tuple(self.plan.hyper)
+                self.engine = Vectorized(self.learners, self.execution, self.streams, first, seen, hyper)
+                self.engine.go_on(manner.stepping)
+                self.engine.is_compiling = manner.is_compiled
+            else:
+                self._fall_back(seen.obstacle)
+        if manner.engine == "parallel":
+            self._use_processes(first, is_stateful=False)
+
+    def _snapshot(self, groups: Sequence[_Group], num_done: int) -> Snapshot:
+        """Copy all that it takes to go on from here."""
+        self._note_doubt()
+        states = dict[int, MemberState]()
+        for group in groups:
+            for position, i in enumerate(group.members):  # one by one: a GPU has no memory for them twice
+                states[i] = group.chunk.members([position])[0].on("cpu")
+        ended = {i: state.on("cpu") for i, state in enumerate(self.states) if state is not None}
+        places = {seed: self._place(seed) for seed in self.learners}
+        marks = {seed: self.streams.mark("model", seed) for seed in self.learners}
+        earlier_s = 0.0 if self.snapshot is None else self.snapshot.duration_s
+        return Snapshot(
+            num_done,
+            self.num_evaluated,
+            self.loss[:num_done].copy(),
+            {name: values[:num_done].copy() for name, values in self.hyper.items()},
+            {name: values[: self.num_evaluated].copy() for name, values in self.metrics.items()},
+            self.diverged_at.copy(),
+            self.stopped_at.copy(),
+            [list(group.members) for group in groups],
+            states,
+            ended,
+            {seed: End(marks[seed], place.position, place.read) for seed, place in places.items()},
+            {seed: fingerprint(place.last) for seed, place in places.items() if place.last is not None},
+            self.manner,
+            self._describe(),
+            self.in_doubt_from,
+            earlier_s + time.perf_counter() - self.began_s,
+            self.identity,
+            describe_machine(self.device),
+        )
+
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Take over what was done so far, and have what follows from it happen again, in its order.
+
+        Raises:
+            ValueError: other members are stopped, or other learning rates follow, than the first time.
+        """
+        num_done, num_evaluated = snapshot.num_done, snapshot.num_evaluated
+        self.in_doubt_from = snapshot.in_doubt_from
+        self.loss[:num_done] = snapshot.loss
+        self.metrics = {
+            name: np.full((self.evaluation.num, len(self.plan.members)), np.nan) for name in snapshot.metrics
+        }
+        for name, values in snapshot.metrics.items():
+            self.metrics[name][:num_evaluated] = values
+        for i, state in snapshot.ended.items():
+            self.states[i] = state.on(self.device)
+        if self.observer:
+            self.observer.losses(0, snapshot.loss, snapshot.hyper)
+        for row, step in enumerate(self.evaluation.steps[:num_evaluated]):
+            self.num_evaluated = row + 1
+            self.diverged_at = np.where(snapshot.diverged_at < step, snapshot.diverged_at, -1)
+            if self.observer:
+                self.observer.metrics(step, {name: values[row] for name, values in snapshot.metrics.items()})
+            self._judge([], step)
+        followed = {name: values[:num_done] for name, values in self.hyper.items()}
+        for what, is_same in (
+            ("stops other members", np.array_equal(self.stopped_at, snapshot.stopped_at)),
+            ("sets other learning rates", all(np.array_equal(followed[n], v) for n, v in snapshot.hyper.items())),
+        ):
+            if not is_same:
+                raise ValueError(
+                    f"A checkpoint goes on as it was begun; what follows the metrics {what} than it did. Pass the same "
+                    "schedules and the same `prune`, `restart=True` to begin anew, or another folder."
+                )
+        self.diverged_at = snapshot.diverged_at.copy()
+
+    def _place(self, seed: int) -> Place:
+        """Where a seed stands in its batches, those that were trained."""
+        return self.places.get(seed) or Place(self.batches[seed].position, self.read[seed], self.last.get(seed))
 
     def _choose_engine(self, first: Batch) -> None:
         asked, seed = self.execution.engine, self.plan.seeds[0]
@@ -324,7 +527,8 @@ class Loop:
         """Note from which step on the engine that is now in use may have been wrong."""
         engine = getattr(self, "engine", None)  # none, if it cannot be had for the first batch
         if isinstance(engine, Vectorized) and engine.in_doubt_from is not None:
-            self.in_doubt_from = engine.in_doubt_from
+            found = (self.in_doubt_from, engine.in_doubt_from)
+            self.in_doubt_from = min(step for step in found if step is not None)
 
     def _starts(self, members: Sequence[int]) -> list[MemberState]:
         if self.start is not None:
@@ -347,8 +551,8 @@ class Loop:
         return list(dict.fromkeys(chain.from_iterable(group.seeds for group in groups)))
 
     def _end(self, seed: int) -> End:
-        position, read = self.unread.get(seed, (self.batches[seed].position, self.read[seed]))
-        return End(self.streams.mark("model", seed), position, read)
+        place = self._place(seed)
+        return End(self.streams.mark("model", seed), place.position, place.read)
 
     def _is_alive(self) -> NDArray[np.bool_]:
         """Who still trains, `[member]`."""
@@ -359,7 +563,7 @@ class Loop:
         accumulated = range(self.execution.accumulation_steps)
         end = min((step for step in self.evaluation.steps if step > start), default=self.plan.num_steps)
         num_steps = min(self.window_steps, end - start)
-        self.unread = {seed: (stream.position, self.read[seed]) for seed, stream in self.batches.items()}
+        self.places = {seed: self._place(seed) for seed in self.learners}
         # One seed after another: each swap of random streams takes longer than a small batch.
         taken: dict[int, list[tuple[Batch, ...]]] = {seed: [] for seed in seeds}
         for seed, own in taken.items():
@@ -373,6 +577,7 @@ class Loop:
                     num_steps = len(own) - 1
         for seed, own in taken.items():
             self.batches[seed].put_back([batch for step_batches in own[num_steps:] for batch in step_batches])
+            self.last[seed] = own[num_steps - 1][-1]
         return [{seed: own[t] for seed, own in taken.items()} for t in range(num_steps)]
 
     @contextmanager
@@ -392,6 +597,7 @@ class Loop:
     def _prefetch(self, groups: Sequence[_Group], start: int) -> None:
         """Take the next batches while a GPU is still at work; afterwards the host waits for it."""
         if self.device.type == "cuda" and start < self.plan.num_steps:
+            self.places = {}
             self.prefetched = self._window(self._seeds(groups), start)
 
     def _advance(self, groups: list[_Group], window: Window, start: int) -> list[_Group]:
@@ -434,7 +640,7 @@ class Loop:
         self._go_back(ends)
         self.is_even = True
         if self.prefetched is None:
-            self.unread = {}
+            self.places = {}
         if self.observer:
             rows = slice(start, start + len(window))
             self.observer.losses(start, self.loss[rows], {name: values[rows] for name, values in self.hyper.items()})
@@ -460,7 +666,7 @@ class Loop:
             raise error from None  # what PyTorch makes of it in a batched pass is of no interest
 
     def _evaluate(self, groups: list[_Group], num_done: int) -> list[_Group]:
-        """Measure every member; tell the schedules that follow a metric, and take out whose metric has stalled."""
+        """Measure every member, and act on it."""
         row, alive = self.num_evaluated, self._is_alive()
         if self.evaluator is not None:
             measured = self.evaluator([group.chunk for group in groups], [group.seeds for group in groups])
@@ -475,6 +681,11 @@ class Loop:
         self.num_evaluated += 1  # one that Ctrl-C broke off does not count
         if self.observer:
             self.observer.metrics(num_done, {name: values[row] for name, values in self.metrics.items()})
+        return self._judge(groups, num_done)
+
+    def _judge(self, groups: list[_Group], num_done: int) -> list[_Group]:
+        """Tell the schedules that follow a metric, and take out whose metric has stalled, and who is pruned."""
+        row, alive = self.num_evaluated - 1, self._is_alive()
         if num_done in self.evaluation.followed:
             for i, scheduler in self.feedback.items():
                 if alive[i]:

@@ -19,6 +19,7 @@ from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS, simplify_
 from vecsweep._engine.learner import Learner
+from vecsweep._engine.levels import Level, name_of_key
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.rng import Streams
@@ -66,6 +67,16 @@ class Measuring:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self._kinds: dict[Hashable, _Kind] = {}
+        self._earlier: dict[str, Level] = {}
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """How far each kind of batch has come."""
+        return self._earlier | {name_of_key(key): kind.standing for key, kind in self._kinds.items()}
+
+    def go_on(self, levels: Mapping[str, Level]) -> None:
+        """Begin at levels that another process had come to."""
+        self._earlier = dict(levels)
 
     def __call__(self, ensemble: Ensemble, batch: Batch, seed_index: Tensor | None) -> Tensor:
         """Measure all members of an ensemble in one pass: `[metric, member]`; nothing changes."""
@@ -86,7 +97,11 @@ class Measuring:
         if len(self._kinds) >= _MAX_KINDS:
             self._kinds.clear()
         key = (len(ensemble), ensemble.member_buffers, seed_index is None, kind)
-        return self._kinds.setdefault(key, _Kind())(measure, tensors)
+        if key not in self._kinds:
+            own = self._kinds[key] = _Kind()
+            if (level := self._earlier.get(name_of_key(key))) is not None:
+                own.go_on(level, measure, tensors)
+        return self._kinds[key](measure, tensors)
 
 
 class _Kind:
@@ -96,12 +111,21 @@ class _Kind:
         self._num_calls = 0
         self._graph: Callable[..., list[Tensor]] | None = None
 
+    @property
+    def standing(self) -> Level:
+        """How far it has come."""
+        return Level(self._num_calls, self._graph is not None)
+
+    def go_on(self, level: Level, measure: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> None:
+        """Go to a level that another process had come to."""
+        self._num_calls = level.num_calls
+        if level.is_traced:
+            self._trace(measure, tensors)
+
     def __call__(self, measure: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> Tensor:
         self._num_calls += 1
-        if self._num_calls == 2 and (traced := try_to_trace(measure, tensors)) is not None:
-            simplify_(traced.graph)
-            self._graph = traced.module().forward
-            return traced.results[0]
+        if self._num_calls == 2 and (result := self._trace(measure, tensors)) is not None:
+            return result
         if self._graph is None:
             return measure(*tensors)[0]
         with torch.no_grad():
@@ -115,6 +139,14 @@ class _Kind:
             "the members are evaluated without tracing from now on."
         )
         return expected
+
+    def _trace(self, measure: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> Tensor | None:
+        """Make a graph, and return what was measured meanwhile; None if it cannot be had."""
+        if (traced := try_to_trace(measure, tensors)) is None:
+            return None
+        simplify_(traced.graph)
+        self._graph = traced.module().forward
+        return traced.results[0]
 
 
 def _is_close(a: Tensor, b: Tensor) -> bool:

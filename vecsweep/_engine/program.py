@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from vecsweep._engine.capture import Captured, aside, copy_all_
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS, fuse_writes_, simplify_, split_off_scalars, write_in_place
+from vecsweep._engine.levels import Level
 from vecsweep._engine.memory import give_back
 from vecsweep._engine.packing import tree_flatten
 from vecsweep._engine.step import Grads, Step
@@ -134,6 +135,37 @@ class Program:
     def is_compiled(self) -> bool:
         """Whether compiled code stands for the graph."""
         return self.is_compiling and self._compiled is not None and not self._is_eager
+
+    @property
+    def standing(self) -> Level:
+        """How far it has come."""
+        return Level(
+            self._num_calls,
+            self._traced is not None,
+            self._compiled is not None,
+            self._is_eager,
+            self._is_compilable,
+            self._loss_scale,
+            self._unchecked_from,
+        )
+
+    def go_on(self, level: Level, state: Sequence[Tensor], inputs: Inputs) -> None:
+        """Go to a level that another process had come to, without a step of the run.
+
+        Args:
+            level: that of a program for the same step and kind of batch.
+            state: an ensemble's flat tensors; not changed.
+            inputs: of the next step.
+        """
+        tensors = [*(tensor.clone() for tensor in state), *inputs.tensors]
+        if level.is_traced and self._traced is None and not self._is_eager and not level.is_eager:
+            self._trace(tensors)
+        self._num_calls = level.num_calls
+        if level.is_compiled and self._graph is not None:
+            self._compile(tensors)
+        self._is_eager |= level.is_eager
+        self._is_compilable, self._loss_scale = level.is_compilable, level.loss_scale
+        self._unchecked_from = level.unchecked_from
 
     def restart(self) -> None:
         """Go through the levels again, as if for the first time, so that a run does not depend on those before it."""

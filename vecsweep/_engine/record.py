@@ -85,6 +85,7 @@ class Record:
         in_doubt_from: the step from which on numbers may be wrong, because a later check of the traced step failed;
             None if none did.
         error: what stopped the run, where it was not Ctrl-C.
+        earlier_s: seconds that it took in other processes, before this one went on with it.
     """
 
     loss: FloatArray
@@ -100,6 +101,7 @@ class Record:
     is_complete: bool
     in_doubt_from: int | None = None
     error: Exception | None = None
+    earlier_s: float = 0.0
 
     @classmethod
     def empty(cls, num_members: int) -> "Record":
@@ -185,6 +187,7 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
         engine=f"{first.engine}, in each of {len(turns)} turns for the loader's workers",
         is_batched=all(record.is_batched for record in records),
         is_complete=is_complete,
+        earlier_s=sum(record.earlier_s for record in records),
         in_doubt_from=min((r.in_doubt_from for r in records if r.in_doubt_from is not None), default=None),
         error=records[-1].error,
     )

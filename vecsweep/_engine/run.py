@@ -3,7 +3,7 @@
 Not here: the training loop itself (`loop.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vecsweep._engine.choices import Timing
+from vecsweep._engine.fingerprint import fingerprint
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
 from vecsweep._engine.memory import memory_kept
@@ -19,6 +20,7 @@ from vecsweep._engine.modes import modes_set_aside
 from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.record import Observer, Part, Record, Start, join
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.snapshot import Keeper
 from vecsweep._engine.sources import count_batches as count
 from vecsweep._engine.sources import num_seeds_at_once
 from vecsweep._engine.trials import time_each
@@ -39,6 +41,7 @@ def train(
     evaluation: Evaluation | None = None,
     start: Start | None = None,
     observer: Observer | None = None,
+    keepers: Callable[[], Keeper] | None = None,
 ) -> Record:
     """Train every member of a plan.
 
@@ -51,6 +54,7 @@ def train(
         evaluation: when members are evaluated; None for never.
         start: where an earlier run ended, to go on from there; None for the beginning.
         observer: who is told of losses and metrics as they come.
+        keepers: gives who keeps snapshots of the next members that train at the same time; None where nobody does.
     """
     streams = Streams(_device_of(task, execution), _own_generators(task))
     has_train_metrics = evaluation is not None and evaluation.has_train_metrics
@@ -69,6 +73,7 @@ def train(
                 evaluation=evaluation,
                 start=None if start is None else start.select(members),
                 observer=observer if observer is None or len(turns) == 1 else Part(observer, members, plan),
+                keeper=None if keepers is None else keepers(),
             )
         except KeyboardInterrupt:  # while ways were timed, say: a run without steps
             return Record.empty(len(members))
@@ -138,6 +143,12 @@ def learners_of(
     streams = Streams(_device_of(task, execution), _own_generators(task))
     with streams.borrowed(), modes_set_aside(), _watch(task).undisturbed():
         return {seed: Learner.build(task, seed, streams, execution, dtype) for seed in dict.fromkeys(seeds)}
+
+
+def weights_of(task: Task, seeds: Sequence[int], execution: Execution) -> str:
+    """A digest of the untrained weights of some seeds."""
+    learners = learners_of(task, seeds, execution)
+    return fingerprint([list(learner.parameters.values()) for learner in learners.values()]).digest
 
 
 @contextmanager

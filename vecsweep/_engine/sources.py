@@ -36,13 +36,31 @@ def is_fresh(source: Any) -> bool:
     )
 
 
-def own_loader(batches: Any) -> Any:
-    """A copy of a loader whose workers persist: it has one iterator, which other seeds and the caller use too."""
+def own_loader(batches: Any, *, has_new_workers: bool = False) -> Any:
+    """A copy of a loader whose workers persist: it has one iterator, which other seeds and the caller use too.
+
+    Args:
+        batches: any source.
+        has_new_workers: whether the copy's workers end with each epoch.
+    """
     if not isinstance(batches, DataLoader) or not batches.persistent_workers:
         return batches
     loader = copy.copy(batches)
     loader._iterator = None
+    if has_new_workers:
+        vars(loader)["persistent_workers"] = False  # the loader itself lets nobody set it
     return loader
+
+
+def read_over(source: Iterator[Batch], num: int, hides_progress: bool | None) -> tuple[int, Batch]:
+    """Read over so many batches, or as many as there are; return how many, and the last."""
+    last, num_read = None, 0
+    bar = tqdm(total=num, desc="reading forward", unit=" batches", disable=hides_progress, delay=1, leave=False)
+    with bar:
+        for last in islice(source, num):  # noqa: B007 - what is asked for is the last
+            num_read += 1
+            bar.update()
+    return num_read, last
 
 
 def length_of(source: Any) -> int | None:

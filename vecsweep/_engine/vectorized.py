@@ -27,6 +27,7 @@ from vecsweep._engine.capture import Slots, copy_all_, is_capturable
 from vecsweep._engine.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
 from vecsweep._engine.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.learner import Learner, is_same
+from vecsweep._engine.levels import Level, Stepping, name_of_key
 from vecsweep._engine.measure import Measuring, measure_one
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
@@ -74,6 +75,7 @@ class Vectorized:
         self._probes: dict[Key, Probe] = {}
         self._forms: dict[Hashable, list[Probe]] = {}  # the probes of batches that are alike but for values
         self._programs: dict[Hashable, Program] = {}
+        self._earlier: dict[str, Level] = {}  # of programs, by their names
         self._differing = _differing(list(learners.values()))
         self._keep(key_of(first), seen)
         self._changed, self._stacked = seen.changed_buffers, seen.member_buffers
@@ -87,6 +89,26 @@ class Vectorized:
         self._slots = Slots()
         self.measure = Measuring(self.pattern.objective)
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
+
+    @property
+    def stepping(self) -> Stepping:
+        """What has been seen of the task, and how far the programs have come."""
+        return Stepping(
+            self._changed,
+            self._stacked,
+            self.activation_bytes,
+            self.is_measured_at_once,
+            self._earlier | {name_of_key(key): program.standing for key, program in self._programs.items()},
+            self.measure.levels,
+        )
+
+    def go_on(self, stepping: Stepping) -> None:
+        """Take over what another process had seen; programs come to their levels when they are asked for."""
+        self._changed, self._stacked = stepping.changed_buffers, stepping.member_buffers
+        self.activation_bytes = stepping.activation_bytes
+        self.is_measured_at_once = stepping.is_measured_at_once
+        self._earlier = dict(stepping.programs)
+        self.measure.go_on(stepping.measures)
 
     def restart(self) -> None:
         """Keep what was traced and compiled, but go through the levels as if for the first time."""
@@ -189,6 +211,9 @@ class Vectorized:
         )
         if is_plain:
             _remember(self._programs, key, program)
+        if self._earlier and (level := self._earlier.get(name_of_key(key))) is not None:
+            program.go_on(level, pytree.tree_leaves(ensemble.tensors), inputs)
+            program.is_compiling = self.is_compiling
         return program
 
 

@@ -1,15 +1,19 @@
 """The command line: parse, call, print. One module for each command.
 
 Exit status: 0; 1 when the answer is no (a check found a difference, or no learning rate trains); 2 for a
-mistake in what was asked, told in one line; 130 after Ctrl-C; 141 when nobody reads what is printed. An error
-that the task's own code raises keeps its traceback: that code is what has to be mended.
+mistake in what was asked, told in one line; 130 after Ctrl-C; 141 when nobody reads what is printed; 143 after
+SIGTERM, where that finds time to write a checkpoint. An error that the task's own code raises keeps its traceback:
+that code is what has to be mended.
 """
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from vecsweep._engine.memory import keep_memory
+from vecsweep.checkpoint.journal import COMMAND, Command
 from vecsweep.cli.parser import make_parser
 from vecsweep.cli.saying import fallbacks_in_a_line, tell
 
@@ -30,9 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_memory()
     try:
         with fallbacks_in_a_line():
-            status: int = arguments.run(arguments)
+            status: int | list[str] = _run(arguments, sys.argv[1:] if argv is None else argv)
+            while isinstance(status, list):  # another command, in place of this one
+                status = _run(make_parser().parse_args(status), status)
             sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        if (folder := getattr(stop, "checkpoint", None)) is not None:
+            tell(f"`vecsweep resume {folder}` goes on from there.")
         return 130
     except (ValueError, TypeError, ImportError, BrokenPipeError) as error:
         if not _is_ours(error):
@@ -44,6 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         tell(f"error: {error}")
         return 2
     return status
+
+
+def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int | list[str]:
+    """Run a command, which a checkpoint can then name."""
+    token = COMMAND.set(Command(tuple(words), str(Path.cwd())))
+    try:
+        result: int | list[str] = arguments.run(arguments)
+    finally:
+        COMMAND.reset(token)
+    return result
 
 
 def _is_ours(error: BaseException) -> bool:

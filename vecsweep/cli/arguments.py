@@ -25,6 +25,7 @@ EXECUTION_OPTIONS = (
     "divergence_factor",
     "seed",
 )
+CHECKPOINT_OPTIONS = ("checkpoint", "checkpoint_every", "restart")
 TASK_HELP = (
     f"a built-in task ({', '.join(TASKS)}), path/to/file.py:function or package.module:function returning a "
     "vecsweep.Task"
@@ -75,6 +76,23 @@ def add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None:
         "--divergence-factor", type=_divergence_factor, metavar="FACTOR", help="above 1, or none (default: 5)"
     )
     group.add_argument("--seed", type=int, metavar="SEED", help="the first of several seeds (default: 0)")
+
+
+def add_checkpoint(parser: Any) -> None:
+    """Add --checkpoint, and how it is kept."""
+    parser.add_argument(
+        "--checkpoint",
+        type=output_folder,
+        metavar="DIR",
+        help="keep the run here as it goes, so that the same command, or vecsweep resume DIR, goes on with it "
+        "(default: nowhere)",
+    )
+    parser.add_argument(
+        "--checkpoint-every",
+        metavar="INTERVAL",
+        help="how often, such as 90s, 5min, 1h or '1000 steps' (default: 5min)",
+    )
+    parser.add_argument("--restart", action="store_true", help="begin anew where DIR holds a run already")
 
 
 def numbers(text: str) -> list[float]:

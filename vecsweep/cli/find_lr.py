@@ -5,8 +5,10 @@ from pathlib import Path
 
 import vecsweep as vs
 from vecsweep.cli.arguments import (
+    CHECKPOINT_OPTIONS,
     EXECUTION_OPTIONS,
     TASK_HELP,
+    add_checkpoint,
     add_execution,
     add_json,
     add_seeds,
@@ -75,13 +77,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.safetensors",
         help="write the trained model's weights here (default: nowhere)",
     )
+    add_checkpoint(written)
     add_json(written)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Find a task's learning rate, and say what speaks for it."""
     task = load_task(arguments.task)
-    options = given(arguments, *_OPTIONS, *EXECUTION_OPTIONS)
+    options = given(arguments, *_OPTIONS, *EXECUTION_OPTIONS, *CHECKPOINT_OPTIONS)
     with saved_if_stopped(Path("find-lr-interrupted.npz")):
         answer = vs.find_lr(task, vary=merged(arguments.vary), **options)
     say, files = sayer(arguments), dict[str, str | None]()

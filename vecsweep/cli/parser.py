@@ -4,13 +4,14 @@ import argparse
 from typing import NoReturn
 
 from vecsweep import __version__
-from vecsweep.cli import bench, check, data, demo, find_lr, plot, range_test, steer, sweep
+from vecsweep.cli import bench, check, data, demo, find_lr, plot, range_test, resume, steer, sweep
 
 _COMMANDS = {
     "demo": demo,
     "find-lr": find_lr,
     "range-test": range_test,
     "sweep": sweep,
+    "resume": resume,
     "steer": steer,
     "check": check,
     "plot": plot,

@@ -8,9 +8,11 @@ import vecsweep as vs
 from vecsweep import RangeTest
 from vecsweep._types import Method
 from vecsweep.cli.arguments import (
+    CHECKPOINT_OPTIONS,
     EXECUTION_OPTIONS,
     RANGE_OPTIONS,
     TASK_HELP,
+    add_checkpoint,
     add_execution,
     add_json,
     add_seeds,
@@ -78,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.png",
         help="draw the curve here (default: nowhere)",
     )
+    add_checkpoint(written)
     add_json(written)
 
 
@@ -86,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_reading(arguments.rule, arguments.smoothing, getattr(arguments, "method", "grid"))
     task = load_task(arguments.task)
     with saved_if_stopped(arguments.output or Path("range-test-interrupted.npz")):
-        found = vs.range_test(task, **given(arguments, *RANGE_OPTIONS, *EXECUTION_OPTIONS))
+        found = vs.range_test(task, **given(arguments, *RANGE_OPTIONS, *EXECUTION_OPTIONS, *CHECKPOINT_OPTIONS))
     files = write(found, arguments.output, arguments.png, arguments.rule)
     say = sayer(arguments)
     document = tell_curve(found, say, arguments.rule, arguments.smoothing)

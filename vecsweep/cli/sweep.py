@@ -7,8 +7,10 @@ from typing import Any
 import vecsweep as vs
 from vecsweep import Sweep
 from vecsweep.cli.arguments import (
+    CHECKPOINT_OPTIONS,
     EXECUTION_OPTIONS,
     TASK_HELP,
+    add_checkpoint,
     add_execution,
     add_json,
     add_seeds,
@@ -110,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the best member's weights here (default: nowhere)",
     )
     written.add_argument("--tensorboard", metavar="DIR", help="write each member there as it trains (default: nowhere)")
+    add_checkpoint(written)
     add_json(written)
 
 
@@ -118,7 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.metric is not None:
         mode_of(arguments.metric, arguments.mode)  # a mistake is told before the work
     task, folder = load_task(arguments.task), make_folder(arguments.output_dir)
-    options = given(arguments, *_OPTIONS, "train_metrics", "tensorboard", *EXECUTION_OPTIONS)
+    options = given(arguments, *_OPTIONS, "train_metrics", "tensorboard", *EXECUTION_OPTIONS, *CHECKPOINT_OPTIONS)
     path = folder / "sweep.npz"
     with saved_if_stopped(path):
         runs = vs.sweep(task, vary=merged(arguments.vary), **options)

@@ -4,10 +4,13 @@
 places for them, moves objects and tells who has died; it is imported when it is asked for.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from vecsweep._engine import run
 from vecsweep._engine.record import Observer, Record, Start
+from vecsweep._engine.snapshot import Keeper
 from vecsweep.execution import Cluster, Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task
@@ -23,6 +26,7 @@ def train(
     evaluation: Evaluation | None = None,
     start: Start | None = None,
     observer: Observer | None = None,
+    keepers: Callable[[], Keeper] | None = None,
 ) -> Record:
     """Train every member of a plan, where `execution` says; the arguments are those of `_engine.run.train`.
 
@@ -41,6 +45,7 @@ def train(
             evaluation=evaluation,
             start=start,
             observer=observer,
+            keepers=keepers,
         )
     from vecsweep.cluster.driver import Driver
     from vecsweep.cluster.sending import pack_task

@@ -65,7 +65,7 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
         raise ResultFileError(f"{path} is no ordinary file. Pass a file that `save` wrote.")
     with path.open("rb") as file:
         try:
-            arrays = _read_arrays(file)
+            arrays = read_arrays(file)
             header = json.loads(str(arrays.pop("header")))
         except Exception as error:  # zlib, zipfile and NumPy raise many kinds, and document few
             raise foreign from error
@@ -81,7 +81,7 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
     return header, arrays
 
 
-def _read_arrays(file: BinaryIO) -> Arrays:
+def read_arrays(file: BinaryIO) -> Arrays:
     """Read the arrays of a .npz file, of numbers or text; what it claims to hold is believed within bounds only."""
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 class Trained(Protocol):
     """What a sweep leaves besides its curves: the weights, and all that it takes to go on. See `training.py`."""
 
+    def save(self, runs: "Sweep", path: Path) -> Path:
+        """Write it all to a folder."""
+
     def model(self, i: int, *, copy_frozen: bool) -> nn.Module:
         """Make a module of member i's weights."""
 
@@ -50,7 +53,8 @@ class Trained(Protocol):
 
 _NO_WEIGHTS = (
     "The weights of the members are not here: a range test keeps none, nor does a sweep that was stopped while some "
-    "members were further than others, and a file does not hold them. Call this on what `vecsweep.sweep` returns."
+    "members were further than others, and a file does not hold them. Call this on what `vecsweep.sweep` returns, or "
+    "on a folder that it was saved to, loaded with its task."
 )
 
 
@@ -236,17 +240,24 @@ class Sweep(Curves):
         return write_sweep(self, folder)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write the result to one .npz file: arrays, and a JSON header. A file that is there is replaced at once.
+        """Write the result to a file of curves, or whole to a folder. What is there is replaced at once.
+
+        A path with a suffix is one .npz file: arrays, and a JSON header. A path without one is a folder, with the
+        weights and all that it takes for `vecsweep.load(path, task=task)` to extend and branch; where there are no
+        weights, it is a file, and ".npz" is added.
 
         Args:
-            path: where; ".npz" is added if it has no suffix.
+            path: where.
 
         Returns:
             Where it was written.
 
         Raises:
-            OSError: the file cannot be written, for want of its folder for example.
+            OSError: it cannot be written, for want of the folder that it is in for example.
+            ValueError: passes keep an object in Python that no folder can hold.
         """
+        if self._trained is not None and not Path(path).suffix:
+            return self._trained.save(self, Path(path))
         header: dict[str, Any] = {"kind": type(self).__name__}
         header |= {name: getattr(self, name) for name in self._header_names()}
         header["members"] = [[*member[:-1], dict(member.hyper)] for member in self.members]

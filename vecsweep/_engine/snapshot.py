@@ -1,0 +1,225 @@
+"""Snapshot: a run between two windows of steps, as another process can take it up, to the same last bit.
+
+Not here: how a snapshot lies on disk, and who decides when there is one (`vecsweep.checkpoint`).
+"""
+
+import hashlib
+import platform
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from vecsweep._engine.choices import Engine
+from vecsweep._engine.ensemble import MemberState
+from vecsweep._engine.fingerprint import Fingerprint, fingerprint
+from vecsweep._engine.learner import Learner
+from vecsweep._engine.levels import Stepping, without_addresses
+from vecsweep._engine.record import End
+from vecsweep._errors import warn_of_fallback
+from vecsweep._types import FloatArray, Hyper, IntArray
+from vecsweep._version import __version__
+from vecsweep.execution import Execution
+from vecsweep.plan import Evaluation, Plan
+
+Identity = dict[str, Any]  # of JSON values, nested; what must be the same for a run to go on
+
+
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How the members of a run are stepped, so that nothing has to be timed or found out again.
+
+    Attributes:
+        engine: by its name.
+        chunk_size: of members that are stepped together.
+        is_compiled: whether the step is compiled.
+        why: in words, what speaks for it.
+        num_chunks: there were at first.
+        window_steps: steps that a chunk is carried through at once.
+        obstacle: why the members cannot be batched; None if they can.
+        mover: what reading batches changes outside the model, in words; None if it does not.
+        is_short_of_memory: whether chunks were halved for want of it.
+        stepping: of the vectorized engine.
+    """
+
+    engine: Engine
+    chunk_size: int
+    is_compiled: bool
+    why: str
+    num_chunks: int
+    window_steps: int
+    obstacle: str | None = None
+    mover: str | None = None
+    is_short_of_memory: bool = False
+    stepping: Stepping | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run as it stands after some steps.
+
+    Attributes:
+        num_done: steps.
+        num_evaluated: times that the members were evaluated.
+        loss: `[step, member]`.
+        hyper: what the updates used, each `[step, member]`.
+        metrics: by name, each `[evaluation, member]`.
+        diverged_at: `[member]`, as in `Record`.
+        stopped_at: `[member]`, likewise.
+        chunks: the positions of the members that are stepped together; none at the end of the run.
+        states: of the members in chunks, by their position.
+        ended: of the members that have come to their end, likewise.
+        ends: by seed, where it stands.
+        last: by seed, what is known of the batch that was taken last.
+        manner: how members are stepped.
+        engine: likewise in words, for a run that is over.
+        in_doubt_from: as in `Record`.
+        duration_s: that the run has taken so far.
+        identity: of what is trained.
+        machine: what it ran on, as far as bits depend on it.
+    """
+
+    num_done: int
+    num_evaluated: int
+    loss: FloatArray
+    hyper: Hyper
+    metrics: dict[str, FloatArray]
+    diverged_at: IntArray
+    stopped_at: IntArray
+    chunks: list[list[int]]
+    states: dict[int, MemberState]
+    ended: dict[int, MemberState]
+    ends: dict[int, End]
+    last: dict[int, Fingerprint]
+    manner: Manner
+    engine: str
+    in_doubt_from: int | None
+    duration_s: float
+    identity: Identity
+    machine: dict[str, str]
+
+
+class Keeper(Protocol):
+    """Who keeps snapshots of a run."""
+
+    def latest(self) -> Snapshot | None:
+        """The snapshot to go on from; None where the run has to begin."""
+
+    def is_due(self, num_done: int) -> bool:
+        """Whether a snapshot is wanted after so many steps."""
+
+    def keep(self, snapshot: Snapshot) -> None:
+        """Take a snapshot, whose tensors and arrays are the keeper's own.
+
+        Raises:
+            KeyboardInterrupt: the run is to stop now that it is kept.
+            SystemExit: likewise.
+        """
+
+
+def identify_task(learners: Mapping[int, Learner]) -> Identity:
+    """Say what is trained, so that another task can be told from it."""
+    pattern = next(iter(learners.values()))
+    return {
+        "model": {
+            "class": type(pattern.model).__qualname__,
+            "parameters": {name: _form(p) for name, p in pattern.model.named_parameters()},
+            "buffers": {name: _form(b) for name, b in pattern.model.named_buffers()},
+            "layers": without_addresses(repr(pattern.model)).splitlines(),
+            "what is not trained": {name: fingerprint(tensor).digest for name, tensor in pattern.constants.items()},
+        },
+        "optimizer": {
+            "class": type(pattern.optimizer).__qualname__,
+            "groups": [
+                {"names": list(group.names), "lr_ratio": group.lr_ratio, "options": _options_of(group.options)}
+                for group in pattern.groups
+            ],
+        },
+        "loss": _name_of(pattern.task.loss_fn or pattern.task.training_step),
+    }
+
+
+def identify(learners: Mapping[int, Learner], plan: Plan, execution: Execution, evaluation: Evaluation) -> Identity:
+    """Say what a run trains, so that another can be told from it."""
+    options = ("precision", "accumulation_steps", "max_grad_norm", "divergence_factor")
+    return identify_task(learners) | {
+        "members": [asdict(member) | {"hyper": dict(member.hyper)} for member in plan.members],
+        "plan": {name: _digest(values) for name, values in plan.hyper.items()},
+        "num_steps": plan.num_steps,
+        "evaluations": list(evaluation.steps),
+        "options": {name: getattr(execution, name) for name in options},
+    }
+
+
+def check_identity(now: Identity, before: Identity) -> None:
+    """Raise ValueError unless a run is the one that was begun, and name the first difference."""
+    difference = _difference("", now, before)
+    if difference is not None:
+        raise ValueError(
+            f"A checkpoint goes on with the task that it was begun with; {difference}. Pass that task again, "
+            "`restart=True` to begin anew, or another folder."
+        )
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """Say what the bits of a result depend on besides the task and how its members are stepped."""
+    cpu = platform.processor() or platform.machine()
+    with suppress(OSError, StopIteration), Path("/proc/cpuinfo").open() as file:
+        cpu = next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processor": f"{cpu}, {torch.backends.cpu.get_cpu_capability()}",
+        "number of threads": str(torch.get_num_threads()),
+        "version of torch": torch.__version__,
+        "version of vecsweep": __version__,
+    }
+
+
+def warn_of_another_machine(now: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Say if a run goes on in another way than to the last bit."""
+    others = [f"the {name} was {before.get(name)} and is {own}" for name, own in now.items() if own != before.get(name)]
+    if others:
+        warn_of_fallback(
+            f"The run goes on where {'; '.join(others)}: what it gives equals that of a run without a break but for "
+            "rounding, and no longer bit for bit."
+        )
+
+
+def _difference(path: str, now: Any, before: Any) -> str | None:
+    """Name the first place in which two nested values differ."""
+    if isinstance(now, dict) and isinstance(before, dict):
+        for name in dict.fromkeys((*now, *before)):
+            inner = f"{path}.{name}" if path else str(name)
+            if name not in before or name not in now:
+                return f"`{inner}` {'is new' if name not in before else 'is gone'}"
+            if (found := _difference(inner, now[name], before[name])) is not None:
+                return found
+        return None
+    if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
+        each = (_difference(f"{path}[{i}]", *pair) for i, pair in enumerate(zip(now, before, strict=True)))
+        return next(filter(None, each), None)
+    if now == before:
+        return None
+    what = [f"{len(value)} long" if isinstance(value, list) else f"{value!r:.80}" for value in (before, now)]
+    return f"`{path}` was {what[0]} and is {what[1]}"
+
+
+def _options_of(options: Mapping[str, Any]) -> dict[str, str]:
+    """Hyperparameters as text, but for the note that a scheduler has left."""
+    return {name: without_addresses(repr(value)) for name, value in options.items() if name != "initial_lr"}
+
+
+def _form(tensor: torch.Tensor) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _name_of(function: Any) -> str:
+    return getattr(function, "__qualname__", None) or without_addresses(repr(function))
+
+
+def _digest(values: FloatArray) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).hexdigest()
