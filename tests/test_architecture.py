@@ -97,7 +97,7 @@ LAYERS = {
         "cli.timing",
         "cli.reports",
         "cli.saying",
-        "cli.bench cli.check cli.data cli.find_lr cli.range_test cli.steer cli.sweep",
+        "cli.bench cli.check cli.data cli.find_lr cli.range_test cli.report cli.steer cli.sweep",
         "cli.plot cli.demos.stage",
         "cli.demos.cyclical cli.demos.digits cli.demos.finder cli.demos.policies cli.demos.regression",
         "cli.demos",

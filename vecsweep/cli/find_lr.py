@@ -12,6 +12,7 @@ from vecsweep.cli.arguments import (
     given,
     merged,
     picture_file,
+    report_file,
     schedules,
     varied,
     weights_file,
@@ -74,6 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.safetensors",
         help="write the trained model's weights here (default: nowhere)",
     )
+    written.add_argument(
+        "--report",
+        type=report_file,
+        default=None,
+        metavar="FILE.html",
+        help="write a report to be looked at in a browser here (default: nowhere)",
+    )
     add_json(written)
 
 
@@ -87,6 +95,9 @@ def run(arguments: argparse.Namespace) -> int:
     files: dict[str, str | None] = {}
     if arguments.png is not None:
         files["png"] = str(save_picture(answer.plot(), arguments.png))
+    if arguments.report is not None:
+        with writing(arguments.report):
+            files["report"] = str(answer.to_html(arguments.report))
     if arguments.model is not None:
         with writing(arguments.model):
             files["model"] = str(answer.save_model(arguments.model))

@@ -4,7 +4,7 @@ import argparse
 from typing import NoReturn
 
 from vecsweep import __version__
-from vecsweep.cli import bench, check, data, demo, find_lr, plot, range_test, steer, sweep
+from vecsweep.cli import bench, check, data, demo, find_lr, plot, range_test, report, steer, sweep
 
 _COMMANDS = {
     "demo": demo,
@@ -14,6 +14,7 @@ _COMMANDS = {
     "steer": steer,
     "check": check,
     "plot": plot,
+    "report": report,
     "bench": bench,
     "data": data,
 }

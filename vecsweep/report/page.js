@@ -157,7 +157,7 @@
       this.plot.style.height = `${layout.height}px`;
       this.traces = figure.traces;
       const traces = figure.traces.map((own) => ({
-        hovertemplate: "%{x:.4g}, %{y:.4g}<extra>%{fullData.name}</extra>", name: "", ...paint(own),
+        hovertemplate: "%{x:.4~g}, %{y:.4~g}<extra>%{fullData.name}</extra>", name: "", ...paint(own),
         visible: !this.hidden.has(groupOf(own)),
       }));
       this.fillLegend();
