@@ -47,10 +47,12 @@ LAYERS = {
         "plan",
     ],
     "results": [
-        "results._checks results._files results.ranking",
+        "results._checks results._files results._html",
+        "results.ranking",
         "results.member results.trial",
         "results.curves",
-        "results.sweep results.views",
+        "results.frames results.views",
+        "results.sweep",
         "results.answer results.range_test",
         "results",
     ],
@@ -134,7 +136,7 @@ ALL_THAT_IS_IMPORTED = {
     "schedules": {"_words", "_hyper", "_types", "plot", "schedules"},
     "suggest": {"_words", "_types", "suggest"},
     "task": {"_errors", "_types"},
-    "results.ranking": {"_types", "_words", "execution"},
+    "results.ranking": {"_types", "_words", "execution", "results._html"},
     "results": {
         "_words",
         "_errors",
@@ -189,7 +191,9 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "torch": {"vecsweep", "kernels"},
     "numpy": {"vecsweep"},
     "matplotlib": {"plot", "cli", "finder.drawing"},
+    "pandas": {"results.frames"},
     "plotly": {"report.document"},
+    "pyarrow": {"results.frames"},
     "sklearn": {"tasks.data"},
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},
