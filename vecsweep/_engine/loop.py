@@ -13,7 +13,7 @@ from itertools import chain, compress
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from vecsweep._engine.batches import BatchStream, size_bytes
 from vecsweep._engine.choices import Choice, Way
