@@ -4,8 +4,10 @@ import base64
 import hashlib
 import json
 import re
+import shlex
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from torch import nn
 
 import vecsweep as vs
 from vecsweep.cli import main
+from vecsweep.cli.parser import make_parser
 from vecsweep.report.thinning import extremes, find_stretch, highest, lowest, means
 
 pytest.importorskip("plotly")
@@ -352,3 +355,24 @@ def test_find_lr_writes_a_report_where_it_is_told(tmp_path, monkeypatch, capsys)
     assert main(["find-lr", "mine.py:task", "--num-steps", "64", "--report", "answer.html"]) == 0
     assert "Wrote answer.html." in capsys.readouterr().out
     assert "Train at a learning rate of" in read(tmp_path / "answer.html").text["h1"]
+
+
+DOCS = (Path(__file__).parents[1] / "docs" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL))
+def test_code_of_the_page_on_reports_runs(block, tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(block, "report.md", "exec"), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer.html", "found.html", "runs.html"]
+
+
+@pytest.mark.parametrize("line", re.findall(r"^vecsweep .*$", DOCS, re.MULTILINE))
+def test_command_of_the_page_on_reports_is_understood(line):
+    assert callable(make_parser().parse_args(shlex.split(line)[1:]).run)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", DOCS))
+def test_link_of_the_page_on_reports_leads_somewhere(link):
+    assert (Path(__file__).parents[1] / "docs" / link).exists()

@@ -91,7 +91,8 @@
       if (!(bottom > 0)) return { autorange: true };
       const [low, high] = [Math.log10(bottom), Math.log10(top)];
       const margin = (high - low || 1) * 0.06;
-      return { range: [low - margin, high + 1.5 * margin], autorange: false };
+      const ticks = high - low < 3 ? { dtick: "D2" } : {}; // at 1, 2 and 5; all digits are too many
+      return { range: [low - margin, high + 1.5 * margin], autorange: false, ...ticks };
     }
     const height = top - bottom || Math.abs(bottom) || 1;
     return { range: [bottom - 0.06 * height, top + 0.09 * height], autorange: false };
