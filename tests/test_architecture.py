@@ -47,10 +47,12 @@ LAYERS = {
         "plan",
     ],
     "results": [
-        "results._checks results._files results.ranking",
+        "results._checks results._files results._html",
+        "results.ranking",
         "results.member results.trial",
         "results.curves",
-        "results.sweep results.views",
+        "results.frames results.views",
+        "results.sweep",
         "results.answer results.range_test",
         "results",
     ],
@@ -119,7 +121,8 @@ LAYERS = {
         "cli.timing",
         "cli.reports",
         "cli.saying",
-        "cli.bench cli.check cli.data cli.find_lr cli.range_test cli.resume cli.steer cli.sweep",
+        """cli.bench cli.check cli.data cli.find_lr cli.range_test cli.report cli.resume cli.steer
+        cli.sweep""",
         "cli.plot cli.demos.stage",
         "cli.demos.cyclical cli.demos.digits cli.demos.finder cli.demos.policies cli.demos.regression",
         "cli.demos",
@@ -156,7 +159,7 @@ ALL_THAT_IS_IMPORTED = {
     "schedules": {"_words", "_hyper", "_types", "plot", "schedules"},
     "suggest": {"_words", "_types", "suggest"},
     "task": {"_errors", "_types"},
-    "results.ranking": {"_types", "_words", "execution"},
+    "results.ranking": {"_types", "_words", "execution", "results._html"},
     "results": {
         "_words",
         "_errors",
@@ -211,7 +214,9 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "torch": {"vecsweep", "kernels"},
     "numpy": {"vecsweep"},
     "matplotlib": {"plot", "cli", "finder.drawing"},
+    "pandas": {"results.frames"},
     "plotly": {"report.document"},
+    "pyarrow": {"results.frames"},
     "sklearn": {"tasks.data"},
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},

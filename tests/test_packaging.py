@@ -65,6 +65,10 @@ def test_wheel_is_marked_as_typed(wheel):
     assert "vecsweep/py.typed" in wheel.namelist()
 
 
+def test_wheel_holds_what_reports_are_drawn_with(wheel):
+    assert {"vecsweep/report/page.js", "vecsweep/report/page.css"} <= set(wheel.namelist())
+
+
 def test_wheel_holds_the_licence(wheel):
     assert read(wheel, "licenses/LICENSE") == (ROOT / "LICENSE").read_text()
 

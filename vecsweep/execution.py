@@ -86,7 +86,7 @@ class Execution:
             first 16, have been above `start + (divergence_factor - 1) * scale`, where start and scale are the mean and
             the mean magnitude of what its seed's first batches, up to 4, lose under the untrained weights. A spike
             that comes back ends no member. None leaves only the first.
-        progress: whether to show a progress bar; None shows one on a terminal.
+        progress: whether to show a progress bar; None shows one on a terminal, and in a notebook.
         seed: of the first of several seeds; the others count up from it.
         cluster: several devices that share the members, by Ray: "auto" for all GPUs of this machine, or all cores where
             it has none; the address of a cluster that runs; or a `vecsweep.execution.Cluster`, which says more. The

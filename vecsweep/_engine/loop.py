@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from vecsweep import _interrupts as interrupts
 from vecsweep._engine.batches import BatchStream, Position, size_bytes

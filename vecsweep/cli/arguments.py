@@ -167,6 +167,14 @@ def picture_file(text: str) -> Path:
     return path
 
 
+def report_file(text: str) -> Path:
+    """Check where a report can be written."""
+    path = output_file(text)
+    if path.suffix not in (".html", ".htm"):
+        raise argparse.ArgumentTypeError(f"{text!r} must end in .html")
+    return path
+
+
 def schedules(text: str) -> list[str]:
     """Read names of schedules, as in constant,one-cycle(div=10, pct_start=0.3), whose arguments may hold commas."""
     parts, depth = [""], 0

@@ -15,6 +15,7 @@ from vecsweep.cli.arguments import (
     given,
     merged,
     picture_file,
+    report_file,
     schedules,
     varied,
     weights_file,
@@ -78,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the trained model's weights here (default: nowhere)",
     )
     add_checkpoint(written)
+    written.add_argument(
+        "--report",
+        type=report_file,
+        default=None,
+        metavar="FILE.html",
+        help="write a report to be looked at in a browser here (default: nowhere)",
+    )
     add_json(written)
 
 
@@ -94,6 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
     say(str(answer))
     if arguments.png is not None:
         files["png"] = str(save_picture(answer.plot(), arguments.png))
+    if arguments.report is not None:
+        with writing(arguments.report):
+            files["report"] = str(answer.to_html(arguments.report))
     if files:
         say("")
     tell_files(files, say)

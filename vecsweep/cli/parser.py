@@ -4,7 +4,7 @@ import argparse
 from typing import NoReturn
 
 from vecsweep import __version__
-from vecsweep.cli import bench, check, data, demo, find_lr, plot, range_test, resume, steer, sweep
+from vecsweep.cli import bench, check, data, demo, find_lr, plot, range_test, report, resume, steer, sweep
 
 _COMMANDS = {
     "demo": demo,
@@ -15,6 +15,7 @@ _COMMANDS = {
     "steer": steer,
     "check": check,
     "plot": plot,
+    "report": report,
     "bench": bench,
     "data": data,
 }

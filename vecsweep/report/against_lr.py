@@ -235,7 +235,7 @@ def _lrs_lost(found: "RangeTest") -> list[float]:
 def _crosses(lrs: Sequence[float], name: str) -> Trace:
     """Crosses at the upper edge, on an axis of their own."""
     marker = {"symbol": "x-thin", "size": 9, "line": {"width": 2, "color": "@ink"}}
-    hover = {"hovertemplate": "%{x:.3g}<extra>%{fullData.name}</extra>"}
+    hover = {"hovertemplate": "%{x:.3~g}<extra>%{fullData.name}</extra>"}
     return {"x": lrs, "y": [0.97] * len(lrs), "yaxis": "y2", "mode": "markers", "marker": marker, "name": name, **hover}
 
 

@@ -81,7 +81,8 @@ def _describe_metric(runs: Curves, metric: str, unit: float) -> dict[str, Any] |
     steps, values = runs.curve(metric)
     if not np.isfinite(values).any():
         return None
-    bands = [_until_its_end(band, runs, metric) for band in runs.bands(metric)]
+    ends = find_ends(runs)
+    bands = [_until(max(ends[i] for i in band.members), band, metric in runs.metrics) for band in runs.bands(metric)]
     length = find_stretch(len(steps), len(bands))
     drawn = np.stack([(band.mean, band.low, band.high) for band in bands])
     bottom, top = find_view(drawn, find_usual(runs, metric, drawn), find_mode(metric, None))
@@ -103,11 +104,9 @@ def _describe_metric(runs: Curves, metric: str, unit: float) -> dict[str, Any] |
     return told
 
 
-def _until_its_end(band: Band, runs: Curves, metric: str) -> Band:
-    """A band without what follows the end of its last seed, which is the last value held."""
-    ends = find_ends(runs)
-    end = max(ends[i] for i in band.members)
-    is_over = band.steps > end if metric in runs.metrics else band.steps >= end
+def _until(end: int, band: Band, is_measured: bool) -> Band:
+    """A band without what follows the end of its last seed; a metric is still measured there."""
+    is_over = band.steps > end if is_measured else band.steps >= end
     mean, low, high = (np.where(is_over, np.nan, own) for own in (band.mean, band.low, band.high))
     return replace(band, mean=mean, low=low, high=high)
 

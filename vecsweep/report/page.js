@@ -91,7 +91,8 @@
       if (!(bottom > 0)) return { autorange: true };
       const [low, high] = [Math.log10(bottom), Math.log10(top)];
       const margin = (high - low || 1) * 0.06;
-      return { range: [low - margin, high + 1.5 * margin], autorange: false };
+      const ticks = high - low < 3 ? { dtick: "D2" } : {}; // at 1, 2 and 5; all digits are too many
+      return { range: [low - margin, high + 1.5 * margin], autorange: false, ...ticks };
     }
     const height = top - bottom || Math.abs(bottom) || 1;
     return { range: [bottom - 0.06 * height, top + 0.09 * height], autorange: false };
@@ -157,7 +158,7 @@
       this.plot.style.height = `${layout.height}px`;
       this.traces = figure.traces;
       const traces = figure.traces.map((own) => ({
-        hovertemplate: "%{x:.4g}, %{y:.4g}<extra>%{fullData.name}</extra>", name: "", ...paint(own),
+        hovertemplate: "%{x:.4~g}, %{y:.4~g}<extra>%{fullData.name}</extra>", name: "", ...paint(own),
         visible: !this.hidden.has(groupOf(own)),
       }));
       this.fillLegend();

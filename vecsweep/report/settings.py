@@ -55,7 +55,7 @@ def chart_ranking(ranking: Ranking) -> Chart | None:
                 "marker": {"symbol": symbol, "size": 9, "color": color},
                 "name": name,
                 "text": [rows[k][0] for k, _ in own],
-                "hovertemplate": "%{text}: %{x:.4g}<extra></extra>",
+                "hovertemplate": "%{text}: %{x:.4~g}<extra></extra>",
             }
         )
     edge = _edge_of([own for _, own in rows])
@@ -154,8 +154,8 @@ def _figure_of_heatmap(
         "colorscale": "Viridis",
         "reversescale": ranking.mode == "min",
         "colorbar": {"title": {"text": ranking.metric, "side": "right"}, "thickness": 14, "outlinewidth": 0},
-        "texttemplate": "%{z:.3g}" if means.size <= _MOST_NUMBERS else "",
-        "hovertemplate": "column %{x}, row %{y}: %{z:.4g}<extra></extra>",
+        "texttemplate": "%{z:.3~g}" if means.size <= _MOST_NUMBERS else "",
+        "hovertemplate": "column %{x}, row %{y}: %{z:.4~g}<extra></extra>",
         "hoverongaps": False,
         "xgap": 1,
         "ygap": 1,
@@ -163,7 +163,7 @@ def _figure_of_heatmap(
     trace["customdata"] = [
         [f"{describe_value(row, own)}, {describe_value(column, other)}" for other in columns] for own in rows
     ]
-    trace["hovertemplate"] = "%{customdata}: %{z:.4g}<extra></extra>"
+    trace["hovertemplate"] = "%{customdata}: %{z:.4~g}<extra></extra>"
     frame = {"type": "rect", "x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
     layout = {
         "xaxis": _categories(column, columns),

@@ -11,6 +11,7 @@ from torch import nn
 
 from vecsweep._types import FloatArray, Mode
 from vecsweep._words import cell, counted
+from vecsweep.results._html import html_paragraph, html_picture, html_table
 from vecsweep.results.sweep import Sweep
 from vecsweep.results.trial import Trial
 
@@ -160,6 +161,11 @@ class Answer:
             title=f"Race for {self._run_in_words()}{held}",
         )
 
+    def _repr_html_(self) -> str:
+        told, _, _ = str(self).partition("\n\n")
+        columns, *rows = self._rows()
+        return html_paragraph(told) + html_table(columns, rows) + html_picture(self.plot(), told)
+
     def to_html(self, path: str | os.PathLike[str]) -> Path:
         """Write a report: one HTML file, which opens in a browser without a network.
 
@@ -199,7 +205,8 @@ class Answer:
     def _run_in_words(self) -> str:
         return f"{self.num_steps} steps of {self.schedule!r}"
 
-    def _table(self) -> list[str]:
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The table of trials, its header first."""
         rows = [("lr", "with", "trained", self.metric, "behind")]
         several = len({(trial.setting.schedule, trial.setting.hyper) for trial in self.trials}) > 1
         for trial in self.trials:
@@ -208,9 +215,12 @@ class Answer:
             rows.append(
                 (f"{trial.setting.lr:.3g}", ", ".join(rest), f"{trial.rungs[-1]:.0%}", cell(trial.scores[-1]), behind)
             )
-        kept = [k for k in range(5) if k != 1 or several]
-        widths = [max(len(row[k]) for row in rows) for k in kept]
-        return ["  ".join(row[k].rjust(width) for k, width in zip(kept, widths, strict=True)) for row in rows]
+        return [tuple(text for k, text in enumerate(row) if k != 1 or several) for row in rows]
+
+    def _table(self) -> list[str]:
+        rows = self._rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
 
 
 def _text(value: str | float) -> str:

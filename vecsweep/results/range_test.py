@@ -10,6 +10,7 @@ import numpy as np
 from vecsweep._types import FloatArray, Method, Mode, PlotKind
 from vecsweep.execution import check_count
 from vecsweep.results._files import read_result
+from vecsweep.results._html import html_paragraph, html_picture
 from vecsweep.results.sweep import Sweep
 from vecsweep.schedules import parse
 from vecsweep.schedules.schedule import as_function
@@ -151,6 +152,13 @@ class RangeTest(Sweep):
         from vecsweep.plot import plot_range_test
 
         return plot_range_test(self, ax)
+
+    def _repr_html_(self) -> str:
+        try:
+            told = f"Suggestion: {self.suggest()}"
+        except ValueError as error:  # every learning rate diverged
+            told = str(error)
+        return html_paragraph(f"{self!r}\n{told}") + html_picture(self.plot(), f"Loss against learning rate. {told}")
 
     def to_html(self, path: str | os.PathLike[str], *, metric: str | None = None, mode: Mode | None = None) -> Path:
         """Write a report: one HTML file, which opens in a browser without a network.

@@ -14,6 +14,7 @@ import numpy as np
 from vecsweep._types import FloatArray, IntArray, Mode
 from vecsweep._words import cell
 from vecsweep.execution import check_choice
+from vecsweep.results._html import html_paragraph, html_table
 
 _MINIMISED = ("loss", "error", "mse", "mae", "rmse", "nll", "perplexity", "entropy")
 _MAXIMISED = ("accuracy", "acc", "f1", "auc", "precision", "recall", "r2", "iou", "bleu", "score")
@@ -119,6 +120,15 @@ class Ranking:
 
     def __repr__(self) -> str:
         return str(self)
+
+    def _repr_html_(self) -> str:
+        names = _tell_apart([standing.setting for standing in self.standings])
+        rows = [
+            ("*" if own.is_tied else "", name, own.mean, own.low, own.high, self._difference(own))
+            for name, own in zip(names, self.standings, strict=True)
+        ]
+        columns = ("", "setting", self.metric, "lowest", "highest", "to the best")
+        return html_table(columns, rows) + html_paragraph(str(self).rsplit("\n", 1)[1])
 
     @property
     def best(self) -> Standing:

@@ -16,11 +16,13 @@ from vecsweep._errors import ResultFileError
 from vecsweep._types import FloatArray, Lrs, Mode, PlotKind, Schedules
 from vecsweep.results._checks import check_content
 from vecsweep.results._files import Arrays, read_result, replace_file, write_csv, write_result
+from vecsweep.results._html import html_paragraph, html_picture
 from vecsweep.results.curves import Curves
 from vecsweep.results.member import MemberRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 
 class Trained(Protocol):
@@ -94,6 +96,13 @@ class Sweep(Curves):
         from vecsweep import plot
 
         return plot.plot_sweep(self, ax, kind=kind, metric=metric, mode=mode)
+
+    def _repr_html_(self) -> str:
+        picture = html_picture(self.plot(), f"Curves of {self!r}")
+        try:
+            return html_paragraph(repr(self)) + self.ranking()._repr_html_() + picture
+        except ValueError:  # the metric's name does not tell which side is better
+            return html_paragraph(repr(self)) + picture
 
     def to_html(self, path: str | os.PathLike[str], *, metric: str | None = None, mode: Mode | None = None) -> Path:
         """Write a report: one HTML file, which opens in a browser without a network.
@@ -279,6 +288,36 @@ class Sweep(Curves):
             OSError: the file cannot be written.
         """
         return write_csv(path, self._columns, self._rows())
+
+    def to_pandas(self) -> "DataFrame":
+        """Return `records()` as a pandas DataFrame, made by columns, which is quick for long curves.
+
+        Raises:
+            ImportError: pandas is not installed.
+
+        Example:
+            `runs.to_pandas().query("metric == 'val_loss'").pivot_table("value", "lr", "schedule")`
+        """
+        from vecsweep.results.frames import make_frame
+
+        return make_frame(self)
+
+    def to_parquet(self, path: str | os.PathLike[str]) -> Path:
+        """Write `records()` to a Parquet file.
+
+        Args:
+            path: where. A file that is there is replaced at once.
+
+        Returns:
+            Where it was written.
+
+        Raises:
+            ImportError: pandas or pyarrow is not installed.
+            OSError: the file cannot be written.
+        """
+        from vecsweep.results.frames import write_parquet
+
+        return write_parquet(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
