@@ -1,7 +1,9 @@
 """Adapters over one base: members against separate runs of PEFT, and their files against PEFT's own loader."""
 
 import copy
+import re
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -181,6 +183,30 @@ def test_saved_adapter_is_read_by_peft_with_the_same_outputs(method, tmp_path):
     for own, expected in zip(outputs_of(loaded), outputs_of(runs.model(1)), strict=True):
         assert torch.equal(own, expected)
     assert not torch.equal(outputs_of(loaded)[0], outputs_of(model)[0])
+
+
+def test_adapters_of_unlike_shape_train_over_one_base_each_in_its_turn(tmp_path):
+    model = make_model()
+    model.add_adapter("wide", peft.LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True))
+    for name, rank in (("default", 4), ("wide", 8)):
+        model.set_adapter(name)
+        runs = vs.sweep(make_task(model, make_batches()), lrs=LRS, num_steps=4, divergence_factor=None)
+        losses, _ = train_alone(model, make_batches(), LRS[1], 4)
+        np.testing.assert_allclose(runs.train_loss[:, 1], losses, rtol=1e-9)
+        loaded = peft.PeftModel.from_pretrained(make_model().unload(), save_adapter(runs, 1, tmp_path / name))
+        assert loaded.peft_config["default"].r == rank
+        assert torch.equal(outputs_of(loaded)[0], outputs_of(runs.model(1))[0])
+        model.train()
+
+
+def test_page_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.set_default_dtype(torch.float32)
+    page = (Path(__file__).parents[1] / "docs" / "lora.md").read_text()
+    names = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "lora.md", "exec"), names)
+    assert {path.name for path in tmp_path.iterdir()} == {"best", "found"}
 
 
 def test_saved_adapter_holds_nothing_of_the_base(tmp_path):

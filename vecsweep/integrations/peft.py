@@ -53,8 +53,9 @@ def make_task(
 
 
 def save_adapter(runs: Sweep, i: int, folder: str | os.PathLike[str], **options: Any) -> Path:
-    """Write member i's adapter as PEFT does, so that `PeftModel.from_pretrained(base, folder)` reads it.
+    """Write member i's adapter as PEFT does, so that `PeftModel.from_pretrained(base, ...)` reads it.
 
+    Of several adapters that the model holds those that are active are written, as trained ones are.
     The base is neither copied nor written. Of an `Answer`, `answer.model(copy_frozen=False).save_pretrained(folder)`
     does the same.
 
@@ -65,7 +66,7 @@ def save_adapter(runs: Sweep, i: int, folder: str | os.PathLike[str], **options:
         options: those of `PeftModel.save_pretrained`.
 
     Returns:
-        The folder.
+        Where the adapter is: the folder, or the one in it that PEFT makes for an adapter that is not named "default".
 
     Raises:
         IndexError: there is no such member.
@@ -81,9 +82,10 @@ def save_adapter(runs: Sweep, i: int, folder: str | os.PathLike[str], **options:
             f"`runs` must be of models of PEFT; got {type(model).__name__}. `runs.save_model(i, path)` writes the "
             "weights of any model."
         )
-    save_pretrained: Any = model.save_pretrained
-    save_pretrained(os.fspath(folder), **options)
-    return Path(folder)
+    adapted: Any = model
+    active = options.setdefault("selected_adapters", list(adapted.active_adapters))
+    adapted.save_pretrained(os.fspath(folder), **options)
+    return Path(folder) if active[0] == "default" else Path(folder) / active[0]
 
 
 def _is_peft(model: nn.Module) -> bool:
