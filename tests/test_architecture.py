@@ -114,7 +114,7 @@ LAYERS = {
         integrations.fastai""",
         """finder.history finder.seeds finder.steps integrations._lightning integrations.ignite
         integrations.transformers""",
-        "finder.lr_finder integrations.lightning",
+        "finder.lr_finder integrations.lightning integrations.peft",
         "finder",
         "vecsweep",
         "cli.arguments cli.plain_loop",

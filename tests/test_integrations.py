@@ -749,6 +749,23 @@ def test_batch_that_is_no_dict_is_refused():
         vs.sweep(for_transformers.make_task(make_bert(), make_batches()), lrs=[1e-3], num_steps=2)
 
 
+@pytest.mark.parametrize(
+    "task_of",
+    [lambda: for_transformers.make_task(make_bert(), make_texts()), lambda: make_task(Classifier(), make_loader())],
+    ids=["transformers", "lightning"],
+)
+def test_learning_rate_of_such_a_task_is_found_in_one_line(task_of):
+    answer = vs.find_lr(task_of(), num_steps=32)
+    assert answer.interval[0] <= answer.lr <= answer.interval[1]
+    untrained = task_of()
+    batches = list(untrained.batches)
+
+    def loss_of(model):
+        return sum(untrained.loss(model, batch).item() for batch in batches)
+
+    assert loss_of(answer.model()) < loss_of(untrained.model)
+
+
 def test_trainer_of_transformers_is_refused_with_what_to_pass():
     class Trainer:
         model = make_bert()

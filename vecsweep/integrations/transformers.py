@@ -38,9 +38,9 @@ def make_task(
     Attention is computed as the model's config says. "sdpa", the usual one, and "eager" are batched; members whose
     attention PyTorch cannot batch ("flash_attention_2", "flex_attention") are trained one after another, with a
     `FallbackWarning`: load the model with `attn_implementation="sdpa"` for a sweep. Gradient checkpointing does nothing
-    in a batched pass, where it is `chunk_size` that bounds the memory of activations. While members step, Transformers
-    is kept from looking into attention masks for padding that it might leave out: masks are always built whole, which
-    makes no difference but rounding, so that the step can be traced.
+    in a batched pass, where `chunk_size` bounds the memory of activations. While members step, Transformers is kept
+    from looking into attention masks for padding that it might leave out: masks are always built whole, which makes no
+    difference but rounding, so that the step can be traced.
 
     Args:
         model: the module, or a function without arguments that builds one.
