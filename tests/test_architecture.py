@@ -59,7 +59,7 @@ LAYERS = {
         "plot._looks",
         "plot.curves plot.final plot.heatmap plot.plan plot.race plot.range_test",
         "plot.sweep",
-        "plot observers observers.tensorboard",
+        "plot observers observers.guarded observers.tensorboard",
     ],
     "engine": [
         """_engine _engine.capture _engine.choices _engine.copying _engine.divergence _engine.graph _engine.memory
@@ -153,7 +153,7 @@ ALL_THAT_IS_IMPORTED = {
         "plot",
     },
     "tasks": {"_words", "_folders", "task", "tasks"},
-    "observers": {"_types", "plan", "results.curves", "results.member"},
+    "observers": {"_errors", "_types", "plan", "results.curves", "results.member"},
 }
 
 NEVER_REACHED = {  # by any chain of imports that run when the module is imported

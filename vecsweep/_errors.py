@@ -1,5 +1,6 @@
 """The errors and warnings that are vecsweep's own; everything else is a ValueError or a TypeError."""
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
@@ -11,12 +12,21 @@ class FallbackWarning(UserWarning):
 
 
 def warn_of_fallback(message: str) -> None:
-    """Warn at the line of the caller's that called vecsweep."""
-    here, depth = str(Path(__file__).parent), 2
-    frame = sys._getframe(1)  # warnings.warn can skip a package's own frames from Python 3.12 on
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+    """Warn at the line of the caller's that called vecsweep, of another way to train."""
+    _warn(message, FallbackWarning)
+
+
+def warn_of_trouble(message: str) -> None:
+    """Likewise, of something that went wrong without stopping the run."""
+    _warn(message, RuntimeWarning)
+
+
+def _warn(message: str, category: type[Warning]) -> None:
+    within = (str(Path(__file__).parent), contextlib.__file__)  # the latter of functions that are decorated
+    depth, frame = 2, sys._getframe(1)  # warnings.warn can skip a package's own frames from Python 3.12 on
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(within):
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(message, FallbackWarning, stacklevel=depth)
+    warnings.warn(message, category, stacklevel=depth)
 
 
 class ResultFileError(ValueError):

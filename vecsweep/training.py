@@ -212,9 +212,11 @@ def _train(
         evaluation = replace(evaluation, pruning=pruning(request.prune, steps, request.rung_metric, view, positions))
     writer = None
     if request.tensorboard is not None:
+        from vecsweep.observers.guarded import Guarded
         from vecsweep.observers.tensorboard import LiveWriter
 
-        writer = LiveWriter(request.tensorboard, [_record_of(member) for member in plan.members], span)
+        live = LiveWriter(request.tensorboard, [_record_of(member) for member in plan.members], span)
+        writer = Guarded(live, "TensorBoard's runs")
     started = time.perf_counter()
     try:
         record = train(request.task, plan, request.execution, evaluation=evaluation, start=start, observer=writer)

@@ -45,7 +45,7 @@ def check_content(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]])
     _hold(at.size == 0 or bool(at[0] >= 0 and at[-1] <= num_steps and (np.diff(at) > 0).all()), "evaluated_at")
     _hold(not ((arrays["lr"] < 0) | np.isinf(arrays["lr"])).any(), "lr")
     _hold(phases[:1] == [0] and phases == sorted(phases) and phases[-1] <= num_steps, "phases")
-    _hold(all(_is_within(*member[3:5], num_steps) for member in members), "members")
+    _hold(all(_is_within(member[3], member[4], num_steps) for member in members), "members")
 
 
 def _is_member(lr: Any, schedule: Any, seed: Any, diverged_at: Any, stopped_at: Any, hyper: Any) -> bool:

@@ -13,7 +13,7 @@ from vecsweep import RangeTest
 from vecsweep.cli.demos.stage import Stage
 from vecsweep.cli.plain_loop import train_plainly
 from vecsweep.cli.range_test import tell_curve, write
-from vecsweep.cli.saying import Say, saved_if_interrupted, tell_files
+from vecsweep.cli.saying import Say, saved_if_stopped, tell_files
 from vecsweep.tasks import digits
 
 
@@ -23,7 +23,7 @@ def run(stage: Stage) -> dict[str, Any]:
     plan: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 10.0, "num_lrs": num_lrs, "num_steps": num_steps}
     task, say = digits(), stage.say
     say(f"Handwritten digits: {num_lrs} MLPs, each at its own lr, {num_steps} steps, in one batched pass.\n")
-    with saved_if_interrupted(stage.folder / "digits.npz"):
+    with saved_if_stopped(stage.folder / "digits.npz"):
         found = vs.range_test(task, **plan, device=stage.device)
     files = write(found, stage.folder / "digits.npz", stage.folder / "digits.png")
     document = tell_curve(found, say)
