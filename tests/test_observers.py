@@ -141,7 +141,7 @@ def test_observer_that_fails_warns_once_and_stops_nobody(at):
     how = {"lrs": [0.01, 1e308], "epochs": 4}
     quiet = vs.sweep(task_of(), **how)
     failing, notes = Failing(at), Notes()
-    with pytest.warns(UserWarning, match=r"Failing failed, .* OSError: the server is gone\. The run goes on") as caught:
+    with pytest.warns(RuntimeWarning, match=r"Failing failed, .* OSError: the server is gone\. The run goes on") as caught:
         runs = vs.sweep(task_of(), **how, callbacks=[failing, notes]).extend(epochs=1)
     assert len(caught) == failing.calls == 1
     assert caught[0].filename == __file__
@@ -151,7 +151,7 @@ def test_observer_that_fails_warns_once_and_stops_nobody(at):
 
 def test_parts_of_an_observer_that_has_failed_are_told_nothing():
     failing = Failing("part")
-    with pytest.warns(UserWarning, match="Failing failed") as caught:
+    with pytest.warns(RuntimeWarning, match="Failing failed") as caught:
         vs.find_lr(task_of(), num_steps=64, callbacks=[failing])
     assert len(caught) == failing.calls == 1
 
@@ -201,7 +201,7 @@ class Writing(Observer):
 
 
 def test_arrays_are_read_only():
-    with pytest.warns(UserWarning, match="read-only"):
+    with pytest.warns(RuntimeWarning, match="read-only"):
         runs = vs.sweep(task_of(), lrs=[0.1], epochs=1, callbacks=[Writing()])
     assert (runs.train_loss > 0).all()
 

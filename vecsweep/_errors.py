@@ -1,5 +1,6 @@
 """The errors and warnings that are vecsweep's own; everything else is a ValueError or a TypeError."""
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
@@ -15,24 +16,24 @@ class LostMembersWarning(UserWarning):
 
 
 def warn_of_fallback(message: str) -> None:
-    """Warn that a task trains another way than asked for."""
-    warn_caller(message, FallbackWarning)
-
-
-def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
-    """Warn at the line of the caller's that called vecsweep."""
+    """Warn at the line of the caller's that called vecsweep, of another way to train."""
     _warn(message, FallbackWarning)
 
 
+def warn_of_trouble(message: str) -> None:
+    """Likewise, of something that went wrong without stopping the run."""
+    _warn(message, RuntimeWarning)
+
+
 def warn_of_loss(message: str) -> None:
-    """Likewise of members that are lost."""
+    """Likewise, of members that are lost."""
     _warn(message, LostMembersWarning)
 
 
 def _warn(message: str, category: type[Warning]) -> None:
-    here, depth = str(Path(__file__).parent), 3
-    frame = sys._getframe(2)  # warnings.warn can skip a package's own frames from Python 3.12 on
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+    within = (str(Path(__file__).parent), contextlib.__file__)  # the latter of functions that are decorated
+    depth, frame = 2, sys._getframe(1)  # warnings.warn can skip a package's own frames from Python 3.12 on
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(within):
         frame, depth = frame.f_back, depth + 1
     warnings.warn(message, category, stacklevel=depth)
 

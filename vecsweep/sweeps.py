@@ -75,8 +75,8 @@ def sweep(
             value of their own keep it.
         num_steps: optimizer updates of each member.
         epochs: passes over the batches, in place of `num_steps`; steps are rounded down where `accumulation_steps`
-            does not divide them. A source without a length is read through once, to count its batches, which for an
-            endless one never ends: give `num_steps` there, and no more batches are read than those steps take.
+            does not divide them. A source without a length is read through once, to count its batches, and refused
+            after a million of them: give `num_steps` there, and no more batches are read than those steps take.
         until: stop there, part-way through the schedules, in the unit of the length that is given: of 30 epochs, after
             4, say. `extend` goes on in them, with no argument to their end. None for the end.
         val_every: updates between evaluations on the task's `val_batches`; None for each epoch, or for the end alone

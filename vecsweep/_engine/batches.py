@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vecsweep._engine.fingerprint import Fingerprint, fingerprint
 from vecsweep._engine.packing import VALUES, Packed, pack, tree_flatten, tree_map
 from vecsweep._engine.rng import State, Streams
-from vecsweep._engine.sources import is_fresh, own_loader, read_over
+from vecsweep._engine.sources import is_fresh, length_of, own_loader, read_over
+from vecsweep._errors import warn_of_trouble
 from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.task import Task
@@ -119,6 +121,12 @@ class BatchStream:
             pass
         return list(islice(self._ahead, num))
 
+    def close(self) -> None:
+        """End the processes of a loader; an error that is kept would keep them, too."""
+        iterator, self._iterator = self._iterator, None
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
+
     def _load(self) -> None:
         """See that there is a next batch."""
         if self._ahead or (self._iterator is not None and self._load_more()):
@@ -144,10 +152,21 @@ class BatchStream:
         with raised_at_once():
             batch = next(self._iterator, _END)
         self._is_over = batch is _END
-        if not self._is_over:
+        if self._is_over:
+            self._check_length()
+        else:
             self._num_loaded += 1
             self._ahead.append(move(batch, self._device, self._dtype, is_fresh=is_fresh(self._source)))
         return not self._is_over
+
+    def _check_length(self) -> None:
+        """Warn of a source that has not yielded what its length says, by which epochs are counted."""
+        length = length_of(self._source)
+        if length is not None and length != self._num_loaded and self._num_loaded:
+            warn_of_trouble(
+                f"`batches` says that it has {length} batches, but a pass over it yielded {self._num_loaded}. Lengths "
+                "that are given in epochs go by what `len(batches)` says."
+            )
 
     def _begin(self) -> None:
         """Start over on the batches."""
@@ -313,3 +332,9 @@ def member_dims(batch: Batch) -> Batch:
 def size_bytes(batch: Batch) -> int:
     """The memory that a batch's tensors take, in bytes."""
     return sum(leaf.nbytes for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor))
+
+
+def is_finite(batch: Batch) -> bool:
+    """Whether no number of a batch's tensors is NaN or infinite."""
+    leaves = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return all(bool(leaf.isfinite().all()) for leaf in leaves)

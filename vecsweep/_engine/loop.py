@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._engine.batches import BatchStream, Position, size_bytes
+from vecsweep._engine.batches import BatchStream, Position, is_finite, size_bytes
 from vecsweep._engine.choices import Choice, Way
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Unmappable, Window
 from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
@@ -46,7 +46,7 @@ from vecsweep._engine.untrained import untrained_losses
 from vecsweep._engine.vectorized import Vectorized
 from vecsweep._engine.watch import Changes, Watch
 from vecsweep._engine.work import Work
-from vecsweep._errors import warn_of_fallback
+from vecsweep._errors import warn_of_fallback, warn_of_trouble
 from vecsweep._types import Batch
 from vecsweep._words import counted
 from vecsweep.execution import Execution
@@ -212,6 +212,8 @@ class Loop:
     def train(self) -> Record:
         """Run to the end of the plan, or to Ctrl-C."""
         with self.closing:
+            for stream in self.batches.values():
+                self.closing.callback(stream.close)
             return self._train()
 
     def _train(self) -> Record:
@@ -638,6 +640,7 @@ class Loop:
             alive = set(compress(own.group.seeds, self.diverged_at[own.group.members] < 0))
             ends.update({seed: own.ends[seed] for seed in alive})
         self._go_back(ends)
+        self._blame_data(window, start)
         self.is_even = True
         if self.prefetched is None:
             self.places = {}
@@ -647,6 +650,19 @@ class Loop:
             for i in np.flatnonzero((self.diverged_at >= start) & (self.diverged_at < start + len(window))).tolist():
                 self.observer.ended(i, int(self.diverged_at[i]), has_diverged=True)
         return advanced
+
+    def _blame_data(self, window: Window, start: int) -> None:
+        """Warn of a batch that is not finite, where all members of a seed diverged at its step."""
+        for seed in window[0]:
+            own = np.array([own == seed for own in self.plan.seeds]) & (self.stopped_at < 0)
+            at = np.unique(self.diverged_at[own & ((self.diverged_at < 0) | (self.diverged_at >= start))])
+            if len(at) == 1 and at[0] >= start and not all(map(is_finite, window[at[0] - start][seed])):
+                num = int((self.diverged_at[own] == at[0]).sum())
+                who = f"All {num} members" if num > 1 else "The member"
+                warn_of_trouble(
+                    f"{who} of seed {seed} diverged at step {at[0]}, whose batch holds NaN or infinity: look at the "
+                    "data rather than at the learning rates. Steps, and batches, are counted from 0."
+                )
 
     def _go_back(self, marks: Mapping[int, State]) -> None:
         """Set what the models of seeds draw from back."""

@@ -16,6 +16,7 @@ from vecsweep.execution import Execution
 from vecsweep.task import Task
 
 _MAX_WORKERS = 16  # processes of loaders, on a machine with fewer processors
+_MAX_COUNTED_BATCHES = 1_000_000  # of a source that is read to see how many it has
 _MAX_VALIDATION_BATCHES = 100_000  # of a source that does not say how many it has
 
 
@@ -67,7 +68,7 @@ def length_of(source: Any) -> int | None:
     """How many batches a source says that a pass over it has; None if it does not say."""
     try:
         return len(source)
-    except TypeError:
+    except (TypeError, NotImplementedError):
         return None
 
 
@@ -79,10 +80,13 @@ def count_batches(task: Task, seed: int, execution: Execution, streams: Streams,
         seed: whose.
         execution: whether progress is shown.
         streams: the random streams of the run.
-        most: batches that are read; None for all, which for an endless source never ends.
+        most: batches that are read; None for all.
 
     Returns:
         None if so many were read and the end had not been reached.
+
+    Raises:
+        ValueError: all were to be read, and there is no end of them.
     """
     with streams.borrowed():
         streams.use("batches", seed)
@@ -90,7 +94,12 @@ def count_batches(task: Task, seed: int, execution: Execution, streams: Streams,
         length = length_of(source)
         if length is not None:
             return length
-        num_read = _count(iter(source), execution, most)
+        num_read = _count(iter(source), execution, _MAX_COUNTED_BATCHES if most is None else most)
+    if most is None and num_read == _MAX_COUNTED_BATCHES:
+        raise ValueError(
+            f"`epochs` needs batches that come to an end; {num_read:,} were read, and there were more. Pass "
+            "`num_steps`, or batches that have a length."
+        )
     return num_read if most is None or num_read < most else None
 
 

@@ -30,7 +30,9 @@ def untrained_losses(learner: Learner, batches: Sequence[Batch], seed: int, stre
     learner = learner.copy()  # what a pass does to buffers in place stays there
     start = streams.mark("model", seed)
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
-    with watch.undisturbed(), Lent(learner.objective.lent):
-        losses = [learner.objective.compute(copy_batch(batch)).detach().double() for batch in batches]
-    streams.rewind("model", seed, start)
+    try:
+        with watch.undisturbed(), Lent(learner.objective.lent):
+            losses = [learner.objective.compute(copy_batch(batch)).detach().double() for batch in batches]
+    finally:
+        streams.rewind("model", seed, start)
     return torch.stack(losses)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from vecsweep._errors import warn_caller
+from vecsweep._errors import warn_of_trouble
 from vecsweep._types import FloatArray, Hyper
 from vecsweep.observers.observer import Observer, Run
 from vecsweep.results.curves import Curves
@@ -79,7 +79,7 @@ class Audience:
                         tell(i, observer)
                 except Exception as error:  # whatever somebody's server or disk raises
                     self._failed.add(i)
-                    warn_caller(
+                    warn_of_trouble(
                         f"The observer {type(observer).__name__} failed, and is told nothing more: "
                         f"{type(error).__name__}: {error}. The run goes on without it."
                     )
