@@ -5,7 +5,7 @@ shapes and compilers; in a short sweep of a small model they took longer than al
 """
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 _LIFT = torch.ops.aten.lift_fresh.default
 _LIFT_COPY = torch.ops.aten.lift_fresh_copy.default
@@ -103,8 +104,8 @@ class _Tape(TorchDispatchMode):
         super().__init__()
         self._graph = Graph()
         self.constants = torch.nn.Module()
-        self._nodes: dict[int, Node] = {}  # by the id of the tensor
-        self._kept: list[Tensor] = []  # as long as they live, no other has their id
+        # What nobody else holds any more goes: a trace takes no more memory than a step.
+        self._nodes: MutableMapping[Tensor, Node] = WeakIdKeyDictionary()
         self._constant_nodes: set[Node] = set()
         for i, tensor in enumerate(tensors):
             self._note(tensor, self._graph.placeholder(f"input_{i}"))
@@ -135,9 +136,9 @@ class _Tape(TorchDispatchMode):
         """The node that stands for a tensor; other values stand for themselves."""
         if not isinstance(value, Tensor):
             return value
-        if id(value) not in self._nodes:
+        if value not in self._nodes:
             self._constant(value, value.detach())
-        return self._nodes[id(value)]
+        return self._nodes[value]
 
     def _constant(self, tensor: Tensor, value: Tensor) -> None:
         """Let a tensor stand for a value in each run of the graph."""
@@ -157,5 +158,4 @@ class _Tape(TorchDispatchMode):
 
     def _note(self, tensor: Tensor, node: Node) -> None:
         node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
-        self._nodes[id(tensor)] = node
-        self._kept.append(tensor)
+        self._nodes[tensor] = node
