@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         self.attention = nn.MultiheadAttention(8, 2, dropout=dropout, batch_first=True)
 
     def forward(self, x):
-        padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+        padding = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
         padding[:, -2:] = True
         return self.attention(x, x, x, key_padding_mask=padding, need_weights=self.need_weights)[0]
 
@@ -110,7 +110,7 @@ def recurrent(cls, *, features=6, **options):
 
 
 def causal_bool(x):
-    return torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    return torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device).tril()
 
 
 VECTOR, SEQUENCE, IMAGE, VOLUME, TOKENS = (4, 8), (4, 5, 8), (4, 2, 6, 6), (3, 2, 4, 4, 4), (4, 6)

@@ -141,7 +141,9 @@ def test_observer_that_fails_warns_once_and_stops_nobody(at):
     how = {"lrs": [0.01, 1e308], "epochs": 4}
     quiet = vs.sweep(task_of(), **how)
     failing, notes = Failing(at), Notes()
-    with pytest.warns(RuntimeWarning, match=r"Failing failed, .* OSError: the server is gone\. The run goes on") as caught:
+    with pytest.warns(
+        RuntimeWarning, match=r"Failing failed, .* OSError: the server is gone\. The run goes on"
+    ) as caught:
         runs = vs.sweep(task_of(), **how, callbacks=[failing, notes]).extend(epochs=1)
     assert len(caught) == failing.calls == 1
     assert caught[0].filename == __file__

@@ -161,13 +161,13 @@ def make(case, own, dim, seed=0):
     return tensors
 
 
-def by_rules(case, own, dim):
-    """All members at once; what the function draws is drawn before."""
+def by_rules(case, own, dim, placed=lambda drawn: drawn):
+    """All members at once; what the function draws is drawn before, and goes where `placed` puts it."""
     one = [t[0] if is_own == "1" else t for t, is_own in zip(make(case, own, 0), own, strict=True)]
     with Recorder() as recorder:
         case.function(*one)
     torch.manual_seed(1)
-    drawn = [draw() for draw in recorder.draws]
+    drawn = placed([draw() for draw in recorder.draws])
 
     def member(*tensors):
         with MemberRules(recorder.draws, drawn):

@@ -6,6 +6,7 @@ so N members of batch B are one call with batch N * B.
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -31,11 +32,11 @@ def scaled_dot_product_attention(
     """Compute attention for all members in one call; with dropout, from its equations as `SDPBackend.MATH` does."""
     if dropout_p == 0:
         return _Attention.apply(query, key, value, attn_mask, is_causal, scale, enable_gqa)
-    device = query.device.type
-    if (dtype := _autocast_dtype(query)) is not None:
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    dtype, exact = query.dtype, _weights_dtype(query)
-    with torch.autocast(device, enabled=False):
+    cast_to, exact = _autocast_dtype(query), _weights_dtype(query)
+    if cast_to is not None:
+        query, key, value = query.to(cast_to), key.to(cast_to), value.to(cast_to)
+    dtype = query.dtype
+    with nullcontext() if cast_to is None else torch.autocast(query.device.type, enabled=False):
         weights = _weights(query.to(exact), key.to(exact), attn_mask, is_causal, scale, enable_gqa) * next(drawn)
         if enable_gqa:
             value = value.repeat_interleave(query.size(-3) // value.size(-3), -3)

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -18,6 +19,14 @@ def is_capturable(tensors: Sequence[Tensor]) -> bool:
     """Whether what is computed on such tensors may be captured: they are on one GPU."""
     devices = {tensor.device for tensor in tensors}
     return len(devices) == 1 and next(iter(devices)).type == "cuda"
+
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
+    """Copy an array to a device, where that is a GPU without waiting for what is queued there."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device, copy=True)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 @functools.cache

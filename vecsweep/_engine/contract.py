@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
-from vecsweep._types import Batch, Hyper
+from vecsweep._types import Batch, FloatArray, Hyper
 from vecsweep.execution import Execution
 
 StepBatches = dict[int, tuple[Batch, ...]]  # by seed: the batches of one step, more than one when accumulating
@@ -25,6 +28,26 @@ class Curve(NamedTuple):
 
     loss: Tensor
     alive: Tensor
+
+
+class Seen(NamedTuple):
+    """A curve that the host has seen, `[step, member]`.
+
+    Attributes:
+        loss: as the curve's.
+        alive: likewise.
+    """
+
+    loss: FloatArray
+    alive: NDArray[np.bool_]
+
+
+def look_at(curves: Sequence[Curve]) -> list[Seen]:
+    """Take the curves of a window to the host, all in one transfer, for each waits until the device is done."""
+    both = torch.cat([torch.cat([curve.loss, curve.alive.to(curve.loss.dtype)]) for curve in curves], dim=1)
+    loss, alive = np.split(both.cpu().numpy(), 2)
+    ends = np.cumsum([curve.loss.size(1) for curve in curves])[:-1]
+    return list(map(Seen, np.split(loss, ends, axis=1), np.split(alive > 0, ends, axis=1)))
 
 
 class Chunk(Protocol):

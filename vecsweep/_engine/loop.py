@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from vecsweep import _interrupts as interrupts
 from vecsweep._engine.batches import BatchStream, Position, is_finite, size_bytes
 from vecsweep._engine.choices import Choice, Way
-from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Unmappable, Window
+from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
 from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.fingerprint import fingerprint
@@ -634,8 +634,8 @@ class Loop:
                 ran.append(_Ran(group, curve, {seed: self.streams.mark("model", seed) for seed in seeds}))
         self._prefetch(groups, start + len(window))
         advanced, ends = list[_Group](), dict(starts)
-        for own in ran:
-            advanced += self._settle(own.group, own.curve, start)
+        for own, seen in zip(ran, look_at([own.curve for own in ran]), strict=True):
+            advanced += self._settle(own.group, seen, start)
             # Where a seed's stream stands now is what its members that are alive have drawn.
             alive = set(compress(own.group.seeds, self.diverged_at[own.group.members] < 0))
             ends.update({seed: own.ends[seed] for seed in alive})
@@ -777,9 +777,9 @@ class Loop:
         names = list(self.evaluator.names) if self.evaluator is not None else []
         return names + ["mean_train_loss"] * ("mean_train_loss" in wanted)
 
-    def _settle(self, group: _Group, curve: Curve, start: int) -> list[_Group]:
+    def _settle(self, group: _Group, seen: Seen, start: int) -> list[_Group]:
         """Note what a chunk did in a window, and take out what diverged, where that makes the chunk cheaper."""
-        loss, alive = curve.loss.cpu().numpy(), curve.alive.cpu().numpy()
+        loss, alive = seen
         was_alive = self._is_alive()[group.members]
         self.loss[start : start + len(loss), group.columns] = np.where(was_alive, loss, np.nan)
         is_new = ~alive[-1] & was_alive

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep import _interrupts as interrupts
 from vecsweep._engine.batches import copy_batch, hand_out, key_of, member_dims, move
+from vecsweep._engine.capture import upload
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS, simplify_
@@ -242,15 +244,16 @@ class Evaluator:
                 parts.append(self._average(self._validation(), chunks, seeds))
             if self._has_train_metrics:
                 parts.append([rows[1:] for rows in self._average(self._training(), chunks, seeds)])
-        return [torch.cat(of_chunk).cpu().numpy() for of_chunk in zip(*parts, strict=True)]
+        together = torch.cat([torch.cat(of_chunk) for of_chunk in zip(*parts, strict=True)], dim=1).cpu().numpy()
+        return np.split(together, np.cumsum([len(chunk) for chunk in chunks])[:-1], axis=1)
 
     def _average(
         self, batches: Iterator[dict[int, _Weighed]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
     ) -> list[Tensor]:
         """Average over batches, by the weight of each for a member's seed."""
-        totals: list[Tensor | float] = [0.0] * len(chunks)
+        totals = [torch.zeros((), dtype=torch.float64, device=self._device)] * len(chunks)
         places = {seed: place for place, seed in enumerate(self._seeds)}
-        indices = [torch.tensor(list(map(places.__getitem__, own)), device=self._device) for own in seeds]
+        indices = [upload(np.array(list(map(places.__getitem__, own))), self._device) for own in seeds]
         whole = torch.zeros(len(self._seeds), dtype=torch.float64, device=self._device)
         for of_seeds in batches:
             interrupts.check()
@@ -266,13 +269,14 @@ class Evaluator:
                 "The batches to evaluate on must hold something; they yielded nothing when they were read again, or "
                 "have no weight: look at what `batch_weight` returns, and for targets that the loss ignores."
             )
-        return [torch.as_tensor(total) / whole[index] for total, index in zip(totals, indices, strict=True)]
+        return [total / whole[index] for total, index in zip(totals, indices, strict=True)]
 
     def _weigh(self, batch: Batch, source: Batches, seed: int) -> _Weighed:
         """Take a batch to the members, and say how much it counts."""
         learner = self._learners[seed]
         moved = move(batch, self._device, self._dtype, is_fresh=is_fresh(source))
-        return _Weighed(moved, weight_of(learner.task, learner.model, moved).to(self._device))
+        weight = weight_of(learner.task, learner.model, moved)
+        return _Weighed(moved, weight.to(self._device, non_blocking=True))  # a number, which is copied at once
 
     def _validation(self) -> Iterator[dict[int, _Weighed]]:
         """The validation batches, which all seeds have in common."""

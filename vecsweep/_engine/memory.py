@@ -1,4 +1,6 @@
-"""Keep freed memory in the process: the command line for as long as it runs, the library for as long as a run lasts.
+"""Memory: what a GPU has left, and, on a CPU, how what is freed is kept in the process.
+
+The command line keeps it for as long as it runs, the library for as long as a run lasts.
 
 torch's CPU allocator does not cache. glibc gives large blocks back to the system as soon as they are freed, so that in
 each step of a wide ensemble its activations and gradients would be mapped, zeroed and faulted in again. Importing the
@@ -13,11 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _MMAP_THRESHOLD_BYTES = 2**30  # a larger block, such as a whole data set, is still given back
 _NEVER = 2**31 - 1
 # What glibc raises its thresholds to by itself as large blocks are freed, until somebody sets one.
 _OWN_MMAP_BYTES, _OWN_TRIM_BYTES = 2**25, 2**26
+_RESERVE = 0.06  # of a GPU, for workspaces and for what lies between blocks
 _LONG_RUN_S = 1.0  # from which on what a run leaves is given back at once, which takes a while, too
 # What sets an allocator from outside: glibc's two ways, another library in its place, and torch's own on a GPU.
 _VARIABLES = (
@@ -82,3 +87,10 @@ def _set(libc: Any, mmap_bytes: int, trim_bytes: int) -> bool:
 def allocator_setting() -> tuple[str | bool | None, ...]:
     """How memory is handed out in this process, on which depends which way of stepping is fastest."""
     return (_is_kept, *map(os.environ.get, _VARIABLES))
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a GPU has left for a run: what is free on it, and what PyTorch holds and does not use, but for a reserve."""
+    free, total = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return max(0, free + unused - int(_RESERVE * total))

@@ -43,6 +43,12 @@ class StackedUpdate:
         is_complex = any(p.is_complex() for p in learner.parameters.values())
         return type(optimizer) in UPDATES and not has_hooks and not is_complex
 
+    def state_bytes(self, parameters: Mapping[str, Tensor]) -> int:
+        """What the state of one member takes, in bytes."""
+        outline = {name: torch.empty((1, *p.shape), dtype=p.dtype, device="meta") for name, p in parameters.items()}
+        states = self._fresh(outline)
+        return sum(value.nbytes for state in states.values() for value in state.values())
+
     def stack(self, parameters: Mapping[str, Tensor], members: Sequence[OptimizerState | None]) -> dict[str, State]:
         """Stack what the members' optimizers remember of each parameter; where they remember nothing, it is fresh.
 
@@ -51,14 +57,20 @@ class StackedUpdate:
             members: what each remembers, be it of torch.optim or of an ensemble; None for nothing.
         """
         states = {}
+        for name, fresh in self._fresh(parameters).items():
+            kept = [{} if member is None else member.of_parameters.get(name, {}) for member in members]
+            states[name] = {key: self._stacked(key, value, kept) for key, value in fresh.items()}
+        return states
+
+    def _fresh(self, parameters: Mapping[str, Tensor]) -> dict[str, State]:
+        """The states before the first step."""
         # What is varied is a tensor to the formulas, which leave out terms only for a number that is zero.
         varied = {name: torch.ones(1) for name in ("lr", *self._varied)}
-        for group, options in self._groups:
-            for name in group.names:
-                fresh = self._update.init(parameters[name], **(options | group.hyper(varied)))
-                kept = [{} if member is None else member.of_parameters.get(name, {}) for member in members]
-                states[name] = {key: self._stacked(key, value, kept) for key, value in fresh.items()}
-        return states
+        return {
+            name: self._update.init(parameters[name], **(options | group.hyper(varied)))
+            for group, options in self._groups
+            for name in group.names
+        }
 
     def _stacked(self, key: str, fresh: Tensor, kept: Sequence[Mapping[str, Any]]) -> Tensor:
         """Stack one value of one parameter: `[member, *shape]`, or `[member]` of a counter."""
@@ -112,11 +124,10 @@ class MemberOptimizers:
     def step_(
         self,
         grads: Mapping[str, Tensor | None],  # [member, *shape]
-        hyper: Mapping[str, Tensor],  # [member]
+        hyper: Mapping[str, Sequence[float]],  # [member]
         is_stepped: Sequence[bool],  # [member]
     ) -> None:
         """Step the members named, each at its own hyperparameters."""
-        values = {name: of_members.tolist() for name, of_members in hyper.items()}
         for i, (views, optimizer) in enumerate(zip(self._views, self._optimizers, strict=True)):
             if not is_stepped[i]:
                 continue
@@ -124,7 +135,7 @@ class MemberOptimizers:
                 stacked = grads[name]
                 view.grad = None if stacked is None else stacked[i]
             for group, own in zip(self._groups, optimizer.param_groups, strict=True):
-                own.update(group.hyper({name: of_members[i] for name, of_members in values.items()}))
+                own.update(group.hyper({name: of_members[i] for name, of_members in hyper.items()}))
             step_(optimizer)
             self._write_back_(i)
 

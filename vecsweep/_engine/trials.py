@@ -20,7 +20,7 @@ from vecsweep import _interrupts as interrupts
 from vecsweep._engine.batches import BatchStream, key_of
 from vecsweep._engine.choices import Choice, Timing, Way, choose, search
 from vecsweep._engine.contract import Chunk, Engine, OutOfMemory, Unmappable
-from vecsweep._engine.memory import allocator_setting
+from vecsweep._engine.memory import allocator_setting, free_bytes
 from vecsweep._engine.parallel import Parallel, num_processes
 from vecsweep._engine.remembered import recall, remember
 from vecsweep._engine.rng import Streams
@@ -171,10 +171,13 @@ def time_each(
 
 
 def default_chunk_size(engine: Vectorized, plan: Plan) -> int:
-    """A chunk that is known to do without timing others: all members on a GPU, what fits its caches on a CPU."""
+    """A chunk that is known to do without timing others: what fits on a GPU, or what fits its caches on a CPU."""
     num_members = len(plan.members)
     parameters = engine.pattern.parameters.values()
-    if next(iter(parameters)).device.type != "cpu":
+    device = next(iter(parameters)).device
+    if device.type == "cuda":
+        return engine.num_that_fit(num_members, free_bytes(device))
+    if device.type != "cpu":
         return num_members
     size = min(
         _CHUNK_BYTES // sum(p.nbytes for p in parameters),

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep import kernels
 from vecsweep._engine.batches import Key, key_of, stack
-from vecsweep._engine.capture import Slots, copy_all_, is_capturable
+from vecsweep._engine.capture import Slots, copy_all_, is_capturable, upload
 from vecsweep._engine.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
 from vecsweep._engine.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.learner import Learner, is_same
@@ -131,6 +131,26 @@ class Vectorized:
         """The parameters of one member, and what it keeps for its backward pass."""
         return sum(p.nbytes for p in self.pattern.parameters.values()) + self.activation_bytes
 
+    def num_that_fit(self, num_members: int, free_bytes: int) -> int:
+        """How many members may be stepped together, where all of them wait for their turn in the same memory.
+
+        Args:
+            num_members: of the run.
+            free_bytes: of memory.
+        """
+        parameters = self.pattern.parameters
+        own = sum(p.nbytes for p in parameters.values())
+        of_optimizer = self.update.state_bytes(parameters) if self.update else own
+        buffers = sum(self.pattern.constants[name].nbytes for name in self._changed)
+        state = own + of_optimizer + buffers
+        # Of those that are stepped: the state that they work on and its successor, gradients, what the update is made
+        # of, and activations, each of which has a gradient for a while.
+        each = 2 * state + 4 * own + 2 * self.activation_bytes
+        size = num_members
+        while size > 1 and num_members * state + size * each > free_bytes:
+            size = -(-size // 2)
+        return size
+
     @property
     def in_doubt_from(self) -> int | None:
         """The step from which on numbers may be wrong, because a later check of a traced step failed."""
@@ -235,7 +255,7 @@ class VectorizedChunk:
         if len(self._seeds) > 1:
             places = {seed: place for place, seed in enumerate(self._seeds)}
             device = ensemble.fate.alive.device
-            self._seed_index = torch.tensor([places[seed] for seed in ensemble.seeds], device=device)
+            self._seed_index = upload(np.array([places[seed] for seed in ensemble.seeds]), device)
         self._saved: list[Tensor] | None = None
         self._saved_optimizers: list[OptimizerState] | None = None
 
@@ -343,7 +363,7 @@ class VectorizedChunk:
     def _run(self, state: Sequence[Tensor], window: Window, hyper: Hyper) -> Curve:
         device = self._ensemble.fate.alive.device
         # In one transfer, and contiguous, because compiled code takes strides for granted.
-        rows = torch.as_tensor(np.array(list(hyper.values()), order="C"), device=device)  # [name, step, member]
+        rows = upload(np.array(list(hyper.values()), order="C"), device)  # [name, step, member]
         losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
         alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
         for t, step_batches in enumerate(window):
@@ -353,7 +373,8 @@ class VectorizedChunk:
             take_step = self._engine.program(self._ensemble, inputs, kinds, len(self._seeds))
             losses[t], alive[t], is_stepped, grads = take_step(state, inputs, self._engine.num_done + t)
             if self._optimizers is not None:
-                self._optimizers.step_(grads, inputs.hyper, is_stepped.tolist())
+                own_rows = {name: values[t].tolist() for name, values in hyper.items()}
+                self._optimizers.step_(grads, own_rows, is_stepped.tolist())
         return Curve(losses, alive)
 
     def _gather(
