@@ -9,9 +9,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vecsweep._engine.memory import keep_memory
-from vecsweep.cli.parser import make_parser
-from vecsweep.cli.saying import fallbacks_in_a_line, tell
+from vecsweep._version import __version__
+from vecsweep.cli.busy import spare_busy_cores
+from vecsweep.cli.waiting import tell, told_if_slow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,9 +26,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the arguments are wrong (status 2), or ask for help (status 0).
     """
-    arguments = make_parser().parse_args(argv)
-    keep_memory()
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv) == ["--version"]:
+        sys.stdout.write(f"vecsweep {__version__}\n")
+        return 0
+    spare_busy_cores()
+    with told_if_slow("loading PyTorch"):
+        from vecsweep._engine.memory import keep_memory
+        from vecsweep.cli.parser import make_parser
+        from vecsweep.cli.saying import fallbacks_in_a_line
     try:
+        arguments = make_parser().parse_args(argv)
+        keep_memory()
         with fallbacks_in_a_line():
             status: int = arguments.run(arguments)
             sys.stdout.flush()

@@ -16,6 +16,7 @@ from vecsweep.cli.arguments import (
     varied,
     weights_file,
 )
+from vecsweep.cli.progress import progress_lines
 from vecsweep.cli.reports import describe_answer
 from vecsweep.cli.saying import print_json, save_picture, sayer, tell_files, writing
 from vecsweep.tasks import load_task
@@ -81,7 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Find a task's learning rate, and say what speaks for it."""
     task = load_task(arguments.task)
     options = given(arguments, *_OPTIONS, *EXECUTION_OPTIONS)
-    answer = vs.find_lr(task, vary=merged(arguments.vary), **options)
+    answer = vs.find_lr(task, vary=merged(arguments.vary), callbacks=progress_lines(), **options)
     say = sayer(arguments)
     say(str(answer))
     files: dict[str, str | None] = {}

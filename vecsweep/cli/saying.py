@@ -1,7 +1,6 @@
 """What commands print, and the files they write: the one place of the package that prints."""
 
 import argparse
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vecsweep import FallbackWarning, Interrupted
 from vecsweep.cli.reports import to_json
+from vecsweep.cli.waiting import tell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,11 +37,6 @@ def print_json(document: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Print what a command found, under --json."""
     if arguments.json:
         print(to_json(document))
-
-
-def tell(message: str) -> None:
-    """Print one line on stderr."""
-    print("vecsweep:", " ".join(message.split()), file=sys.stderr)
 
 
 @contextmanager
