@@ -1,17 +1,21 @@
 # Each target does its own set-up in .venv; a second run finds it done and is quick.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+DEMO_STAMP := .venv/.installed-demo
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
 LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo data test test-trackers bench gpu lint types clean
+.PHONY: demo test-latest data test test-trackers bench gpu lint types clean
 
-demo: $(STAMP)
-	$(BIN)/python -m vecsweep demo
+demo: $(DEMO_STAMP)
+	$(BIN)/python -m vecsweep demo $(ARGS)
 
 # The data sets of the built-in tasks, into the user's cache folder; make data ARGS=mnist fetches one.
-data: $(STAMP)
+data: $(DEMO_STAMP)
 	$(BIN)/python -m vecsweep data $(ARGS)
 
 # The tests, then every arm of every bench once.
@@ -21,7 +25,7 @@ test: lint types
 
 # What the tests of MLflow and Trackio need is much, and is not installed otherwise.
 test-trackers: $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,mlflow,trackio,wandb]'
+	$(PIP) --editable '.[test,mlflow,trackio,wandb]'
 	$(BIN)/python -m pytest tests/test_trackers.py
 
 # For example make bench ARGS="-k digits --threads 1"; bench/README.md has the options.
@@ -43,14 +47,33 @@ types: $(STAMP)
 	ln -s $(CURDIR)/vecsweep/* $(LAYOUT)/ && ln -s $(CURDIR)/kernels $(LAYOUT)/kernels
 	cd .venv/layout && ../bin/mypy --config-file ../../pyproject.toml --package vecsweep
 
-$(STAMP): pyproject.toml constraints.txt
+# What the demo needs and nothing else. Where there is no GPU, PyTorch's build for the CPU, a tenth of the other's size:
+# from where pip looks anyway, if it is there, else from PyTorch's own index. Where neither can be had, the next line
+# installs whatever there is.
+$(DEMO_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test]'
+	@echo "Installing PyTorch, scikit-learn and vecsweep into .venv: a minute or two ..."
+	@nvidia-smi >/dev/null 2>&1 \
+	|| $(PIP) '$(TORCH)+cpu' 2>/dev/null \
+	|| $(PIP) --index-url $(TORCH_INDEX) --timeout 20 --retries 1 '$(TORCH)' 2>/dev/null \
+	|| echo "PyTorch's build for the CPU is not to be had; installing the one with CUDA."
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+$(STAMP): $(DEMO_STAMP)
+	@echo "Installing what the tests need ..."
+	$(PIP) --editable '.[test]'
 	touch $@
 
 $(BENCH_STAMP): $(STAMP)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	$(PIP) --editable '.[test,bench]'
 	touch $@
 
+# The newest of everything that `pip install .` brings, in an environment of its own; PYTHON=python3.14 for another.
+test-latest: pyproject.toml
+	$(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/pip install --quiet --upgrade --editable '.[test]'
+	.venv-latest/bin/python -m pytest $(ARGS)
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv .venv-latest build *.egg-info

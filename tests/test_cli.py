@@ -22,7 +22,7 @@ import vecsweep as vs
 import vecsweep.tasks
 import vecsweep.tasks.data
 from vecsweep._types import EngineName, Method, Precision, Spacing
-from vecsweep.check import Deviation
+from vecsweep.checking import Deviation
 from vecsweep.cli import main
 from vecsweep.execution import Execution
 from vecsweep.results import PlotKind
@@ -95,15 +95,23 @@ def run(capsys):
             status = main([str(argument) for argument in arguments])
         except SystemExit as stop:
             status = stop.code
-        return types.SimpleNamespace(status=status, **capsys.readouterr()._asdict())
+        captured = capsys.readouterr()
+        return types.SimpleNamespace(status=status, out=captured.out, err=without_progress(captured.err))
 
     return run
+
+
+def without_progress(err):
+    """What was told on stderr but for the lines that come while people wait, which depend on how long that is."""
+    return re.sub(r"^vecsweep: .* \.\.\.\n", "", err, flags=re.MULTILINE)
 
 
 def run_alone(*arguments):
     """Run a command in a process of its own."""
     command = [sys.executable, "-m", "vecsweep", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done.stderr = without_progress(done.stderr)
+    return done
 
 
 def strict_json(text):
@@ -122,21 +130,27 @@ def assert_is_one_line_of_error(status, err):
     assert "Traceback" not in err
 
 
-def test_demo_finds_a_learning_rate_times_a_plain_loop_and_writes_both_files(folder):
+def test_demo_finds_a_learning_rate_trains_with_it_and_writes_both_files(folder):
     done = run_alone("demo", "--quick")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
-    assert "* basin" in done.stdout
-    assert "by the plain loop" in done.stdout
-    assert "PyTorch's CPU threads: 1." in done.stdout
+    assert re.search(r"^Suggestion: lr 0\.\d+ \(basin: ", done.stdout, re.MULTILINE)
+    assert "plain loop" not in done.stdout
     assert "of the 360 held-out digits right" in done.stdout
     assert f"Wrote {Path('demo') / 'digits.png'}." in done.stdout
     assert (folder / "demo" / "digits.png").read_bytes().startswith(PNG_SIGNATURE)
     assert len(vs.RangeTest.load(folder / "demo" / "digits.npz").lrs) == 16
 
 
+def test_demo_times_a_plain_loop_if_asked(run):
+    done = run("demo", "--quick", "--compare")
+    assert done.status == 0
+    assert "by the plain loop" in done.out
+    assert "PyTorch's CPU threads: 1." in done.out
+
+
 def test_demo_as_json_says_what_it_measured(run, folder):
-    done = run("demo", "--quick", "--json", "--output-dir", folder / "deep" / "down")
+    done = run("demo", "--quick", "--compare", "--json", "--output-dir", folder / "deep" / "down")
     document = strict_json(done.out)
     assert done.status == 0
     assert document["comparison"]["median_deviation"] < 1e-3
@@ -150,12 +164,12 @@ def test_range_test_of_a_users_file_in_a_process_of_its_own_saves_what_it_found(
     assert done.stderr == ""
     found = vs.RangeTest.load("found.npz")
     assert len(found.lrs) == 20
-    assert re.search(rf"^\* basin +lr {found.suggest().lr:.3g} ", done.stdout, re.MULTILINE)
+    assert re.search(rf"^Suggestion: lr {found.suggest().lr:.3g} \(basin: ", done.stdout, re.MULTILINE)
     assert "Wrote found.npz.\nWrote found.png.\n" in done.stdout
     assert (folder / "found.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
-def test_range_test_prints_at_most_16_rows_from_the_first_lr_to_the_last_and_every_rule(run):
+def test_range_test_prints_at_most_16_rows_from_the_first_lr_to_the_last(run):
     done = run("range-test", "digits", *FEW)
     lines = done.out.splitlines()
     rows = [line.split() for line in lines[1 : lines.index("")]]
@@ -163,10 +177,25 @@ def test_range_test_prints_at_most_16_rows_from_the_first_lr_to_the_last_and_eve
     assert len(rows) == 16
     assert (float(rows[0][0]), float(rows[-1][0])) == (1e-3, 10.0)
     assert float(rows[-1][1]) > 2 * float(rows[0][1])  # the largest lr explodes
-    assert all(re.search(rf"^[* ] {rule} +lr ", done.out, re.MULTILINE) for rule in GRID_RULES)
-    assert not re.search("valley|slide|steepest|minimum", done.out)
-    assert done.out.count("\n* ") == 1
     assert "20 members" in done.out
+
+
+def test_range_test_leads_with_one_suggestion_and_shows_others_if_asked(run):
+    done = run("range-test", "own.py:make_task", *FEW)
+    assert done.out.count(" lr 0") + done.out.count(" lr 1") + done.out.count(" lr 2") <= 2
+    assert re.search(r"^Suggestion: lr \S+ \(basin: .+\), with loss \S+\.$", done.out, re.MULTILINE)
+    assert "largest" not in done.out
+    done = run("range-test", "own.py:make_task", *FEW, "--all")
+    others = [rule for rule in GRID_RULES if rule != "basin"]
+    assert all(re.search(rf"^  lr \S+ +{rule} +\S+ \S+ ", done.out, re.MULTILINE) for rule in others)
+    assert not re.search("valley|slide|steepest|minimum", done.out)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_says_what_it_is_for(rule, run):
+    method = ["--method", "ramp", "--num-steps", "30"] if RULES[rule] in RAMP_RULES else []
+    done = run("range-test", "own.py:make_task", *(FEW if not method else [*FEW[:4], *method]), "--rule", rule)
+    assert re.search(rf"^Suggestion: lr \S+ \({rule}: \S+ \S+ \S+ .*\)", done.out, re.MULTILINE)
 
 
 def test_range_test_writes_no_file_unless_asked(run, folder):
@@ -177,14 +206,14 @@ def test_range_test_writes_no_file_unless_asked(run, folder):
 
 def test_range_test_marks_the_rule_that_was_asked_for_and_prints_its_doubts(run):
     done = run("range-test", "own.py:make_task", *FEW, "--num-lrs", 5, "--rule", "basin")
-    assert re.search(r"^\* basin ", done.out, re.MULTILINE)
+    assert re.search(r"^Suggestion: lr \S+ \(basin: ", done.out, re.MULTILINE)
     assert "Doubt: Too few points" in done.out
 
 
 def test_a_ramp_with_several_seeds_says_when_they_diverged(run):
     done = run("range-test", "digits", "--method", "ramp", "--end-lr", 1e30, "--num-steps", 30, "--seeds", "3,5")
     assert done.status == 0
-    assert re.search(r"^\* minimum ", done.out, re.MULTILINE)
+    assert re.search(r"^Suggestion: lr \S+ \(minimum: ", done.out, re.MULTILINE)
     assert re.search(r"1e\+30 +- +at step \d+ \(2 of 2 seeds\)", done.out)
 
 
@@ -218,7 +247,7 @@ class Called(Exception):  # noqa: N818 - not an error: it ends a command where t
 
 def test_options_reach_the_library_and_those_not_given_are_left_to_it(run, monkeypatch):
     def range_test(task, **options):
-        raise Called(options)
+        raise Called({name: value for name, value in options.items() if name != "callbacks"})
 
     monkeypatch.setattr(vs, "range_test", range_test)
     with pytest.raises(Called) as called:
@@ -326,6 +355,14 @@ def test_sweep_ranks_what_it_compared_and_writes_everything(run, folder):
     assert len(list((folder / "boards").iterdir())) == 8
     model = vs.tasks.digits().model()
     assert load_model(model, folder / "best.safetensors") == (set(), [])
+
+
+def test_sweep_writes_no_file_unless_asked(run, folder):
+    before = sorted(folder.iterdir())
+    done = run("sweep", "own.py:make_task", "--lrs", "0.1,0.2", "--num-steps", 3)
+    assert done.status == 0
+    assert "Wrote" not in done.out
+    assert [path for path in sorted(folder.iterdir()) if path.name != "__pycache__"] == before
 
 
 def test_sweep_as_json_gives_ranking_and_members(run):
@@ -572,6 +609,35 @@ def test_the_console_script_is_the_same_command(run):
     assert run("--version").out == f"vecsweep {vs.__version__}\n"
 
 
+def test_version_is_told_without_pytorch():
+    program = "import sys; from vecsweep.cli import main; main(['--version']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"vecsweep {vs.__version__}\n"
+
+
+def test_completion_of_a_shell_knows_commands_and_options(run):
+    done = run("--print-completion", "bash")
+    assert done.status == 0
+    assert all(word in done.out for word in ("find-lr", "range-test", "--num-lrs", "--schedules"))
+    shell = subprocess.run(["bash", "-n"], input=done.out, capture_output=True, text=True, check=False)
+    assert shell.returncode == 0, shell.stderr
+
+
+def test_completion_without_its_package_is_told_in_a_line(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    done = run("--print-completion", "bash")
+    assert_is_one_line_of_error(done.status, done.err)
+    assert "pip install 'vecsweep[completion]'" in done.err
+
+
+def test_whatever_takes_over_two_seconds_says_so_in_a_pipe(folder):
+    command = [sys.executable, "-m", "vecsweep", "range-test", "own.py:slow", "--num-lrs", "2", "--num-steps", "320"]
+    how = ("--engine", "sequential", "--start-lr", "1e-4", "--end-lr", "1e-3")
+    done = subprocess.run([*command, *how], capture_output=True, text=True, check=False)
+    assert re.search(r"^vecsweep: \d+ of 320 steps, 2 members left \.\.\.$", done.stderr, re.MULTILINE)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single child process")
 def test_ctrl_c_saves_what_was_computed_and_returns_130(folder):
     command = [sys.executable, "-m", "vecsweep", "range-test", "own.py:slow", "--num-lrs", "2"]
@@ -587,10 +653,34 @@ def test_ctrl_c_saves_what_was_computed_and_returns_130(folder):
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert re.fullmatch(r"vecsweep: interrupted after \d+ steps; what they found is in \S+\.npz\.\n", err)
+    told = without_progress(err)
+    assert re.fullmatch(r"vecsweep: interrupted after \d+ steps; what they found is in \S+\.npz\.\n", told)
     found = vs.RangeTest.load(folder / "range-test-interrupted.npz")
     assert not found.is_complete
     assert np.isfinite(found.train_loss[0]).all()
+
+
+BUSY = """
+import os, sys
+os.getloadavg = lambda: ({load}, 0.0, 0.0)
+os.sched_getaffinity = lambda _: set(range(4))
+from vecsweep.cli import main
+main(["demo", "--no-such-option"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("load", "chosen", "policy"),
+    [(4.5, {}, "PASSIVE"), (3.5, {}, None), (4.5, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")],
+)
+def test_threads_sleep_while_they_wait_if_the_cores_are_busy(load, chosen, policy):
+    program = BUSY.format(load=load).replace("\nmain(", "\nimport atexit\natexit.register(SHOW)\nmain(")
+    program = program.replace("SHOW", "lambda: print(os.environ.get('OMP_WAIT_POLICY'))")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "KMP_"))}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=False)
+    assert done.stdout == f"{policy}\n", done.stderr
+    assert ("4 cores with a load of 4.5" in done.stderr) is (policy == "PASSIVE")
 
 
 @pytest.mark.parametrize("has_result", [True, False])
@@ -613,5 +703,5 @@ def test_a_reader_that_goes_away_ends_the_command_without_a_traceback():
     command = [sys.executable, "-m", "vecsweep", "range-test", "own.py:make_task", *FEW]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()
-        assert process.stderr.read() == ""
+        assert without_progress(process.stderr.read()) == ""
     assert process.returncode == 141

@@ -133,6 +133,8 @@ WATCH = """
 
     before, modules = look(), set(sys.modules)
     import vecsweep
+    for name in vecsweep.__all__:
+        getattr(vecsweep, name)
     after, new = look(), set(sys.modules) - modules
     import vecsweep.kernels, vecsweep.tasks, vecsweep.cli
     spec = importlib.util.find_spec("kernels")

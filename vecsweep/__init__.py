@@ -15,19 +15,24 @@ Example:
     True
 """
 
-from vecsweep import schedules
-from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from vecsweep._version import __version__ as __version__
-from vecsweep.answer import find_lr
-from vecsweep.check import CheckReport, check
-from vecsweep.execution import Execution
-from vecsweep.finder import LRFinder
-from vecsweep.integrations.fastai import lr_find
-from vecsweep.results import Answer, RangeTest, Sweep
-from vecsweep.resuming import load, resume
-from vecsweep.suggest import Suggestion
-from vecsweep.sweeps import range_test, sweep
-from vecsweep.task import Task
+
+if TYPE_CHECKING:
+    from vecsweep import schedules
+    from vecsweep._errors import FallbackWarning, Interrupted, ResultFileError
+    from vecsweep.answer import find_lr
+    from vecsweep.checking import CheckReport, check
+    from vecsweep.execution import Execution
+    from vecsweep.finder import LRFinder
+    from vecsweep.integrations.fastai import lr_find
+    from vecsweep.results import Answer, RangeTest, Sweep
+    from vecsweep.resuming import load, resume
+    from vecsweep.suggest import Suggestion
+    from vecsweep.sweeps import range_test, sweep
+    from vecsweep.task import Task
 
 __all__ = [
     "Answer",
@@ -50,3 +55,45 @@ __all__ = [
     "schedules",
     "sweep",
 ]
+
+# Names are imported when they are asked for, so that `vecsweep --version` need not wait for PyTorch. No public function
+# may have the name of a module beside it: importing that would put it in the function's place.
+_HOMES = {
+    "_errors": ("FallbackWarning", "Interrupted", "ResultFileError"),
+    "answer": ("find_lr",),
+    "checking": ("CheckReport", "check"),
+    "execution": ("Execution",),
+    "finder": ("LRFinder",),
+    "integrations.fastai": ("lr_find",),
+    "results": ("Answer", "RangeTest", "Sweep"),
+    "resuming": ("load", "resume"),
+    "suggest": ("Suggestion",),
+    "sweeps": ("range_test", "sweep"),
+    "task": ("Task",),
+}
+_MODULES = (
+    "finder",
+    "integrations",
+    "kernels",
+    "observers",
+    "plot",
+    "report",
+    "results",
+    "schedules",
+    "suggest",
+    "tasks",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    for home, names in _HOMES.items():
+        if name in names:
+            value = globals()[name] = getattr(import_module(f"{__name__}.{home}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})

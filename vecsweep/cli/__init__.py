@@ -12,10 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vecsweep._engine.memory import keep_memory
-from vecsweep.checkpoint.journal import COMMAND, Command
-from vecsweep.cli.parser import make_parser
-from vecsweep.cli.saying import fallbacks_in_a_line, tell
+from vecsweep._version import __version__
+from vecsweep.cli.busy import spare_busy_cores
+from vecsweep.cli.waiting import tell, told_if_slow
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,9 +29,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the arguments are wrong (status 2), or ask for help (status 0).
     """
-    arguments = make_parser().parse_args(argv)
-    keep_memory()
+    argv = sys.argv[1:] if argv is None else argv
+    if list(argv) == ["--version"]:
+        sys.stdout.write(f"vecsweep {__version__}\n")
+        return 0
+    spare_busy_cores()
+    with told_if_slow("loading PyTorch"):
+        from vecsweep._engine.memory import keep_memory
+        from vecsweep.cli.parser import make_parser
+        from vecsweep.cli.saying import fallbacks_in_a_line
     try:
+        arguments = make_parser().parse_args(argv)
+        keep_memory()
         with fallbacks_in_a_line():
             status: int | list[str] = _run(arguments, sys.argv[1:] if argv is None else argv)
             while isinstance(status, list):  # another command, in place of this one
@@ -56,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int | list[str]:
     """Run a command, which a checkpoint can then name."""
+    from vecsweep.checkpoint.journal import COMMAND, Command
+
     token = COMMAND.set(Command(tuple(words), str(Path.cwd())))
     try:
         result: int | list[str] = arguments.run(arguments)

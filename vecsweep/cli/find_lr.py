@@ -20,6 +20,7 @@ from vecsweep.cli.arguments import (
     varied,
     weights_file,
 )
+from vecsweep.cli.progress import progress_lines
 from vecsweep.cli.reports import describe_answer
 from vecsweep.cli.saying import print_json, save_picture, saved_if_stopped, sayer, tell_files, writing
 from vecsweep.tasks import load_task
@@ -94,7 +95,7 @@ def run(arguments: argparse.Namespace) -> int:
     task = load_task(arguments.task)
     options = given(arguments, *_OPTIONS, *EXECUTION_OPTIONS, *CHECKPOINT_OPTIONS)
     with saved_if_stopped(Path("find-lr-interrupted.npz")):
-        answer = vs.find_lr(task, vary=merged(arguments.vary), **options)
+        answer = vs.find_lr(task, vary=merged(arguments.vary), callbacks=progress_lines(), **options)
     say, files = sayer(arguments), dict[str, str | None]()
     if arguments.model is not None:  # before anything is made of it
         with writing(arguments.model):

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 from vecsweep import __version__
 from vecsweep.cli import bench, check, data, demo, find_lr, plot, range_test, report, resume, steer, sweep
+from vecsweep.cli.saying import say_aloud
 
 _COMMANDS = {
     "demo": demo,
@@ -28,6 +29,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"vecsweep: error: {message}. See {self.prog} --help.\n")
 
 
+class _PrintCompletion(argparse.Action):
+    """Prints a shell's completion, and leaves."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: object, values: object, __: str | None = None) -> NoReturn:
+        try:
+            import shtab
+        except ImportError as error:
+            raise ImportError("Completion needs shtab. Run: pip install 'vecsweep[completion]'") from error
+        say_aloud(shtab.complete(parser, str(values)))
+        parser.exit()
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Return a parser that puts the function of the command into `run`."""
     parser = _Parser(
@@ -38,6 +51,13 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"vecsweep {__version__}")
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        help="print what the shell completes commands and options by; for example: "
+        'eval "$(vecsweep --print-completion bash)"',
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in _COMMANDS.items():
         added = commands.add_parser(

@@ -20,6 +20,7 @@ from vecsweep.cli.arguments import (
     output_file,
     picture_file,
 )
+from vecsweep.cli.progress import progress_lines
 from vecsweep.cli.reports import describe_range_test, format_curve, format_run, format_suggestions
 from vecsweep.cli.saying import Say, print_json, save_picture, save_result, saved_if_stopped, sayer, tell_files
 from vecsweep.results.range_test import check_rule
@@ -64,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="WEIGHT",
         help="of the past in [0, 1), before the rule (default: 0 for a grid, 0.8 for a ramp)",
     )
+    tested.add_argument("--all", action="store_true", default=False, help="show what the other rules say, too")
     add_execution(parser, has_engine=True)
     written = parser.add_argument_group("what is written")
     written.add_argument(
@@ -88,11 +90,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Test a task, and say what was found."""
     check_reading(arguments.rule, arguments.smoothing, getattr(arguments, "method", "grid"))
     task = load_task(arguments.task)
+    options = given(arguments, *RANGE_OPTIONS, *EXECUTION_OPTIONS, *CHECKPOINT_OPTIONS)
     with saved_if_stopped(arguments.output or Path("range-test-interrupted.npz")):
-        found = vs.range_test(task, **given(arguments, *RANGE_OPTIONS, *EXECUTION_OPTIONS, *CHECKPOINT_OPTIONS))
+        found = vs.range_test(task, callbacks=progress_lines(), **options)
     files = write(found, arguments.output, arguments.png, arguments.rule)
     say = sayer(arguments)
-    document = tell_curve(found, say, arguments.rule, arguments.smoothing)
+    document = tell_curve(found, say, arguments.rule, arguments.smoothing, has_all=arguments.all)
     tell_files(files, say)
     print_json({"task": arguments.task, **document, **files}, arguments)
     return 1 if document["suggestion"] is None else 0
@@ -104,8 +107,10 @@ def check_reading(rule: str | None, smoothing: float | None = None, method: Meth
     check_rule(rule, method)
 
 
-def tell_curve(found: RangeTest, say: Say, rule: str | None = None, smoothing: float | None = None) -> dict[str, Any]:
-    """Say what a range test found, and return it for JSON."""
+def tell_curve(
+    found: RangeTest, say: Say, rule: str | None = None, smoothing: float | None = None, *, has_all: bool = False
+) -> dict[str, Any]:
+    """Say what a range test found, the suggestions of all rules if asked, and return it for JSON."""
     say(format_curve(found) + "\n")
     taken, suggestions = None, {}
     try:
@@ -114,7 +119,7 @@ def tell_curve(found: RangeTest, say: Say, rule: str | None = None, smoothing: f
         say(f"No suggestion: {error}\n")
     else:
         suggestions = {name: found.suggest(name, smoothing=smoothing) for name in found.rules}
-        say(format_suggestions(suggestions, taken) + "\n")
+        say(format_suggestions(suggestions, taken, has_all=has_all) + "\n")
     say(format_run(found))
     return describe_range_test(found, suggestions, taken)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vecsweep._words import cell
-from vecsweep.check import CheckReport
+from vecsweep.checking import CheckReport
 from vecsweep.cli.timing import Speed
 from vecsweep.results import Answer, RangeTest, Sweep
 from vecsweep.results.ranking import Ranking
@@ -17,6 +17,16 @@ from vecsweep.suggest import Suggestion
 
 _MAX_RANKED = 24
 _MAX_ROWS = 16  # of a table of learning rates
+_PURPOSES = {  # by rule
+    "basin": "the middle of those nearly as good as the best, for runs about as long",
+    "lowest": "the best of all, by so little that chance may choose it",
+    "third_of_largest_stable": "a third of the largest that trains: for a schedule that rises to it and falls",
+    "quarter_of_largest_stable": "a quarter of it: likewise, where runs differ much",
+    "valley": "on the way down, before the lowest: what fastai takes",
+    "steepest": "where the loss falls fastest: what torch-lr-finder and Lightning take; often too low",
+    "slide": "as high as the loss does not move steeply: fastai's boldest",
+    "minimum": "a tenth of the lr at the lowest loss: the safe one of a ramp",
+}
 
 
 def format_curve(found: RangeTest) -> str:
@@ -26,15 +36,18 @@ def format_curve(found: RangeTest) -> str:
     return "\n".join((f"{'lr':>9}  {'loss':>8}  diverged", *rows))
 
 
-def format_suggestions(suggestions: dict[str, Suggestion], taken: Suggestion) -> str:
-    """Return a line for each rule's suggestion, the one taken marked, and what is doubtful about that."""
-    width = max(map(len, suggestions))
+def format_suggestions(suggestions: dict[str, Suggestion], taken: Suggestion, *, has_all: bool = False) -> str:
+    """Return the suggestion, what is doubtful about it, and if asked those of the other rules."""
     lines = [
-        f"{'*' if rule == taken.rule else ' '} {rule:<{width}}  lr {answer.lr:<9.3g} loss {answer.loss:.3g}"
-        for rule, answer in suggestions.items()
+        f"Suggestion: lr {taken.lr:.3g} ({taken.rule}: {_PURPOSES[taken.rule]}), with loss {taken.loss:.3g}.",
+        *(f"  Doubt: {doubt}" for doubt in taken.doubts),
     ]
-    doubts = [f"  Doubt: {doubt}" for doubt in taken.doubts]
-    return "\n".join(("Suggestions (* is the one taken):", *lines, *doubts))
+    others = [(rule, answer) for rule, answer in suggestions.items() if rule != taken.rule]
+    if has_all:
+        width = max(len(rule) for rule, _ in others)
+        lines.append("What other rules say:")
+        lines += [f"  lr {answer.lr:<9.3g} {rule:<{width}}  {_PURPOSES[rule]}" for rule, answer in others]
+    return "\n".join(lines)
 
 
 def describe_range_test(

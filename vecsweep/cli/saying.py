@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 import tempfile
 import time
 import warnings
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vecsweep import FallbackWarning, Interrupted, Sweep
 from vecsweep.cli.reports import to_json
+from vecsweep.cli.waiting import tell
 from vecsweep.results._files import replace_file
 
 if TYPE_CHECKING:
@@ -43,11 +43,6 @@ def print_json(document: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Print what a command found, under --json."""
     if arguments.json:
         print(to_json(document))
-
-
-def tell(message: str) -> None:
-    """Print one line on stderr."""
-    print("vecsweep:", " ".join(message.split()), file=sys.stderr)
 
 
 @contextmanager

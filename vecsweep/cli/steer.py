@@ -18,6 +18,7 @@ from vecsweep.cli.arguments import (
     numbers,
     output_folder,
 )
+from vecsweep.cli.progress import progress_lines
 from vecsweep.cli.reports import format_members
 from vecsweep.cli.saying import make_folder, save_picture, say_aloud, tell_files, writing
 from vecsweep.results._files import replace_file
@@ -109,7 +110,13 @@ def _train(task: Task, path: Sweep | None, phase: _Phase, arguments: argparse.Na
     """Train a phase; None if it was interrupted, or if the answers were wrong."""
     try:
         if path is None:
-            return vs.sweep(task, lrs=phase.lrs, epochs=phase.epochs, **given(arguments, *EXECUTION_OPTIONS))
+            return vs.sweep(
+                task,
+                lrs=phase.lrs,
+                epochs=phase.epochs,
+                callbacks=progress_lines(),
+                **given(arguments, *EXECUTION_OPTIONS),
+            )
         return path.branch(0, lrs=phase.lrs, epochs=phase.epochs)
     except vs.Interrupted:
         say_aloud("Interrupted: this phase is dropped.")

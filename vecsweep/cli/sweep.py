@@ -23,6 +23,7 @@ from vecsweep.cli.arguments import (
     varied,
     weights_file,
 )
+from vecsweep.cli.progress import progress_lines
 from vecsweep.cli.reports import describe_sweep, format_ranking, format_run
 from vecsweep.cli.saying import (
     make_folder,
@@ -97,9 +98,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     written.add_argument(
         "--output-dir",
         type=output_folder,
-        default=Path("sweep"),
+        default=None,
         metavar="DIR",
-        help="where sweep.npz and the pictures go (default: sweep)",
+        help="write sweep.npz and pictures there (default: nowhere)",
     )
     written.add_argument(
         "--csv", type=output_file, default=None, metavar="FILE.csv", help="write all curves here (default: nowhere)"
@@ -120,23 +121,39 @@ def run(arguments: argparse.Namespace) -> int:
     """Train a task, and rank what was compared."""
     if arguments.metric is not None:
         mode_of(arguments.metric, arguments.mode)  # a mistake is told before the work
-    task, folder = load_task(arguments.task), make_folder(arguments.output_dir)
+    task = load_task(arguments.task)
+    folder = None if arguments.output_dir is None else make_folder(arguments.output_dir)
     options = given(arguments, *_OPTIONS, "train_metrics", "tensorboard", *EXECUTION_OPTIONS, *CHECKPOINT_OPTIONS)
-    path = folder / "sweep.npz"
-    with saved_if_stopped(path):
-        runs = vs.sweep(task, vary=merged(arguments.vary), **options)
-    save_result(runs, path)  # before anything is made of it
+    with saved_if_stopped(Path("sweep-interrupted.npz") if folder is None else folder / "sweep.npz"):
+        runs = vs.sweep(task, vary=merged(arguments.vary), callbacks=progress_lines(), **options)
+    files = dict[str, str | None]()
+    if folder is not None:  # before anything is made of it
+        files["output"] = str(save_result(runs, folder / "sweep.npz"))
     say, ranking = sayer(arguments), runs.ranking(arguments.metric, arguments.mode)
     say(format_ranking(ranking))
     say(f"\n{format_run(runs)}")
-    files = {"output": str(path), **_write(runs, folder, arguments, ranking.metric, ranking.mode)}
+    files |= _write(runs, folder, arguments, ranking.metric, ranking.mode)
     tell_files(files, say)
     print_json({"task": arguments.task, **describe_sweep(runs, ranking), **files}, arguments)
     return 0 if any(standing.num_missing == 0 for standing in ranking.standings) else 1
 
 
-def _write(runs: Sweep, folder: Path, arguments: argparse.Namespace, metric: str, mode: Any) -> dict[str, str | None]:
+def _write(
+    runs: Sweep, folder: Path | None, arguments: argparse.Namespace, metric: str, mode: Any
+) -> dict[str, str | None]:
     """Draw a sweep, and write what else is asked for; return the paths, for JSON."""
+    files = {} if folder is None else _write_into(folder, runs, metric, mode)
+    if arguments.csv is not None:
+        with writing(arguments.csv):
+            files["csv"] = runs.to_csv(arguments.csv)
+    if arguments.save_best is not None:
+        with writing(arguments.save_best):
+            files["best"] = runs.save_model(runs.best(metric, mode), arguments.save_best)
+    return {name: str(path) for name, path in files.items()}
+
+
+def _write_into(folder: Path, runs: Sweep, metric: str, mode: Any) -> dict[str, Path]:
+    """Draw all pictures that a sweep has."""
     files = {"curves": save_picture(runs.plot(metric=metric), folder / "curves.png")}
     files["plan"] = save_picture(runs.plot(kind="plan"), folder / "plan.png")
     if len({member.lr for member in runs.members}) > 1:
@@ -145,10 +162,4 @@ def _write(runs: Sweep, folder: Path, arguments: argparse.Namespace, metric: str
     names = [name for name in rows[0] if name != "seed" and not name.endswith("_at")]
     if sum(len({row[name] for row in rows}) > 1 for name in names) == 2:
         files["heatmap"] = save_picture(runs.plot(kind="heatmap", metric=metric, mode=mode), folder / "heatmap.png")
-    if arguments.csv is not None:
-        with writing(arguments.csv):
-            files["csv"] = runs.to_csv(arguments.csv)
-    if arguments.save_best is not None:
-        with writing(arguments.save_best):
-            files["best"] = runs.save_model(runs.best(metric, mode), arguments.save_best)
-    return {name: str(path) for name, path in files.items()}
+    return files

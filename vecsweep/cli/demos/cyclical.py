@@ -22,7 +22,7 @@ def run(stage: Stage) -> dict[str, Any]:
     num_lrs, num_steps, num_seeds, epochs_up = (16, 100, 1, 1) if stage.is_quick else (32, 300, 3, 2)
     say(f"Fashion-MNIST, an MLP, SGD: the accuracy that {num_lrs} lrs reach in {num_steps} steps each.")
     found = vs.range_test(
-        task, start_lr=1e-6, end_lr=1, num_lrs=num_lrs, num_steps=num_steps, evaluate=True, device=stage.device
+        task, start_lr=1e-6, end_lr=1, num_lrs=num_lrs, num_steps=num_steps, evaluate=True, **stage.how
     )
     accuracy = found.metrics["val_accuracy"][-1]
     bounds = cyclical_bounds(found.lrs, accuracy)
@@ -42,7 +42,7 @@ def run(stage: Stage) -> dict[str, Any]:
         f"constant {best_lr:.3g}": best_lr * constant(),
         f"constant {bounds.max_lr:.3g}": bounds.max_lr * constant(),
     }
-    runs = vs.sweep(task, lrs=[1.0], schedules=named, seeds=num_seeds, epochs=epochs, device=stage.device)
+    runs = vs.sweep(task, lrs=[1.0], schedules=named, seeds=num_seeds, epochs=epochs, **stage.how)
     ranking = runs.ranking("val_accuracy")
     say(format_ranking(ranking))
     say(f"{runs.duration_s:.1f} s for {epochs} epochs ({runs.engine}).")

@@ -1,4 +1,4 @@
-"""The range test on handwritten digits, timed against a plain loop, and a model trained at what it suggests."""
+"""The range test on handwritten digits, a model trained at what it suggests, and if asked a plain loop beside it."""
 
 import time
 from dataclasses import replace
@@ -13,31 +13,32 @@ from vecsweep import RangeTest
 from vecsweep.cli.demos.stage import Stage
 from vecsweep.cli.plain_loop import train_plainly
 from vecsweep.cli.range_test import tell_curve, write
-from vecsweep.cli.saying import Say, saved_if_stopped, tell_files
+from vecsweep.cli.saying import saved_if_stopped, tell_files
 from vecsweep.tasks import digits
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Find a learning rate for digits by a range test, and time it."""
+    """Find a learning rate for digits by a range test, and train with it."""
     num_lrs, num_steps, epochs = (16, 40, 10) if stage.is_quick else (64, 100, 20)
     plan: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 10.0, "num_lrs": num_lrs, "num_steps": num_steps}
     task, say = digits(), stage.say
     say(f"Handwritten digits: {num_lrs} MLPs, each at its own lr, {num_steps} steps, in one batched pass.\n")
     with saved_if_stopped(stage.folder / "digits.npz"):
-        found = vs.range_test(task, **plan, device=stage.device)
+        found = vs.range_test(task, **plan, **stage.how)
     files = write(found, stage.folder / "digits.npz", stage.folder / "digits.png")
     document = tell_curve(found, say)
     tell_files(files, say)
-    say("\nThe same work again, on batches that are loaded already: batched, and by a plain loop over models:")
-    document["comparison"] = _compare(task, plan, found, stage)
-    document["trained"] = _train_one(document["suggestion"]["lr"], epochs, say)
+    if stage.compares:
+        say("\nThe same work again, on batches that are loaded already: batched, and by a plain loop over models:")
+        document["comparison"] = _compare(task, plan, found, stage)
+    document["trained"] = _train_one(document["suggestion"]["lr"], epochs, stage)
     return {**document, **files}
 
 
 def _compare(task: vs.Task, plan: dict[str, Any], found: RangeTest, stage: Stage) -> dict[str, Any]:
     """Say how long a plain loop takes for the same range test, and whether it finds the same."""
     same = _with_one_start(task)
-    again = vs.range_test(same, **plan, divergence_factor=None, device=stage.device)
+    again = vs.range_test(same, **plan, divergence_factor=None, **stage.how)
     started = time.perf_counter()
     losses = train_plainly(same, again.lrs, plan["num_steps"], device=stage.device)
     plain_s = time.perf_counter() - started
@@ -65,11 +66,11 @@ def _with_one_start(task: vs.Task) -> vs.Task:
         return replace(task, model=model, batches=list(task.iterate(0)))
 
 
-def _train_one(lr: float, epochs: int, say: Say) -> dict[str, Any]:
+def _train_one(lr: float, epochs: int, stage: Stage) -> dict[str, Any]:
     """Train one digits model at a learning rate, and say how well it reads digits that it has not seen."""
-    runs = vs.sweep(digits(), lrs=[lr], epochs=epochs)
+    runs = vs.sweep(digits(), lrs=[lr], epochs=epochs, **stage.how)
     accuracy = float(runs.final("val_accuracy")[0])
-    say(
+    stage.say(
         f"One model, trained at lr {lr:.3g} for {epochs} epochs ({runs.duration_s:.2f} s), reads {accuracy:.1%} "
         "of the 360 held-out digits right."
     )

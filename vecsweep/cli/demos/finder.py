@@ -28,9 +28,7 @@ def run(stage: Stage) -> dict[str, Any]:
     model = built.model() if not isinstance(built.model, nn.Module) else built.model
     task = replace(built, model=model)
     before = copy.deepcopy(model.state_dict())
-    found = vs.range_test(
-        task, start_lr=_START_LR, end_lr=_END_LR, num_lrs=num_lrs, num_steps=num_steps, device=stage.device
-    )
+    found = vs.range_test(task, start_lr=_START_LR, end_lr=_END_LR, num_lrs=num_lrs, num_steps=num_steps, **stage.how)
     suggestion = found.suggest()
     is_untouched = all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     say(f"MNIST, an MLP, Adam: {num_lrs} lrs for {num_steps} steps each, {found.duration_s:.1f} s.")
@@ -38,7 +36,7 @@ def run(stage: Stage) -> dict[str, Any]:
     say(f"The model is {'as it was, bit for bit' if is_untouched else 'changed'}.\n")
 
     first_lr = float(found.lrs[0])
-    runs = vs.sweep(task, lrs=[suggestion.lr, first_lr], seeds=seeds, epochs=epochs, device=stage.device)
+    runs = vs.sweep(task, lrs=[suggestion.lr, first_lr], seeds=seeds, epochs=epochs, **stage.how)
     spoilt = _diverge(task, stage).branch(0, lrs=[suggestion.lr], schedules=["constant"], epochs=epochs)
     accuracy = {
         f"at the suggestion, {suggestion.lr:.3g}": _mean(runs.select(lr=suggestion.lr)),
@@ -73,6 +71,4 @@ def _mean(runs: Sweep) -> float:
 def _diverge(task: vs.Task, stage: Stage) -> Sweep:
     """Ramp a member's learning rate to the end, as a finder that does not put the weights back leaves its model."""
     ramp = exponential(_START_LR, _END_LR)
-    return vs.sweep(
-        task, lrs=[1.0], schedules={"ramp": ramp}, num_steps=100, divergence_factor=None, device=stage.device
-    )
+    return vs.sweep(task, lrs=[1.0], schedules={"ramp": ramp}, num_steps=100, divergence_factor=None, **stage.how)

@@ -49,7 +49,7 @@ def run(stage: Stage) -> dict[str, Any]:
     named = make_policies()
     size = "2,560 of the 50,000 images" if stage.is_quick else "50,000 images"
     stage.say(f"CIFAR-10, {size}: {len(named)} policies, {epochs} epochs, SGD 0.9, weight decay 5e-4, in one pass.\n")
-    runs = vs.sweep(task, lrs=[1.0], schedules=named, epochs=epochs, device=stage.device)
+    runs = vs.sweep(task, lrs=[1.0], schedules=named, epochs=epochs, **stage.how)
     ranking = runs.ranking("val_accuracy")
     stage.say(format_ranking(ranking))
     stage.say(f"{runs.duration_s:.0f} s ({runs.engine}).")

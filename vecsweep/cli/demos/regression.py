@@ -15,7 +15,7 @@ def run(stage: Stage) -> dict[str, Any]:
     """Compare four learning rates on a regression, and two phases with one lr throughout."""
     task, num_seeds, num_epochs = tanh_regression(), 3 if stage.is_quick else 5, 20
     stage.say(f"A regression on 700 rows: {len(_LRS)} lrs, {num_seeds} seeds, {num_epochs} epochs, in one pass.\n")
-    runs = vs.sweep(task, lrs=_LRS, seeds=num_seeds, epochs=num_epochs, train_metrics=True, device=stage.device)
+    runs = vs.sweep(task, lrs=_LRS, seeds=num_seeds, epochs=num_epochs, train_metrics=True, **stage.how)
     stage.say(f"{runs.duration_s:.2f} s ({runs.engine}). Test MSE:")
     ranking = runs.ranking("val_mse")
     stage.say(format_ranking(ranking))
@@ -30,7 +30,7 @@ def run(stage: Stage) -> dict[str, Any]:
 
     half = 30
     stage.say(f"\nTwo phases: {half} epochs at 0.03, then copies of that member at 0.03 and at 0.01.")
-    first = vs.sweep(task, lrs=[0.03, 0.01], epochs=half, device=stage.device)
+    first = vs.sweep(task, lrs=[0.03, 0.01], epochs=half, **stage.how)
     phases = first.branch(0, lrs=[0.03, 0.01], epochs=half)
     slow = first.select(lr=0.01).extend(epochs=half)
     found = {

@@ -1,10 +1,12 @@
 """Where a demo is played: what it may say, where its files go, and how long it may take."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vecsweep.cli.saying import Say, save_picture
+from vecsweep.observers import Observer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,12 +21,21 @@ class Stage:
         folder: where files go.
         is_quick: whether to do with less data and time.
         device: where members train; None for the CPU.
+        compares: whether to train once more, by a plain loop.
+        callbacks: who is told what members do.
     """
 
     say: Say
     folder: Path
     is_quick: bool = False
     device: str | None = None
+    compares: bool = False
+    callbacks: Sequence[Observer] = ()
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What every call that trains is given."""
+        return {"device": self.device, "callbacks": self.callbacks}
 
     def panels(self, width: float, num: int = 1) -> "list[Axes]":
         """Make axes side by side in one figure.
