@@ -18,7 +18,7 @@ from vecsweep._engine.batches import copy_batch, hand_out, key_of, member_dims, 
 from vecsweep._engine.capture import upload
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
-from vecsweep._engine.graph import CHECKED_CALLS, simplify_
+from vecsweep._engine.graph import CHECKED_CALLS, fold_copies_, simplify_
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.packing import unpack
@@ -101,6 +101,7 @@ class _Kind:
         self._num_calls += 1
         if self._num_calls == 2 and (traced := try_to_trace(measure, tensors)) is not None:
             simplify_(traced.graph)
+            fold_copies_(traced.graph, traced.constants)
             self._graph = traced.module().forward
             return traced.results[0]
         if self._graph is None:

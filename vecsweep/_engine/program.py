@@ -20,7 +20,14 @@ from torch.utils import _pytree as pytree
 
 from vecsweep._engine.capture import Captured, aside, copy_all_
 from vecsweep._engine.ensemble import Ensemble
-from vecsweep._engine.graph import CHECKED_CALLS, fuse_writes_, simplify_, split_off_scalars, write_in_place
+from vecsweep._engine.graph import (
+    CHECKED_CALLS,
+    fold_copies_,
+    fuse_writes_,
+    simplify_,
+    split_off_scalars,
+    write_in_place,
+)
 from vecsweep._engine.packing import tree_flatten
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
@@ -236,6 +243,7 @@ class Program:
             self._is_eager = True
             return self._eager(*tensors)
         simplify_(traced.graph)
+        fold_copies_(traced.graph, traced.constants)
         written = write_in_place(traced.graph, self._num_state)
         fuse_writes_(written)
         self._graph, self._traced = traced._replace(results=[]), traced.module(written).forward
