@@ -17,6 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import pytest
 import torch
 from conftest import Record
 from real_models import MODELS
+from torch.utils import _pytree as pytree
 
 import vecsweep as vs
 
@@ -83,7 +85,7 @@ def _optimizer(task: vs.Task, model: torch.nn.Module, lr: float, *, is_fused: bo
 def _measure(arm: str, name: str, num_members: int, num_steps: int) -> dict[str, Any]:
     """Call an arm twice; see the module."""
     torch.manual_seed(0)
-    task = MODELS[name]()
+    task = _placed(MODELS[name]())
     call: Callable[[], tuple[float, list[float], str]] = {
         "ours": lambda: _ours(task, num_members, num_steps),
         "loop": lambda: _loop(task, num_members, num_steps, is_fused=False),
@@ -95,6 +97,14 @@ def _measure(arm: str, name: str, num_members: int, num_steps: int) -> dict[str,
     if arm == "ours" and num_steps < 100:
         row["range_test_s"] = _range_test(task, num_members, num_steps)
     return row
+
+
+def _placed(task: vs.Task) -> vs.Task:
+    """The task on a GPU, if there is one, with batches that lie there."""
+    if not torch.cuda.is_available():
+        return task
+    batches = pytree.tree_map(lambda leaf: leaf.cuda() if isinstance(leaf, torch.Tensor) else leaf, task.batches)
+    return replace(task, model=task.model.cuda(), batches=batches)
 
 
 def _in_a_process(arm: str, name: str, num_members: int, num_steps: int) -> dict[str, Any]:

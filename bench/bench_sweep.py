@@ -30,6 +30,9 @@ CHECKED_STEPS = 5
 SHARE = 4  # of the members of a range test, one in so many is timed in the plain loop, and its time multiplied
 FULL = {"digits-mlp": (1, 2, 4, 8, 16, 32, 64, 128)}  # numbers of members of a plot; of other workloads:
 OTHERS = (1, 4, 16)
+if ON_GPU:
+    FULL = {"digits-mlp": (16, 64, 256, 1024), "mnist-mlp": (16, 64, 256, 1024)}
+    OTHERS = (8, 32)
 LEVELS: dict[str, dict[str, Any]] = {
     "auto": {},
     "eager": {"engine": "vectorized", "compile": False},

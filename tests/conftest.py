@@ -6,8 +6,52 @@ from pathlib import Path
 import pytest
 import torch
 
+from vecsweep import execution
+
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `stock`
+import stock
+
 torch.set_num_threads(1)  # tests are small, and two threads wait for each other on a busy machine
+
+HAS_GPU = torch.cuda.is_available()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--gpu", action="store_true", help="only what runs on a GPU, and there")
+
+
+def pytest_generate_tests(metafunc):
+    """Run what asks for a `device` on each that there is, so that none is skipped test by test."""
+    if "device" in metafunc.fixturenames:
+        devices = ["cuda"] if metafunc.config.option.gpu else ["cpu", *(["cuda"] if HAS_GPU else [])]
+        metafunc.parametrize("device", devices, indirect=True)
+
+
+def pytest_collection_modifyitems(config, items):
+    def is_left_out(item):
+        needs_gpu = item.get_closest_marker("gpu") is not None
+        if config.option.gpu:
+            return not (needs_gpu or "device" in getattr(item, "fixturenames", ()))
+        return needs_gpu and not HAS_GPU
+
+    left_out = list(filter(is_left_out, items))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not is_left_out(item)]
+
+
+def pytest_terminal_summary(terminalreporter):
+    if not HAS_GPU:
+        terminalreporter.write_line('no GPU: the cases on "cuda" are left out')
+
+
+@pytest.fixture
+def device(request, monkeypatch):
+    """Where a verb trains that is not told where, and the ordinary loops beside it."""
+    check = execution._check_device
+    monkeypatch.setattr(execution, "_check_device", lambda given: check(request.param if given is None else given))
+    monkeypatch.setattr(stock, "DEVICE", torch.device(request.param))
+    return request.param
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -10,7 +10,6 @@ from torch import nn
 import vecsweep as vs
 from vecsweep._engine import capture, program, vectorized
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 LRS = list(np.geomspace(1e-3, 1e-1, 6))
 POOL = (0, 99)
 
@@ -208,7 +207,7 @@ def test_captured_step_that_has_gone_wrong_is_found_out_and_undone(cuda, float64
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW, torch.optim.Rprop])
-@needs_gpu
+@pytest.mark.gpu
 def test_batched_pass_on_a_gpu_trains_as_an_ordinary_loop_does(float64, optimizer):
     how = {"lrs": LRS, "seeds": 2, "num_steps": 40}
     runs = vs.sweep(task("cuda", optimizer), **how)
@@ -217,7 +216,7 @@ def test_batched_pass_on_a_gpu_trains_as_an_ordinary_loop_does(float64, optimize
     np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_steps_on_a_gpu_do_not_wait_for_it():
     model = nn.Linear(6, 3, device="cuda")
     batches = [(torch.randn(8, 6, device="cuda"), torch.randint(3, (8,), device="cuda")) for _ in range(4)]
@@ -231,7 +230,7 @@ def test_steps_on_a_gpu_do_not_wait_for_it():
     assert len(caught) < 320
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_out_of_memory_on_a_gpu_halves_the_chunks():
     free, _ = torch.cuda.mem_get_info()
     width = 4096

@@ -18,6 +18,7 @@ from torch import nn
 import vecsweep as vs
 from vecsweep._engine.program import _num_off
 
+every_device = pytest.mark.usefixtures("device")
 ENGINES = ["vectorized", "sequential"]
 
 
@@ -40,6 +41,7 @@ def assert_bitwise_equal(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.AdamW, torch.optim.ASGD], ids=lambda c: c.__name__)
 @pytest.mark.parametrize("divergence_factor", [5.0, None])
@@ -54,6 +56,7 @@ def test_diverged_member_leaves_the_others_bitwise_unchanged(engine, make, diver
         assert_bitwise_equal(wild.model(i).state_dict(), calm.model(i).state_dict())
 
 
+@every_device
 def test_member_whose_batch_norm_explodes_leaves_the_others_bitwise_unchanged():
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
     task = mlp_task(model=model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
@@ -63,6 +66,7 @@ def test_member_whose_batch_norm_explodes_leaves_the_others_bitwise_unchanged():
         assert_bitwise_equal(wild.model(i).state_dict(), calm.model(i).state_dict())
 
 
+@every_device
 def test_members_that_outlive_half_their_chunk_go_on_as_if_alone():
     task = mlp_task()
     lrs = [0.01, 0.03, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9]
@@ -72,6 +76,7 @@ def test_members_that_outlive_half_their_chunk_go_on_as_if_alone():
     np.testing.assert_allclose(runs.train_loss[:, :2], alone.train_loss, rtol=1e-4)
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 def test_negative_losses_neither_end_a_member_nor_hide_its_divergence(engine):
     model = nn.Linear(6, 1)
@@ -87,6 +92,7 @@ def test_negative_losses_neither_end_a_member_nor_hide_its_divergence(engine):
     assert runs.members[1].diverged_at is not None
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 def test_nan_in_the_data_ends_every_member_and_still_gives_a_result(engine):
     task = mlp_task()
@@ -99,6 +105,7 @@ def test_nan_in_the_data_ends_every_member_and_still_gives_a_result(engine):
         found.suggest()
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("chunk_size", [1, "auto"])
 def test_diverged_member_does_not_shift_the_masks_of_the_others(engine, chunk_size):
@@ -132,6 +139,7 @@ def snapshot(task, model, optimizer):
         "python": random.getstate(),
         "numpy": np.random.get_state(),
         "torch": torch.get_rng_state(),
+        "gpus": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
         "default_dtype": torch.get_default_dtype(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "threads": torch.get_num_threads(),
@@ -181,6 +189,7 @@ def worn_task(fail_at=None, error=None):
     return vs.Task(model, batches, training_step=step, optimizer=optimizer), model, optimizer
 
 
+@every_device
 @pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
 @pytest.mark.parametrize("engine", ENGINES)
 def test_everything_of_the_callers_is_as_before_after_success(engine):
@@ -192,6 +201,7 @@ def test_everything_of_the_callers_is_as_before_after_success(engine):
     assert_same(before, snapshot(task, model, optimizer))
 
 
+@every_device
 @pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
@@ -291,6 +301,7 @@ def random_task():
     )
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("chunk_size", [1, 3, "auto"])
 def test_members_of_a_seed_share_weights_batches_and_masks(engine, chunk_size):
@@ -301,6 +312,7 @@ def test_members_of_a_seed_share_weights_batches_and_masks(engine, chunk_size):
     assert not np.allclose(by_lr[:, 0, 0], by_lr[:, 0, 1]), "another seed changes them"
 
 
+@every_device
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("chunk_size", [1, 2, 5, "auto"])
 def test_engines_and_chunk_sizes_agree_on_several_seeds(chunk_size):
@@ -312,12 +324,14 @@ def test_engines_and_chunk_sizes_agree_on_several_seeds(chunk_size):
     np.testing.assert_allclose(a.train_loss, b.train_loss, rtol=1e-10)
 
 
+@every_device
 def test_seed_draws_the_same_whatever_other_seeds_run_beside_it():
     both = vs.sweep(random_task(), lrs=[0.01], seeds=[4, 9], num_steps=20)
     alone = vs.sweep(random_task(), lrs=[0.01], seeds=[9], num_steps=20)
     np.testing.assert_allclose(both.train_loss[:, 1], alone.train_loss[:, 0], rtol=1e-5)
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 def test_same_call_twice_gives_bitwise_the_same_result(engine):
     how = {"num_lrs": 6, "num_steps": 30, "seeds": 2, "engine": engine}
@@ -351,6 +365,7 @@ class Body(nn.Module):
         return y
 
 
+@every_device
 def test_frozen_body_runs_once_for_all_members_batch_norm_included():
     body = Body()
     for p in body.parameters():
@@ -392,6 +407,7 @@ def short_of_memory(monkeypatch, *, at_most, from_call=1):
     return calls
 
 
+@every_device
 @pytest.mark.parametrize("from_call", [1, 20])
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Rprop])
 def test_out_of_memory_halves_the_chunks_and_loses_nothing(monkeypatch, float64, from_call, kind):
@@ -417,6 +433,7 @@ def test_out_of_memory_for_a_single_member_is_the_error_itself(monkeypatch):
         vs.sweep(mlp_task(), lrs=[0.1], num_steps=4, engine="vectorized")
 
 
+@every_device
 def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
     from vecsweep._engine import program
 
@@ -477,6 +494,7 @@ def test_data_dependent_branch_falls_back_with_one_warning_that_names_the_line()
     np.testing.assert_array_equal(runs.train_loss, expected.train_loss)
 
 
+@every_device
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("optimizer", [torch.optim.AdamW, torch.optim.ASGD], ids=lambda c: c.__name__)
 def test_fallback_in_the_middle_of_a_run_goes_on_where_it_stood(optimizer):

@@ -91,7 +91,7 @@ def test_step_of_an_optimizer_stays_on_the_device(optimizer, alone):
     assert step_on_meta(smooth_task(OPTIMIZERS[optimizer]), alone).loss.is_meta
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "cross-entropy-weighted"])  # weights of its own
+@pytest.mark.parametrize("name", CASES)
 def test_rule_stays_on_the_device(name, alone):
     case = CASES[name]
     own = case.variants()[0]

@@ -24,7 +24,7 @@ from torch.optim import (
 
 import vecsweep as vs
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "device")
 
 LRS = [0.003, 0.01, 0.05]
 NUM_STEPS = 50
@@ -258,7 +258,7 @@ def test_bf16_autocast_agrees_with_an_ordinary_autocast_loop():
     task = smooth_task(OPTIMIZERS["sgd-momentum"])
 
     def step(model, batch):
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(batch[0].device.type, torch.bfloat16):
             return F.cross_entropy(model(batch[0]), batch[1])
 
     ordinary = vs.Task(task.model, task.batches, training_step=step, optimizer=task.optimizer)
@@ -275,7 +275,7 @@ def small_loss(outputs, targets):
 
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])
 @pytest.mark.parametrize("optimizer", ["sgd-momentum", "adam-eps", "asgd"])
-def test_fp16_keeps_a_loss_scale_for_each_member_as_gradscaler_does(optimizer, engine):
+def test_fp16_keeps_a_loss_scale_for_each_member_as_gradscaler_does(optimizer, engine, device):
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 1))
@@ -286,15 +286,15 @@ def test_fp16_keeps_a_loss_scale_for_each_member_as_gradscaler_does(optimizer, e
     runs = vs.sweep(task, lrs=lrs, num_steps=12, precision="fp16", engine=engine, divergence_factor=None)
     assert runs.engine.startswith(engine)
     for i, lr in enumerate(lrs):
-        own = copy.deepcopy(model)
+        own = copy.deepcopy(model).to(device)
         ordinary = OPTIMIZERS[optimizer](own.parameters())
         ordinary.param_groups[0]["lr"] = lr
-        scaler = torch.amp.GradScaler("cpu")
+        scaler = torch.amp.GradScaler(device)
         losses, scales = [], []
         for step in range(12):
-            x, y = batches[step % 5]
+            x, y = stock.placed(batches[step % 5])
             ordinary.zero_grad()
-            with torch.autocast("cpu", torch.float16):
+            with torch.autocast(device, torch.float16):
                 loss = small_loss(own(x), y)
             scaler.scale(loss).backward()
             scaler.step(ordinary)

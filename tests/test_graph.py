@@ -3,7 +3,7 @@ import torch
 from torch.fx import Graph, GraphModule
 from vecsweep.kernels._trace import trace
 
-from vecsweep._engine.graph import fuse_writes_, simplify_, split_off_scalars, write_in_place
+from vecsweep._engine.graph import fold_copies_, fuse_writes_, simplify_, split_off_scalars, write_in_place
 
 ATEN = torch.ops.aten
 
@@ -137,3 +137,49 @@ def test_numbers_of_each_member_are_computed_before_and_once():
     run(graph, *expected)
     parts(*tensors)
     torch.testing.assert_close(list(tensors), expected, rtol=0, atol=0)
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 3.0])
+
+
+def takes_weights_along(x):
+    return [x * WEIGHTS.to(x.device), x + torch.arange(3).add(1).to(x.device)]
+
+
+def writes_to_what_it_took_along(x):
+    taken = torch.zeros(3).to(x.device)
+    taken[0] = 1
+    return [x * taken]
+
+
+def draws_and_takes_along(x):
+    return [x * torch.rand(3).to(x.device)]
+
+
+@pytest.mark.parametrize(
+    ("step", "num_copies"),
+    [(takes_weights_along, 0), (writes_to_what_it_took_along, 1), (draws_and_takes_along, 1)],
+)
+def test_what_is_the_same_in_each_step_is_copied_to_the_device_once(step, num_copies):
+    with torch.no_grad():
+        made = trace(step, [torch.ones(3, device="meta")])
+    assert ATEN._to_copy.default in operators(made.graph)
+    fold_copies_(made.graph, made.constants)
+    assert operators(made.graph).count(ATEN._to_copy.default) == num_copies
+    assert all(result.is_meta for result in made.module()(torch.ones(3, device="meta")))
+
+
+def test_what_was_copied_once_has_its_value():
+    def step(x):
+        return [x * WEIGHTS.to(x.dtype), torch.arange(3).to("cpu", torch.float64) + x]
+
+    x = torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64)
+    with torch.no_grad():
+        made = trace(step, [x])
+        for node in made.graph.nodes:  # as from the host to a GPU
+            if node.target is ATEN._to_copy.default:
+                node.kwargs = node.kwargs | {"device": torch.device("cpu")}
+        fold_copies_(made.graph, made.constants)
+    assert ATEN._to_copy.default not in operators(made.graph)
+    for result, expected in zip(made.module()(x), step(x), strict=True):
+        torch.testing.assert_close(result, expected)

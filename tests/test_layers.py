@@ -8,7 +8,7 @@ from torch import nn
 
 import vecsweep as vs
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("float64", "device")
 
 NUM_STEPS = 12
 LRS = [0.002, 0.01, 0.03]

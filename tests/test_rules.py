@@ -5,13 +5,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
+import stock
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, vmap
 from torch.utils import _pytree as pytree
 from vecsweep.kernels._trace import trace
-from vecsweep.kernels.rules import RULES, MemberRules, Recorder
+from vecsweep.kernels.rules import RULES, MemberRules, OpenDraws, Recorder
 from vecsweep.kernels.rules import attention as attention_rule
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -92,7 +93,7 @@ CASES = {
         with_options(F.cross_entropy, ignore_index=2, reduction="sum"), [(2, 5, 3), (2, 3)], "11 10", {1: 5}
     ),
     "cross-entropy-weighted": Case(
-        lambda x, y: F.cross_entropy(x, y, torch.arange(1.0, 6.0)), [(6, 5), (6,)], "11 10", {1: 5}
+        lambda x, y: F.cross_entropy(x, y, torch.arange(1.0, 6.0, device=x.device)), [(6, 5), (6,)], "11 10", {1: 5}
     ),
     "attention": Case(attention(is_causal=True), [(2, 2, 4, 3)] * 3),
     "attention-masked": Case(attention(), [(2, 4, 3), (2, 5, 3), (2, 5, 2), (4, 5)]),
@@ -158,7 +159,7 @@ def make(case, own, dim, seed=0):
         tensor = tensor if is_index else tensor.normal_(generator=generator)
         tensor = tensor.abs() + 0.1 if i in case.buffers else tensor
         tensors.append(tensor.movedim(0, dim).contiguous() if is_own == "1" else tensor)
-    return tensors
+    return stock.placed(tensors)
 
 
 def by_rules(case, own, dim, placed=lambda drawn: drawn):
@@ -185,7 +186,8 @@ def by_loop(case, own, dim):
             torch.manual_seed(1)
             # Copies, for a function may change its buffers, and batch norm's backward errs where weights have strides.
             one = [(t.select(dim, m) if is_own == "1" else t).clone() for t, is_own in zip(tensors, own, strict=True)]
-            results.append(pytree.tree_leaves(case.function(*one)))
+            with OpenDraws():
+                results.append(pytree.tree_leaves(case.function(*one)))
         return [torch.stack(result) for result in zip(*results, strict=True)]
 
     return call
@@ -196,10 +198,11 @@ def value_and_grads(call, case, tensors):
     trained = [i for i in range(len(tensors)) if i not in case.bounds and i not in case.buffers]
     tensors = [t.detach().clone().requires_grad_(i in trained) for i, t in enumerate(tensors)]
     results = pytree.tree_leaves(call(*tensors))
-    loss = sum((r * torch.linspace(-1, 1, r.numel()).reshape(r.shape)).sum() for r in results)
+    loss = sum((r * torch.linspace(-1, 1, r.numel(), device=r.device).reshape(r.shape)).sum() for r in results)
     return [*(r.detach() for r in results), *torch.autograd.grad(loss, [tensors[i] for i in trained])]
 
 
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("dim", [0, -1])
 @pytest.mark.parametrize(("name", "own"), VARIANTS)
 def test_rule_computes_what_torch_does_and_its_gradients(name, own, dim):

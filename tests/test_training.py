@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import stock
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,6 +25,7 @@ from vecsweep import schedules
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+every_device = pytest.mark.usefixtures("device")
 ENGINES = ["vectorized", "sequential"]
 EPOCHS, STEPS_PER_EPOCH = 5, 4
 
@@ -64,7 +66,7 @@ class Loop:
 
     def __init__(self, task, lr, *, seed=0, make_scheduler=None, interval="epoch", **options):
         self.task, self.interval = task, interval
-        self.model = copy.deepcopy(task.model)
+        self.model = copy.deepcopy(task.model).to(stock.DEVICE)
         self.optimizer = task.optimizer(self.model.parameters())
         for group in self.optimizer.param_groups:
             group.update(lr=lr, **options)
@@ -74,7 +76,7 @@ class Loop:
 
     def run(self, epochs):
         for _ in range(epochs):
-            for inputs, targets in self.task.batches:
+            for inputs, targets in map(stock.placed, self.task.batches):
                 self.lrs.append(self.optimizer.param_groups[0]["lr"])
                 self.optimizer.zero_grad()
                 loss = self.task.loss_fn(self.model(inputs), targets)
@@ -94,6 +96,7 @@ class Loop:
 def evaluate(model, batches):
     """Loss, accuracy and margin over a data set, row by row: no batch has more of a say than its rows."""
     model.eval()
+    batches = list(map(stock.placed, batches))
     outputs = torch.cat([model(inputs) for inputs, _ in batches])
     targets = torch.cat([targets for _, targets in batches])
     model.train()
@@ -136,6 +139,7 @@ OPTIMIZERS = {
 }
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
@@ -174,6 +178,7 @@ def test_momentum_is_annealed_the_opposite_way():
     assert list(adam.hyper) == ["beta1"]
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 def test_function_of_progress_trains_like_a_lambda_scheduler(engine):
     task = make_task()
@@ -202,6 +207,7 @@ VARIED = {
 }
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", VARIED)
 def test_varied_hyperparameters_train_each_member_as_torch_does(name, engine):
@@ -231,6 +237,7 @@ def test_parameter_group_with_a_value_of_its_own_keeps_it():
         np.testing.assert_allclose(runs.train_loss[:, i], loop.losses, rtol=1e-9)
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 def test_train_metrics_are_those_of_the_same_weights_in_eval_mode(engine):
     task = make_task()
@@ -241,6 +248,7 @@ def test_train_metrics_are_those_of_the_same_weights_in_eval_mode(engine):
         np.testing.assert_allclose(measured, expected, rtol=1e-9)
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 def test_evaluation_leaves_training_as_it_is(engine):
     task = make_task()
@@ -314,6 +322,7 @@ def test_diverged_member_has_no_metrics_and_harms_none(engine):
     assert runs.best() == 0
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 def test_member_stops_where_its_metric_no_longer_improves(engine):
     task = make_task()
@@ -359,6 +368,7 @@ GOING_ON = {
 }
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("schedule", GOING_ON)
 @pytest.mark.parametrize("unit", ["epochs", "num_steps"])
@@ -385,6 +395,7 @@ def test_function_of_progress_holds_its_last_value():
     assert runs.lr[9:, 0].tolist() == [0.025] * 6
 
 
+@every_device
 def test_extension_leaves_out_what_diverged_or_stopped():
     task = make_task()
     runs = vs.sweep(task, lrs=[0.02, 1e308], epochs=2)
@@ -397,6 +408,7 @@ def test_extension_leaves_out_what_diverged_or_stopped():
         runs.select(lr=1e308).extend(epochs=1)
 
 
+@every_device
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_branch_equals_a_loop_that_goes_on_from_saved_states(optimizer, engine):
@@ -437,6 +449,7 @@ def test_branch_begins_its_schedules_where_it_begins():
     assert longer.lr[-1, 2] == pytest.approx(0.2e-5), "the end of its one cycle"
 
 
+@every_device
 def test_selected_members_go_on_too():
     task = make_task()
     runs = vs.sweep(task, lrs=[0.02, 0.1, 0.3], epochs=1)

@@ -9,8 +9,9 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import map_aggregate
 from torch.fx.passes.split_module import split_module
 
 # Calls at which a graph is held against what it was traced from: constants that the trace froze by mistake show then.
@@ -18,6 +19,7 @@ CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
 
 _CLONE = torch.ops.aten.clone.default
 _COPY = torch.ops.aten.copy_.default
+_TO_COPY = torch.ops.aten._to_copy.default
 _VIEWS = {
     torch.ops.aten.detach.default,
     torch.ops.aten.permute.default,
@@ -45,6 +47,45 @@ def simplify_(graph: Graph) -> None:
             node.replace_all_uses_with(same)
             graph.erase_node(node)
     graph.eliminate_dead_code()
+
+
+def fold_copies_(graph: Graph, constants: nn.Module) -> None:
+    """Keep what each step would copy from one place to another, such as weights of classes from the host to a GPU.
+
+    A copy from the host waits for the device, and cannot be captured.
+
+    Args:
+        graph: a traced step.
+        constants: what it refers to; gets the copies.
+    """
+    written = {alias for node in graph.nodes for target in _written_by(node) for alias in _aliases(target)}
+    known: set[Node] = set()  # whose values are the same in each step
+    for node in list(graph.nodes):
+        if node.op == "get_attr" or (node.op == "call_function" and known.issuperset(node.all_input_nodes)):
+            is_kept = node not in written and written.isdisjoint(node.all_input_nodes)
+            if is_kept and (node.op == "get_attr" or _is_pure(node)):
+                known.add(node)
+    moved = [node for node in graph.nodes if node in known and node.target is _TO_COPY and "device" in node.kwargs]
+    for i, node in enumerate(moved):
+        name = f"moved_{i}"
+        setattr(constants, name, _value_of(node, constants))
+        with graph.inserting_before(node):
+            constant = graph.get_attr(name)
+        constant.meta = node.meta
+        node.replace_all_uses_with(constant)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _value_of(node: Node, constants: nn.Module) -> Any:
+    """Compute what does not depend on inputs."""
+    if node.op == "get_attr":
+        return getattr(constants, str(node.target))
+    args, kwargs = map_aggregate(
+        (node.args, node.kwargs), lambda x: _value_of(x, constants) if isinstance(x, Node) else x
+    )
+    function: Any = node.target
+    return function(*args, **kwargs)
 
 
 def write_in_place(graph: Graph, num_state: int) -> Graph:

@@ -19,7 +19,7 @@ from vecsweep._engine.batches import copy_batch, hand_out, key_of, member_dims, 
 from vecsweep._engine.capture import upload
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
-from vecsweep._engine.graph import CHECKED_CALLS, simplify_
+from vecsweep._engine.graph import CHECKED_CALLS, fold_copies_, simplify_
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.levels import Level, name_of_key
 from vecsweep._engine.objective import Objective
@@ -147,6 +147,7 @@ class _Kind:
         if (traced := try_to_trace(measure, tensors)) is None:
             return None
         simplify_(traced.graph)
+        fold_copies_(traced.graph, traced.constants)
         self._graph = traced.module().forward
         return traced.results[0]
 

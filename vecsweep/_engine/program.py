@@ -20,7 +20,14 @@ from torch.utils import _pytree as pytree
 
 from vecsweep._engine.capture import Captured, aside, copy_all_
 from vecsweep._engine.ensemble import Ensemble
-from vecsweep._engine.graph import CHECKED_CALLS, fuse_writes_, simplify_, split_off_scalars, write_in_place
+from vecsweep._engine.graph import (
+    CHECKED_CALLS,
+    fold_copies_,
+    fuse_writes_,
+    simplify_,
+    split_off_scalars,
+    write_in_place,
+)
 from vecsweep._engine.levels import Level
 from vecsweep._engine.memory import give_back
 from vecsweep._engine.packing import tree_flatten
@@ -272,6 +279,7 @@ class Program:
             self._is_eager = True
             return self._eager(*tensors)
         simplify_(traced.graph)
+        fold_copies_(traced.graph, traced.constants)
         written = write_in_place(traced.graph, self._num_state)
         fuse_writes_(written)
         self._graph, self._traced = traced._replace(results=[]), traced.module(written).forward

@@ -1,0 +1,87 @@
+"""`make gpu`: parts that have limits, and calls that go on where the last one stopped."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+
+
+@pytest.fixture
+def gpu():
+    spec = importlib.util.spec_from_file_location("bench_gpu", BENCH / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def part(gpu, name, code, limit_s=60.0):
+    return gpu.Part(name, ("-c", code), limit_s)
+
+
+def test_call_notes_what_became_of_each_part_and_the_next_runs_none_of_them_again(gpu, tmp_path):
+    parts = [
+        part(gpu, "good", f"open({str(tmp_path / 'ran')!r}, 'a').write('x'); print('3 passed')"),
+        part(gpu, "bad", "raise SystemExit(3)"),
+        part(gpu, "empty", "raise SystemExit(5)"),
+        part(gpu, "slow", "import time; time.sleep(60)", limit_s=0.5),
+    ]
+    for _ in range(2):
+        found = gpu.run(parts, tmp_path / "notes", 60, say=lambda line: None)
+        results = {name: noted["result"] for name, noted in found.items()}
+        assert results == {
+            "good": "passed",
+            "bad": "failed (3)",
+            "empty": "nothing to run",
+            "slow": "took too long",
+        }
+    assert found["good"]["last"] == "3 passed"
+    assert (tmp_path / "ran").read_text() == "x"
+
+
+def test_part_that_a_call_has_no_time_for_has_its_turn_in_the_next(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "_SHORTEST_S", 0.1)
+    flag = tmp_path / "flag"
+    code = f"import pathlib, time; time.sleep(0 if pathlib.Path({str(flag)!r}).exists() else 60)"
+    parts = [part(gpu, "first", "pass"), part(gpu, "long", code), part(gpu, "last", "pass")]
+    found = gpu.run(parts, tmp_path / "notes", 2.0, say=lambda line: None)
+    assert [found[name] is None for name in ("long", "last")] == [True, True]
+    flag.touch()
+    found = gpu.run(parts, tmp_path / "notes", 60, say=lambda line: None)
+    assert {noted["result"] for noted in found.values()} == {"passed"}
+
+
+def test_parts_name_files_that_there_are_and_every_file_of_tests_on_a_device(gpu):
+    named = {argument for part in gpu.PARTS for argument in part.arguments if argument.endswith(".py")}
+    assert all((BENCH.parent / path).exists() for path in named)
+    tests = BENCH.parent / "tests"
+    on_device = {
+        f"tests/{path.name}"
+        for path in tests.glob("test_*.py")
+        if path.name != Path(__file__).name
+        if 'usefixtures("device")' in path.read_text() or '"float64", "device"' in path.read_text()
+    }
+    assert on_device
+    assert on_device <= named
+
+
+def test_code_that_is_changed_starts_anew(gpu, tmp_path):
+    for folder in ("kernels", "vecsweep", "tests", "bench"):
+        (tmp_path / folder).mkdir()
+    source = tmp_path / "kernels" / "a.py"
+    source.write_text("1")
+    before = gpu.digest(tmp_path)
+    assert gpu.digest(tmp_path) == before
+    source.write_text("2")
+    assert gpu.digest(tmp_path) != before
+
+
+def test_machine_without_a_gpu_is_told_so(gpu, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    assert gpu.main() == 1
+    assert "PyTorch sees no GPU here" in capsys.readouterr().out
