@@ -24,6 +24,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with its chromedriver on PATH")
 
 PHONE, DESKTOP = 390, 1200
+BUTTONS = {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,8 @@ def test_page_answers_to_pointer_and_keyboard(opened):
     _change_axes(page, section)
     _change_metric(page, section)
     _change_theme(page, section)
+    buttons = section.find_elements("css selector", ".modebar-btn")
+    assert {own.get_attribute("data-title") for own in buttons} == BUTTONS, "none that would send the data anywhere"
     assert page.errors() == []
 
 

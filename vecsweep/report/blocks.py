@@ -121,8 +121,3 @@ def pack(values: ArrayLike) -> dict[str, str]:
         array = np.ascontiguousarray(values, dtype="<f4")
     packed = {"dtype": "f4", "bdata": base64.b64encode(array.tobytes()).decode()}
     return packed | ({"shape": ", ".join(map(str, array.shape))} if array.ndim > 1 else {})
-
-
-def find_block(blocks: Sequence[Block], title: str) -> Block:
-    """Return the block of that title."""
-    return next(block for block in blocks if block.title == title)

@@ -164,7 +164,7 @@
       this.fillLegend();
       Plotly.react(this.plot, traces, layout, {
         displaylogo: false, responsive: true, displayModeBar: !isTouched.matches,
-        modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendDataToCloud"],
+        modeBarButtons: [["toImage"], ["zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]], // none that shares
       });
       this.isDrawn = true;
     }
