@@ -15,6 +15,7 @@ from vecsweep.observers.observer import Observer
 from vecsweep.schedules import constant, parse
 from vecsweep.schedules.schedule import Schedule, as_schedule
 from vecsweep.schedules.torch_schedulers import TorchSchedule
+from vecsweep.stumbles import look_at_task
 from vecsweep.task import Task
 
 RESTARTABLE = "Pass a list, a DataLoader, or the generator function itself."
@@ -28,7 +29,9 @@ def check_task(task: Task, execution: ExecutionOptions) -> Execution:
         raise TypeError(
             f"`task` must be a vecsweep.Task; got {type(task).__name__}. Wrap model, batches and loss in one."
         )
-    return Execution.of(execution)
+    options = Execution.of(execution)
+    look_at_task(task)
+    return options
 
 
 def check_callbacks(callbacks: Sequence[Observer] | None) -> Audience:

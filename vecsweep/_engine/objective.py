@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.watch import Watch
+from vecsweep._errors import warn_caller
 from vecsweep._types import Batch, Precision
 from vecsweep.task import Task
 
@@ -35,6 +36,7 @@ class Objective(nn.Module):
         self._precision = precision
         self._watch: Watch | None = None  # made when it is needed
         self._tied_names = _tied_names(model)
+        self._has_told = False  # of a model that leaves eval mode
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:
         """Compute the loss of one batch: a scalar; or the loss and the metrics: `[metric]`, float64."""
@@ -91,6 +93,13 @@ class Objective(nn.Module):
         try:
             with torch.no_grad():
                 yield
+            if self.model.training and not self._has_told:
+                self._has_told = True
+                warn_caller(
+                    "The loss or a metric puts the model into training mode, also while it is validated, so that "
+                    "dropout and batch norm are not those of validation. Leave `model.train()` out: members are in the "
+                    "mode that they need."
+                )
         finally:
             for module, mode in modes:
                 module.training = mode
