@@ -31,7 +31,7 @@ LAYERS = {
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
-        "suggest.cyclical suggest.suggestion tasks.batches tasks.models",
+        "stumbles suggest.cyclical suggest.suggestion tasks.batches tasks.models",
         "suggest tasks.builtin",
         "tasks.finding",
         "tasks",

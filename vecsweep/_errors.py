@@ -25,6 +25,11 @@ def warn_of_trouble(message: str) -> None:
     _warn(message, RuntimeWarning)
 
 
+def warn_of_stumble(message: str) -> None:
+    """Likewise, of what is hardly meant."""
+    _warn(message, UserWarning)
+
+
 def warn_of_loss(message: str) -> None:
     """Likewise, of members that are lost."""
     _warn(message, LostMembersWarning)

@@ -89,6 +89,11 @@ class Request:
         if steps_per_epoch is None and (epochs is not None or is_by_epochs or self.has_train_metrics):
             most = None if num_steps is None else (begin + num_steps) * per_step
             num_batches = count_batches(self.task, seed, self.execution, most)
+            if num_batches == 0:
+                raise ValueError(
+                    "`batches` must yield at least one batch; got none. Look at the length of the data set, and at "
+                    "`drop_last` when a batch is larger than it."
+                )
             if num_batches is None:
                 self._check_does_without_an_end(most, needs_epochs=needs_epochs)
             else:

@@ -283,7 +283,7 @@ class Search:
         if self.start - best <= _UNFELT * abs(self.start):
             doubts.append(
                 f"Training hardly gains anything: {self.metric} comes from {abs(self.start):.4g} to {abs(best):.4g}. "
-                "The run may be too short, or the model unable to learn this."
+                "The run may be too short, the model trained already, or unable to learn this."
             )
         alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
         place = alike.index(winner)

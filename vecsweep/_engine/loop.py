@@ -51,6 +51,7 @@ from vecsweep._types import Batch
 from vecsweep._words import counted
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan, Pruning, SoFar, Stopping
+from vecsweep.stumbles import explained, look_at_batch
 from vecsweep.task import Task
 
 _WINDOW_STEPS = 16
@@ -175,6 +176,7 @@ class Loop:
         with self._reading(plan.seeds[0]):
             first = self.batches[plan.seeds[0]].peek()
         task.check_batch(unpack(first))
+        look_at_batch(task, unpack(first))
         step_bytes = max(1, size_bytes(first) * execution.accumulation_steps)
         self.window_steps = 1 if self.mover else max(1, min(_WINDOW_STEPS, _WINDOW_BYTES // step_bytes))
         self.engine: Vectorized | Sequential | Parallel
@@ -195,10 +197,11 @@ class Loop:
                 execution=execution,
                 has_train_metrics=self.evaluation.has_train_metrics,
             )
-        if self.snapshot is not None:
-            self._step_as(self.snapshot.manner, first)
-        else:
-            self._choose_engine(first)
+        with explained(task, unpack(first)):
+            if self.snapshot is not None:
+                self._step_as(self.snapshot.manner, first)
+            else:
+                self._choose_engine(first)
         # On a GPU the next batches are loaded in the meantime, which may take longer than the steps.
         self.pace = Pace(is_exact=self.device.type == "cpu")
         for seed, end in ends.items():

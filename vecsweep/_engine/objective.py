@@ -12,6 +12,7 @@ from torch.func import functional_call
 from vecsweep._engine.lending import Lent, lendable
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.watch import Watch
+from vecsweep._errors import warn_of_stumble
 from vecsweep._types import Batch, Precision
 from vecsweep.kernels.rules import OpenDraws
 from vecsweep.task import Task
@@ -40,6 +41,7 @@ class Objective(nn.Module):
         self._tied_names = _tied_names(model)
         may_hide_draws = any(OpenDraws.matters_on(p.device) for p in model.parameters())
         self._has_hidden_draws = None if may_hide_draws else False  # None as long as no pass has shown
+        self._has_told = False  # of a model that leaves eval mode
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:
         """Compute the loss of one batch: a scalar; or the loss and the metrics: `[metric]`, float64."""
@@ -118,6 +120,13 @@ class Objective(nn.Module):
         try:
             with torch.no_grad():
                 yield
+            if self.model.training and not self._has_told:
+                self._has_told = True
+                warn_of_stumble(
+                    "The loss or a metric puts the model into training mode, also while it is validated, so that "
+                    "dropout and batch norm are not those of validation. Leave `model.train()` out: members are in the "
+                    "mode that they need."
+                )
         finally:
             for module, mode in modes:
                 module.training = mode

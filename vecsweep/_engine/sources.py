@@ -1,7 +1,9 @@
 """Where batches come from: which sources may write into what they have yielded, and how long a pass over them is."""
 
 import copy
+import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -10,6 +12,7 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from vecsweep._engine.rng import Streams
+from vecsweep._errors import warn_of_stumble
 from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.execution import Execution
@@ -17,6 +20,7 @@ from vecsweep.task import Task
 
 _MAX_WORKERS = 16  # processes of loaders, on a machine with fewer processors
 _MAX_COUNTED_BATCHES = 1_000_000  # of a source that is read to see how many it has
+_PATIENCE_S = 10.0  # of counting batches
 _MAX_VALIDATION_BATCHES = 100_000  # of a source that does not say how many it has
 
 
@@ -141,9 +145,15 @@ def num_seeds_at_once(task: Task, seeds: Sequence[int], *, has_train_metrics: bo
 def _count(source: Iterator[Batch], execution: Execution, most: int | None) -> int:
     """Count batches, and show that this is what takes the time."""
     with tqdm(desc="counting batches", unit=" batches", disable=execution.hides_progress, delay=1, leave=False) as bar:
-        num_read = 0
+        num_read, told_at = 0, time.monotonic() + _PATIENCE_S
         with raised_at_once():
             for _ in islice(source, most):
                 num_read += 1
                 bar.update()
+                if time.monotonic() >= told_at:
+                    told_at = math.inf
+                    warn_of_stumble(
+                        f"The batches have no length, so that those of an epoch are counted: {num_read:,} so far. If "
+                        "they never end, stop this, and give `num_steps` in place of `epochs`."
+                    )
     return num_read

@@ -17,6 +17,9 @@ from vecsweep.schedules.schedule import as_function
 from vecsweep.suggest import RAMP_RULES, RAMP_SMOOTHING, RULES, Rule, Suggestion, suggest
 from vecsweep.suggest.horizon import shift_for
 
+_LEAST_GAIN = 0.95  # of what the smallest lr comes to; below it, another has done better
+_NEAR = 3.0  # times the first loss; further above it, the smallest lr is no small one
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -107,6 +110,7 @@ class RangeTest(Sweep):
         check_rule(rule, self.method)
         shift = 1.0 if horizon is None else self._shift(horizon, schedule)
         of_all = suggest(self.lrs, self.scores, rule, smoothing=smoothing, is_trimmed=is_ramp)
+        of_all = replace(of_all, doubts=(*of_all.doubts, *self._doubts_of_start()))
         if shift != 1.0:
             told = suggest(self.lrs, self.scores, lambda *_: shift * of_all.lr, smoothing=smoothing)
             return replace(told, rule=f"{of_all.rule}, times {shift:.2g} for {horizon} steps of {_name_of(schedule)}")
@@ -116,6 +120,20 @@ class RangeTest(Sweep):
         mean = float(np.exp(np.mean([np.log(own.lr) for own in of_seeds])))
         told = suggest(self.lrs, self.scores, lambda *_: mean, smoothing=smoothing, is_trimmed=True)
         return replace(told, rule=of_all.rule)
+
+    def _doubts_of_start(self) -> list[str]:
+        """Say if no learning rate of a grid gets anywhere."""
+        if self.method == "ramp" or not len(self.train_loss):
+            return []
+        start, least, best = float(np.nanmean(self.train_loss[0])), self.scores[0], float(np.nanmin(self.scores))
+        if not 0 < _LEAST_GAIN * least < best or least > _NEAR * start:
+            return []
+        doubt = (
+            f"No learning rate does better than the smallest, at which the loss begins at {start:.3g} and comes to "
+            f"{least:.3g}. The model may be trained already: pass one with fresh weights. Else test larger learning "
+            "rates, or more steps."
+        )
+        return [doubt]
 
     def _shift(self, horizon: int, schedule: Any) -> float:
         """What a suggestion is multiplied by for a longer run."""

@@ -1,0 +1,163 @@
+"""Ordinary stumbles, and what is said about each: the remedy is in the message."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import vecsweep as vs
+from vecsweep._engine import sources
+
+X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(64) % 3
+
+
+def batches_of(targets=Y, inputs=X):
+    return [(inputs[start : start + 8], targets[start : start + 8]) for start in range(0, 64, 8)]
+
+
+def task_of(batches=None, model=None, **options):
+    torch.manual_seed(0)
+    how = {"loss_fn": F.cross_entropy, "optimizer": lambda params: torch.optim.SGD(params, lr=0.1)} | options
+    return vs.Task(model or nn.Linear(6, 3), batches_of() if batches is None else batches, **how)
+
+
+def notes(error):
+    return " ".join(error.value.__notes__)
+
+
+def test_model_that_is_trained_already_is_a_doubt():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
+    fresh = vs.range_test(task_of(model=model), num_lrs=12, num_steps=40).suggest()
+    assert not any("trained already" in doubt for doubt in fresh.doubts)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        F.cross_entropy(model(X), Y).backward()
+        optimizer.step()
+    found = vs.range_test(task_of(model=model), start_lr=1e-5, end_lr=10, num_lrs=12, num_steps=40)
+    assert any("The model may be trained already" in doubt for doubt in found.suggest().doubts)
+
+
+def test_data_that_are_sorted_and_not_shuffled_are_told_of():
+    data = TensorDataset(X, Y.sort()[0])
+    with pytest.warns(
+        UserWarning, match=r"All 8 targets of the first batch are 0, as in data that are sorted.*shuffle="
+    ):
+        vs.sweep(task_of(DataLoader(data, 8)), lrs=[0.1], epochs=1)
+    vs.sweep(task_of(DataLoader(data, 8, shuffle=True)), lrs=[0.1], epochs=1)
+
+
+def test_validation_in_training_mode_is_told_of():
+    def step(model, batch):
+        model.train()
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    model = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
+    task = task_of(model=model, loss_fn=None, training_step=step, val_batches=batches_of())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        vs.sweep(task, lrs=[0.1], epochs=3)
+    told = [str(warning.message) for warning in caught if "into training mode, also while" in str(warning.message)]
+    assert told
+    assert "Leave `model.train()` out" in told[0]
+
+
+def test_scheduler_of_the_template_is_told_of():
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    with pytest.warns(UserWarning, match=r"A scheduler is attached to `optimizer`; no member follows it.*from_torch"):
+        vs.sweep(task_of(model=model, optimizer=optimizer), lrs=[0.1], num_steps=2)
+
+
+def test_loss_that_is_a_sum_is_told_of():
+    for verb, how in ((vs.sweep, {"lrs": [0.1], "num_steps": 2}), (vs.range_test, {"num_lrs": 4, "num_steps": 2})):
+        with pytest.warns(UserWarning, match='`loss_fn` sums over the batch.*`reduction="mean"`'):
+            verb(task_of(loss_fn=nn.CrossEntropyLoss(reduction="sum")), **how)
+
+
+def test_model_of_which_everything_is_frozen_is_refused():
+    with pytest.raises(ValueError, match=r"`model` must have parameters to train.*Unfreeze some"):
+        vs.sweep(task_of(model=nn.Linear(6, 3).requires_grad_(False)), lrs=[0.1], num_steps=2)
+
+
+def test_range_of_learning_rates_that_is_too_low_is_a_doubt():
+    doubts = vs.range_test(task_of(), start_lr=1e-9, end_lr=1e-6, num_lrs=12, num_steps=20).suggest().doubts
+    assert any(
+        "No learning rate does better than the smallest" in doubt and "test larger learning rates" in doubt
+        for doubt in doubts
+    )
+
+
+@pytest.mark.parametrize("engine", ["auto", "vectorized", "sequential"])
+def test_labels_that_are_floats_are_named(engine):
+    with pytest.raises(RuntimeError, match="dtype") as error:
+        vs.sweep(task_of(batches_of(Y.float())), lrs=[0.1], num_steps=2, engine=engine)
+    assert "The targets of the batch are torch.float32; classes are whole numbers. Pass `targets.long()`." in notes(
+        error
+    )
+
+
+def test_labels_with_an_axis_too_many_are_named():
+    with pytest.raises(RuntimeError, match="target") as error:
+        vs.sweep(task_of(batches_of(Y[:, None])), lrs=[0.1], num_steps=2)
+    assert "have shape (8, 1); classes are one number for each sample" in notes(error)
+
+
+def test_labels_that_are_too_large_are_named():
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds") as error:
+        vs.sweep(task_of(batches_of(Y + 5)), lrs=[0.1], num_steps=2)
+    assert "targets of the batch are from 5 to 7; with k outputs, classes are 0 to k - 1" in notes(error)
+
+
+def test_step_that_steps_itself_is_told_what_to_leave_out():
+    model = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(model, batch):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(batch[0]), batch[1])
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    with pytest.raises(RuntimeError, match=r"second time|does not require grad") as error:
+        vs.sweep(task_of(model=model, loss_fn=None, training_step=step, optimizer=optimizer), lrs=[0.1], num_steps=2)
+    assert "leave `loss.backward()`, `optimizer.step()` and `optimizer.zero_grad()` out" in notes(error)
+
+
+def test_loader_that_does_not_end_is_told_of_while_it_is_counted(monkeypatch):
+    monkeypatch.setattr(sources, "_PATIENCE_S", 0.0)
+    with pytest.warns(
+        UserWarning, match=r"no length.*1 so far\. If they never end, stop this, and give `num_steps`"
+    ) as told:
+        vs.sweep(task_of(lambda: iter(batches_of() * 5)), lrs=[0.1], epochs=1)
+    assert len(told) == 1
+
+
+def test_loader_without_batches_is_refused_also_where_epochs_are_counted():
+    with pytest.raises(ValueError, match=r"`batches` must yield at least one batch; got none.*`drop_last`"):
+        vs.sweep(task_of(DataLoader(TensorDataset(X, Y), 65, drop_last=True)), lrs=[0.1], epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("gpu", "must be one that PyTorch knows, such as 'cpu' or 'cuda'; got 'gpu'"),
+        ("mps", "must have float64.*'mps' has not. Pass 'cpu'"),
+    ],
+)
+def test_wrong_device_is_refused_at_the_call(device, message):
+    with pytest.raises(ValueError, match=message):
+        vs.sweep(task_of(), lrs=[0.1], num_steps=2, device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_that_is_not_there_is_refused_at_the_call():
+    with pytest.raises(ValueError, match=r"got 'cuda', and PyTorch sees no GPU. Pass 'cpu'"):
+        vs.find_lr(task_of(), num_steps=64, device="cuda")

@@ -1,0 +1,81 @@
+"""Ordinary stumbles: what is said of a task that runs, but is likely not what was meant, and of errors that say little.
+
+Not here: what is refused, which is told where it is found, and doubts about what came of a run.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from vecsweep._errors import warn_of_stumble
+from vecsweep._types import Batch
+from vecsweep.task import Task
+
+_LEAST = 4  # targets, from which on it is no chance that all are the same
+
+
+def look_at_task(task: Task) -> None:
+    """Warn of a loss that is a sum, and of a scheduler that nobody will follow."""
+    if getattr(task.loss_fn, "reduction", None) == "sum":
+        warn_of_stumble(
+            "`loss_fn` sums over the batch, so that gradients, and the learning rates that suit them, go with its "
+            'size, and a ragged last batch counts less. Pass `reduction="mean"`, unless the sum is meant.'
+        )
+    if isinstance(task.optimizer, Optimizer) and any("initial_lr" in group for group in task.optimizer.param_groups):
+        warn_of_stumble(
+            "A scheduler is attached to `optimizer`; no member follows it. Pass a function that builds it, as in "
+            "`schedules=[vecsweep.schedules.from_torch(lambda optimizer: StepLR(optimizer, 10))]`, and an optimizer "
+            "without one."
+        )
+
+
+def look_at_batch(task: Task, batch: Batch) -> None:
+    """Warn of a first batch whose classes are all the same, as of data that are sorted and not shuffled."""
+    targets = _targets(task, batch)
+    if targets is None or targets.is_floating_point() or targets.numel() < _LEAST or targets.device.type == "meta":
+        return
+    if bool((targets == targets.flatten()[0]).all()):
+        warn_of_stumble(
+            f"All {targets.numel()} targets of the first batch are {int(targets.flatten()[0])}, as in data that are "
+            "sorted by class. Shuffle them: `DataLoader(..., shuffle=True)`."
+        )
+
+
+@contextmanager
+def explained(task: Task, batch: Batch) -> Iterator[None]:
+    """Add to an error of the first pass what it may come from."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        targets = _targets(task, batch)
+        message = str(error)
+        if targets is not None and "dtype" in message and targets.is_floating_point():
+            error.add_note(
+                f"The targets of the batch are {targets.dtype}; classes are whole numbers. Pass `targets.long()`."
+            )
+        elif targets is not None and ("multi-target" in message or "1D target" in message):
+            error.add_note(
+                f"The targets of the batch have shape {tuple(targets.shape)}; classes are one number for each sample. "
+                "Pass `targets.squeeze(-1)`."
+            )
+        elif targets is not None and "out of bounds" in message and not targets.is_floating_point():
+            error.add_note(
+                f"The targets of the batch are from {int(targets.min())} to {int(targets.max())}; with k outputs, "
+                "classes are 0 to k - 1."
+            )
+        elif "second time" in message or "does not require grad" in message:
+            error.add_note(
+                "A loss is returned, and vecsweep takes its gradient and steps: leave `loss.backward()`, "
+                "`optimizer.step()` and `optimizer.zero_grad()` out of `training_step`."
+            )
+        raise
+
+
+def _targets(task: Task, batch: Batch) -> Tensor | None:
+    """The targets of a pair."""
+    if task.loss_fn is None or not isinstance(batch, tuple | list) or len(batch) != 2:
+        return None
+    return batch[1] if isinstance(batch[1], torch.Tensor) else None
