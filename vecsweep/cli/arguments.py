@@ -24,6 +24,7 @@ EXECUTION_OPTIONS = (
     "max_grad_norm",
     "divergence_factor",
     "seed",
+    "cluster",
 )
 CHECKPOINT_OPTIONS = ("checkpoint", "checkpoint_every", "restart")
 TASK_HELP = (
@@ -55,7 +56,11 @@ def add_seeds(parser: Any) -> None:
 def add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None:
     """Add the options that every verb takes."""
     group = parser.add_argument_group("how it is carried out")
-    group.add_argument("--device", help="where members train, such as cpu or cuda (default: where the model is)")
+    group.add_argument(
+        "--device",
+        type=_devices,
+        help="where members train, such as cpu, cuda or cuda:0,cuda:1 (default: where the model is)",
+    )
     group.add_argument("--precision", choices=("bf16", "fp16"), help="of autocast (default: the model's own)")
     if has_engine:
         group.add_argument(
@@ -76,6 +81,12 @@ def add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None:
         "--divergence-factor", type=_divergence_factor, metavar="FACTOR", help="above 1, or none (default: 5)"
     )
     group.add_argument("--seed", type=int, metavar="SEED", help="the first of several seeds (default: 0)")
+    if has_engine:
+        group.add_argument(
+            "--cluster",
+            metavar="ADDRESS",
+            help="several devices that share the members, by Ray: auto for all of this machine, or a cluster's address",
+        )
 
 
 def add_checkpoint(parser: Any) -> None:
@@ -126,6 +137,10 @@ def _chunk_size(text: str) -> int | str:
     if text == "auto" or text.isdecimal():
         return text if text == "auto" else int(text)
     raise argparse.ArgumentTypeError(f"must be a whole number, or auto; got {text!r}")
+
+
+def _devices(text: str) -> str | list[str]:
+    return [item.strip() for item in text.split(",")] if "," in text else text
 
 
 def _divergence_factor(text: str) -> float | None:

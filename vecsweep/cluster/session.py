@@ -100,7 +100,7 @@ def _start(cluster: Cluster) -> None:
         raise ValueError(
             "`device` must be available; got 'cuda', and PyTorch sees no GPU. Leave it out, or pass 'cpu'."
         )
-    ray.init(num_cpus=max(num_cores, num_gpus), num_gpus=num_gpus, include_dashboard=False, **quiet)
+    ray.init("local", num_cpus=max(num_cores, num_gpus), num_gpus=num_gpus, include_dashboard=False, **quiet)
 
 
 class Session:

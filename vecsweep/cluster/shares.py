@@ -1,6 +1,10 @@
 """Who trains which members: dealt out by speed, taken back from workers that are gone, and dealt out anew.
 
 Nothing here knows of processes or of time; `bench/bench_cluster.py` runs it for thousands of devices that do not exist.
+
+Reference:
+    Hummel, Schmidt, Uma and Wein 1996, Load-sharing in heterogeneous systems via weighted factoring,
+    https://doi.org/10.1145/237502.237576
 """
 
 import math
@@ -8,7 +12,11 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-_SNAP = 0.25  # of a share, by which it may grow or shrink for its last seed to stay whole
+_FIRST = (
+    0.8  # of its even share, that a worker has at first where workers differ: the rest makes up for what was misjudged
+)
+_NEXT = 0.5  # of its even share of the rest, that it has whenever it is done
+_SNAP = 0.05  # of a share, by which it may grow or shrink for its last seed to stay whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +40,23 @@ class Shares:
     Args:
         seeds: `[member]`.
         max_restarts: after which members are given up.
-        is_whole: whether a shard that comes back is dealt out as it was, and not in parts.
+        is_even: whether workers are equally fast, so that each needs one shard only.
+        is_whole: whether a shard that comes back is dealt out as it was, and not in parts; it is dealt out at once.
     """
 
-    def __init__(self, seeds: Sequence[int], max_restarts: int, *, is_whole: bool = False) -> None:
+    def __init__(
+        self, seeds: Sequence[int], max_restarts: int, *, is_even: bool = False, is_whole: bool = False
+    ) -> None:
         places = {seed: k for k, seed in enumerate(dict.fromkeys(seeds))}
         self._seeds = seeds
         self._max_restarts = max_restarts
         self._is_whole = is_whole
+        self._first, self._next = (1.0, 1.0) if is_even or is_whole else (_FIRST, _NEXT)
         self._fresh = sorted(range(len(seeds)), key=lambda i: (places[seeds[i]], i))
+        self._begin = 0  # of those that nobody has had
         self._returned = deque[Shard]()
         self._speeds: dict[int, float] = {}  # of who has a shard
+        self._total = 0.0  # of these
         self.running: dict[int, Shard] = {}  # by worker
         self.lost: list[int] = []  # members
         self.num_restarts = 0  # of shards
@@ -50,37 +64,44 @@ class Shares:
     @property
     def is_begun(self) -> bool:
         """Whether any member was dealt out."""
-        return len(self._fresh) < len(self._seeds)
+        return self._begin > 0
 
     @property
     def num_waiting(self) -> int:
         """How many members nobody has."""
-        return len(self._fresh) + sum(len(shard.members) for shard in self._returned)
+        return len(self._fresh) - self._begin + sum(len(shard.members) for shard in self._returned)
 
     def deal(self, free: Mapping[int, float], num_coming: int = 0) -> dict[int, Shard]:
         """Deal out what waits.
 
         Args:
             free: the speeds of the workers that have nothing.
-            num_coming: workers that will be there soon; of what nobody has had, they are left their share.
+            num_coming: workers that will be there soon; at the first time, their shares are left to them.
 
         Returns:
             By worker, its shard; without those for whom nothing is left.
         """
-        dealt = self._deal_fresh(free, num_coming) if self._fresh and free else {}
-        total = sum(free.values()) + sum(self._speeds.values())
-        num_returned = sum(len(shard.members) for shard in self._returned)
+        dealt = dict[int, Shard]()
+        share = self._next
+        total = self._total + sum(free.values())
+        if not self.is_begun and free:
+            share = self._first
+            total *= 1 + num_coming / len(free)
+        pool = share * self.num_waiting
         for worker, speed in free.items():
-            if worker not in dealt and self._returned:
-                # Others will be free soon: a share of what is left, then of what is left of that.
-                dealt[worker] = self._part(math.ceil(num_returned * speed / total))
+            if self.num_waiting == 0:
+                break
+            dealt[worker] = self._part(max(1, round(pool * speed / total)))
+            pool, total = pool - len(dealt[worker].members), total - speed
         self.running |= dealt
-        self._speeds |= {worker: free[worker] for worker in dealt}
+        for worker in dealt:
+            self._speeds[worker] = free[worker]
+            self._total += free[worker]
         return dealt
 
     def done(self, worker: int) -> Shard:
         """Note that a worker has trained its shard."""
-        del self._speeds[worker]
+        self._total -= self._speeds.pop(worker)
         return self.running.pop(worker)
 
     def put_back(self, worker: int) -> Shard:
@@ -102,34 +123,26 @@ class Shares:
             self._returned.append(again)
         return again
 
-    def _deal_fresh(self, free: Mapping[int, float], num_coming: int) -> dict[int, Shard]:
-        """Divide what nobody has had by speed, those to come being as fast as the others are on average."""
-        total = sum(free.values()) * (1 + num_coming / len(free))
-        num, begin, fraction, dealt = len(self._fresh), 0, 0.0, {}
-        for worker, speed in free.items():
-            fraction += speed / total
-            is_last = num_coming == 0 and worker == next(reversed(free))
-            end = num if is_last else self._snapped(begin, min(num, math.ceil(num * fraction - 1e-9)))
-            if end > begin:
-                dealt[worker] = Shard(tuple(sorted(self._fresh[begin:end])))
-            begin = max(begin, end)
-        del self._fresh[:begin]
-        return dealt
-
-    def _snapped(self, begin: int, end: int) -> int:
-        """Where a share ends that would split a seed: at the nearest end of one, unless that is far."""
-        ends = [k for k in range(begin + 1, len(self._fresh) + 1) if self._is_end(k)]
-        nearest = min(ends, key=lambda k: abs(k - end), default=end)
-        return nearest if abs(nearest - end) <= _SNAP * (end - begin) else end
-
-    def _is_end(self, k: int) -> bool:
-        """Whether a seed ends before the k-th of those that nobody has had."""
-        return k == len(self._fresh) or self._seeds[self._fresh[k - 1]] != self._seeds[self._fresh[k]]
-
     def _part(self, num: int) -> Shard:
-        """Take some members of the first shard that came back."""
+        """Take so many members: of those that nobody has had, else of the first shard that came back."""
+        if (left := len(self._fresh) - self._begin) > 0:
+            num = left if self._is_whole and self.is_begun and self._returned else min(num, left)
+            begin, self._begin = self._begin, self._snapped(self._begin + num, num)
+            return Shard(tuple(sorted(self._fresh[begin : self._begin])))
         shard = self._returned.popleft()
         if self._is_whole or num >= len(shard.members):
             return shard
         self._returned.appendleft(replace(shard, members=shard.members[num:]))
         return replace(shard, members=shard.members[:num])
+
+    def _snapped(self, end: int, num: int) -> int:
+        """Where a share ends that would split a seed: at the nearest end of one, unless that is far."""
+        for distance in range(1 + math.floor(_SNAP * num)):
+            for k in (end - distance, end + distance):
+                if k == len(self._fresh) or (k < len(self._fresh) and self._is_end(k)):
+                    return k
+        return end
+
+    def _is_end(self, k: int) -> bool:
+        """Whether a seed ends before the k-th member."""
+        return self._seeds[self._fresh[k - 1]] != self._seeds[self._fresh[k]]

@@ -1,0 +1,94 @@
+"""A run on a cluster without a cluster: the members are dealt out by `vecsweep.cluster.shares`, and time is a number.
+
+What is simulated of a device: how fast it is, how well that was measured, how long it takes to start, and that it goes
+for good. A shard that it had begins anew, on whoever is free. Nothing is trained.
+"""
+
+import heapq
+import random
+from dataclasses import dataclass, field
+
+from vecsweep.cluster.shares import Shares
+
+GREET_S = 20.0  # from when a worker is asked for until it has the task, and was timed
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What is to be simulated.
+
+    Attributes:
+        num_devices: at the start; none are replaced.
+        num_members: of the plan; a tenth as many seeds.
+        member_s: that a member takes on a device of speed 1, alone or beside others: a device that is filled.
+        start_s: that a shard takes besides: reading, tracing.
+        failures: of a device, in an hour.
+        speeds: that devices may have.
+        error: of the speed as it was measured, as a standard deviation.
+    """
+
+    num_devices: int
+    num_members: int
+    member_s: float
+    start_s: float = 20.0
+    failures: float = 0.01
+    speeds: tuple[float, ...] = (1.0, 1.7, 3.0)
+    error: float = 0.05
+
+
+@dataclass
+class Outcome:
+    """What came of it.
+
+    Attributes:
+        makespan_s: until the last member was trained.
+        ideal_s: the same work divided without a rest among all devices, none of which fails or has to start.
+        num_failed: devices.
+        num_restarts: of shards.
+        num_lost: members.
+        num_shards: that were trained to their end.
+    """
+
+    makespan_s: float
+    ideal_s: float
+    num_failed: int
+    num_restarts: int
+    num_lost: int
+    num_shards: int
+    trained: list[int] = field(repr=False)
+
+    @property
+    def ratio(self) -> float:
+        """How many times longer than the ideal it took."""
+        return self.makespan_s / self.ideal_s
+
+
+def simulate(scenario: Scenario, seed: int = 0) -> Outcome:
+    """Run a scenario once."""
+    draw = random.Random(seed)
+    seeds = [k % max(1, scenario.num_members // 10) for k in range(scenario.num_members)]
+    shares = Shares(seeds, max_restarts=3)
+    speeds = {i: draw.choice(scenario.speeds) for i in range(scenario.num_devices)}
+    measured = {i: max(0.1, speed * draw.gauss(1, scenario.error)) for i, speed in speeds.items()}
+    failures = {i: draw.expovariate(scenario.failures / 3600) for i in speeds}
+    events = sorted((at, "fails", i) for i, at in failures.items())
+    heapq.heapify(events)
+    free, now, num_failed, trained = set(speeds), GREET_S, 0, list[int]()
+    while True:
+        for i, shard in shares.deal({i: measured[i] for i in sorted(free)}).items():
+            free.discard(i)
+            took_s = scenario.start_s + len(shard.members) * scenario.member_s / speeds[i]
+            heapq.heappush(events, (now + took_s, "ends", i))
+        if not shares.running:
+            break
+        now, kind, i = heapq.heappop(events)
+        if kind == "ends" and failures[i] > now:
+            trained += shares.done(i).members
+            free.add(i)
+            last = now
+        elif kind == "fails":
+            shares.lose(i)
+            free.discard(i)
+            num_failed += 1
+    ideal_s = scenario.num_members * scenario.member_s / sum(speeds.values())
+    return Outcome(last, ideal_s, num_failed, shares.num_restarts, len(shares.lost), 0, trained)
