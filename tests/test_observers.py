@@ -172,7 +172,9 @@ def test_end_is_told_when_an_error_breaks_a_run_off():
     notes = Notes()
     with pytest.raises(OSError, match="the disk of the data is gone"):
         vs.sweep(task_of(batches), lrs=[0.1], num_steps=60, val_every=5, callbacks=[notes])
-    assert notes.of("end") == [None]
+    [end] = notes.of("end")
+    assert len(end.train_loss) == 20
+    assert not end.is_complete
 
 
 class Gambling(Observer):

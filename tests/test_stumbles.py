@@ -146,15 +146,15 @@ def test_loader_without_batches_is_refused_also_where_epochs_are_counted():
 
 
 @pytest.mark.parametrize(
-    ("device", "message"),
+    ("place", "message"),
     [
         ("gpu", "must be one that PyTorch knows, such as 'cpu' or 'cuda'; got 'gpu'"),
         ("mps", "must have float64.*'mps' has not. Pass 'cpu'"),
     ],
 )
-def test_wrong_device_is_refused_at_the_call(device, message):
+def test_wrong_device_is_refused_at_the_call(place, message):
     with pytest.raises(ValueError, match=message):
-        vs.sweep(task_of(), lrs=[0.1], num_steps=2, device=device)
+        vs.sweep(task_of(), lrs=[0.1], num_steps=2, device=place)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

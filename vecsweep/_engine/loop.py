@@ -140,6 +140,7 @@ class Loop:
         self.diverged_at = np.full(len(plan.members), -1)
         self.stopped_at = np.full(len(plan.members), -1)
         self.states: list[MemberState | None] = [None] * len(plan.members)
+        self.batches: dict[int, BatchStream] = {}
         self.is_over = self.snapshot is not None and self.snapshot.num_done == plan.num_steps
         if not self.is_over:
             self._prepare(task, dtype, has_evaluation=evaluation is not None)

@@ -72,6 +72,7 @@ class FolderKeeper:
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._has_any = False
+        self._is_given_up = False  # nothing can be kept, which was told
         self._kept_at, self._kept_step = time.monotonic(), 0
 
     def latest(self) -> Snapshot | None:
@@ -94,6 +95,8 @@ class FolderKeeper:
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write a snapshot, in a thread unless the run is left."""
+        if self._is_given_up:
+            return
         self.wait()
         self._kept_at, self._kept_step = time.monotonic(), snapshot.num_done
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="vecsweep checkpoint")
@@ -110,6 +113,7 @@ class FolderKeeper:
             OSError: the first snapshot cannot be written.
         """
         error = self._join()
+        self._is_given_up = error is not None and not self._has_any
         if error is None or self._has_any:
             self._warn(error)
         elif isinstance(error, TypeError):

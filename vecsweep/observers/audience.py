@@ -65,7 +65,7 @@ class Audience:
         )
 
     def end(self, runs: Curves | None) -> None:
-        """Tell what came of it; None where an error broke it off."""
+        """Tell what came of it; None where an error broke it off before the first steps."""
         self._each(lambda observer: observer.end(runs))
 
     def _each(self, tell: Callable[[Observer], object]) -> None:

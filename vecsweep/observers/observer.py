@@ -103,8 +103,8 @@ class Observer:
         """Take what came of it.
 
         Args:
-            runs: of the steps since `start`, also after Ctrl-C, `is_complete` being False then; None where an error
-                broke the run off.
+            runs: of the steps since `start`, also after Ctrl-C or an error, `is_complete` being False then; None where
+                one broke the run off before the first.
         """
 
     def part(self, name: str) -> Self:
