@@ -164,6 +164,9 @@ class Journal:
         """Remove a call, first so that nobody takes what is left for one."""
         if not (self.folder / _CALL).exists():
             return
+        for lock in self.folder.glob(f"*/**/{_LOCK}"):
+            with _locked(lock.parent):
+                pass  # nobody is at what goes on from here
         (self.folder / _CALL).unlink()
         for path in self.folder.iterdir():
             if path.is_dir():
@@ -197,6 +200,11 @@ def read_call(folder: Path) -> Call:
             "wrote it."
         )
     return call
+
+
+def is_call(folder: Path) -> bool:
+    """Whether a folder holds a call."""
+    return (folder / _CALL).is_file()
 
 
 def latest_child(folder: Path) -> Path | None:
