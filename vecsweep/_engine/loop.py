@@ -35,7 +35,7 @@ from vecsweep._engine.snapshot import (
     check_identity,
     describe_machine,
     identify,
-    warn_of_another_machine,
+    is_another_machine,
 )
 from vecsweep._engine.taking_up import manner_of, step_as, take_snapshot, take_up
 from vecsweep._engine.trials import Unbatched, choose_way, divide, without_batching
@@ -124,8 +124,6 @@ class Loop:
         self.snapshot = keeper.latest() if keeper else None
         if self.snapshot is not None:
             check_identity(self.identity, self.snapshot.identity)
-            if self.snapshot.num_done < plan.num_steps:
-                warn_of_another_machine(describe_machine(self.device), self.snapshot.machine)
         self.closing = ExitStack()  # of processes that train members
         self.in_doubt_from: int | None = None
         self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
@@ -137,6 +135,9 @@ class Loop:
         self.states: list[MemberState | None] = [None] * len(plan.members)
         self.is_over = self.snapshot is not None and self.snapshot.num_done == plan.num_steps
         if not self.is_over:
+            machine = describe_machine(self.device)
+            if self.snapshot is not None and is_another_machine(machine, self.snapshot.machine):
+                self.snapshot = self.snapshot.roughly()
             self._prepare(task, dtype, has_evaluation=evaluation is not None)
         if self.snapshot is not None:
             take_up(self, self.snapshot)
@@ -255,6 +256,7 @@ class Loop:
             return []
         if self.snapshot is not None:
             states = {i: state.on(self.device) for i, state in self.snapshot.states.items()}
+            self.snapshot = replace(self.snapshot, states={}, ended={})  # once is enough
             return [self._group(members, [states[i] for i in members]) for members in self.snapshot.chunks]
         member_bytes = self.engine.member_bytes if isinstance(self.engine, Vectorized) else 0
         parts = divide(self.plan, self.choice.way.chunk_size, member_bytes)

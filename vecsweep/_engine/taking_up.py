@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vecsweep._engine.loop import Group, Loop
 
 
+_RTOL = 1e-6  # between what machines make of a schedule
+
+
 def manner_of(loop: "Loop") -> Manner:
     """How members are stepped, as another process can take it over."""
     if loop.snapshot is not None and loop.is_over:
@@ -119,9 +122,10 @@ def take_up(loop: "Loop", snapshot: Snapshot) -> None:
             loop.observer.metrics(step, {name: values[row] for name, values in snapshot.metrics.items()})
         loop.judge([], step)
     followed = {name: values[:num_done] for name, values in loop.hyper.items()}
+    is_hyper_same = (np.allclose(followed[name], own, rtol=_RTOL, atol=0.0) for name, own in snapshot.hyper.items())
     for what, is_same in (
         ("stops other members", np.array_equal(loop.stopped_at, snapshot.stopped_at)),
-        ("sets other learning rates", all(np.array_equal(followed[n], v) for n, v in snapshot.hyper.items())),
+        ("sets other learning rates", all(is_hyper_same)),
     ):
         if not is_same:
             raise ValueError(

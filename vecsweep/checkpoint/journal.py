@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vecsweep._engine.snapshot import difference_of
 from vecsweep._errors import ResultFileError, warn_of_fallback
 from vecsweep.checkpoint.disk import clean, write_json
 from vecsweep.checkpoint.keeper import FolderKeeper, Interval
@@ -155,7 +156,7 @@ class Journal:
             raise ValueError(f"{self.folder} holds a call of `{before.verb}`, not of `{self._verb}`. {remedy}")
         for name in dict.fromkeys((*self._arguments, *before.arguments)):
             now, then = self._arguments.get(name), before.arguments.get(name)
-            if now != then and name not in _CHANGEABLE:
+            if name not in _CHANGEABLE and difference_of(now, then) is not None:
                 raise ValueError(
                     f"{self.folder} holds another call: `{name}` was {then!r:.80} and is {now!r:.80}. {remedy}"
                 )
