@@ -86,6 +86,7 @@ LAYERS = {
         "_engine.workers",
         "_engine.parallel",
         "_engine.trials",
+        "_engine.taking_up",
         "_engine.loop",
         "_engine.run",
     ],

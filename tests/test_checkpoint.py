@@ -445,8 +445,8 @@ def test_last_two_snapshots_are_kept_and_can_be_read_without_the_library(tmp_pat
     from safetensors.numpy import load_file
 
     runs = call("sgd", tmp_path)
-    assert [path.name for path in snapshots(tmp_path)] == ["step-000000032", "step-000000040"]
-    last = snapshots(tmp_path)[-1]
+    _, last = snapshots(tmp_path)
+    assert last.name == "step-000000040"
     with np.load(last / "curves.npz", allow_pickle=False) as file:
         np.testing.assert_array_equal(file["loss"], runs.train_loss)
         np.testing.assert_array_equal(file["metrics/val_loss"], runs.metrics["val_loss"])

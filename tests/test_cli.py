@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 import types
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -705,3 +706,35 @@ def test_a_reader_that_goes_away_ends_the_command_without_a_traceback():
         process.stdout.close()
         assert without_progress(process.stderr.read()) == ""
     assert process.returncode == 141
+
+
+def test_sweep_that_sigterm_ended_is_resumed_from_another_folder(folder, run, tmp_path_factory, monkeypatch):
+    how = ["--epochs", "100", "--engine", "vectorized", "--no-compile", "--json"]
+    asked = ["sweep", "digits", "--lrs", "0.03,0.1", *how]
+    command = [sys.executable, "-m", "vecsweep", *asked, "--checkpoint", "kept", "--checkpoint-every", "100 steps"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not list(folder.glob("kept/run-000/step-*")):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (143, "", "")
+    done = run("sweep", "digits", "--lrs", "0.5", *how, "--checkpoint", "kept")
+    assert_is_one_line_of_error(done.status, done.err)
+    assert "kept holds another call: `lrs` was [0.03, 0.1] and is [0.5]" in done.err
+    monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
+    done = run("resume", folder / "kept")
+    assert done.status == 0, done.err
+    assert Path(strict_json(done.out)["output"]) == Path("sweep/sweep.npz")
+    whole = vs.sweep(vs.tasks.digits(), lrs=[0.03, 0.1], epochs=100, engine="vectorized", compile=False)
+    np.testing.assert_array_equal(vs.load(folder / "sweep" / "sweep.npz").train_loss, whole.train_loss)
+    monkeypatch.chdir(folder)
+
+
+def test_resume_of_what_python_began_says_how_to_go_on(run, folder):
+    vs.sweep(vs.tasks.digits(), lrs=[0.1], num_steps=3, checkpoint="kept")
+    done = run("resume", "kept")
+    assert_is_one_line_of_error(done.status, done.err)
+    assert "was begun in Python. Go on there, with `vecsweep.resume(" in done.err
+    done = run("resume", "nowhere")
+    assert_is_one_line_of_error(done.status, done.err)
+    assert "nowhere holds no checkpoint" in done.err

@@ -10,7 +10,7 @@ from vecsweep import results
 from vecsweep._types import Schedules
 from vecsweep.answer import find_lr
 from vecsweep.checkpoint.arguments import unpack
-from vecsweep.checkpoint.journal import RESULT, latest_child, read_call
+from vecsweep.checkpoint.journal import RESULT, is_call, latest_child, read_call
 from vecsweep.checkpoint.trained import is_whole, read_trained
 from vecsweep.pruning import Prune
 from vecsweep.results import Answer, Sweep
@@ -105,14 +105,16 @@ def load(
         if task is not None:
             raise ValueError(f"`task` goes with a folder, which holds weights; {path} is none. Leave it out.")
         return results.load(path)
+    if not (path / RESULT).exists():
+        if not is_call(path):
+            return results.load(path)  # which says what is wrong with it
+        raise ValueError(f"{path} holds a call that is not over. Go on with `vecsweep.resume({str(path)!r}, task)`.")
     if task is None:
         return results.load(path / RESULT)
     if is_whole(path):
         runs, own = read_trained(path, task, schedules, prune)
         members = tuple(range(len(own.members)))
         return replace(runs, _trained=Training(own.request, own.members, own.courses, own.start, members))
-    if not (path / RESULT).exists():
-        raise ValueError(f"{path} holds a call that is not over. Go on with `vecsweep.resume({str(path)!r}, task)`.")
     loaded: Sweep = _resume_one(path, task, {"schedules": schedules, "prune": prune}, None)
     return loaded
 

@@ -16,11 +16,11 @@ class Fingerprint(NamedTuple):
 
     Attributes:
         form: its containers, shapes and dtypes, for people.
-        digest: of all that is in it.
+        digest: of all that is in it; None if that need not be the same.
     """
 
     form: str
-    digest: str
+    digest: str | None
 
 
 def fingerprint(batch: Batch) -> Fingerprint:

@@ -22,7 +22,6 @@ from vecsweep._engine.choices import Choice, Way
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
 from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
 from vecsweep._engine.ensemble import MemberState
-from vecsweep._engine.fingerprint import fingerprint
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import Evaluator
 from vecsweep._engine.packing import unpack
@@ -34,13 +33,12 @@ from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
 from vecsweep._engine.snapshot import (
     Keeper,
-    Manner,
-    Snapshot,
     check_identity,
     describe_machine,
     identify,
-    warn_of_another_machine,
+    is_another_machine,
 )
+from vecsweep._engine.taking_up import manner_of, step_as, take_snapshot, take_up
 from vecsweep._engine.trials import Unbatched, choose_way, divide, without_batching
 from vecsweep._engine.untrained import untrained_losses
 from vecsweep._engine.vectorized import Vectorized
@@ -61,7 +59,7 @@ _WINDOW_S = 2.0  # on a CPU, about: Ctrl-C waits for its end
 
 
 @dataclass(slots=True)
-class _Group:
+class Group:
     """A chunk, and of its members the positions in the plan and the seeds."""
 
     chunk: Chunk
@@ -80,7 +78,7 @@ class _Group:
 class _Ran:
     """A chunk that was carried through a window, what it did, and where its seeds' random streams stand after it."""
 
-    group: _Group
+    group: Group
     curve: Curve
     ends: dict[int, State]
 
@@ -129,8 +127,6 @@ class Loop:
         self.snapshot = keeper.latest() if keeper else None
         if self.snapshot is not None:
             check_identity(self.identity, self.snapshot.identity)
-            if self.snapshot.num_done < plan.num_steps:
-                warn_of_another_machine(describe_machine(self.device), self.snapshot.machine)
         self.closing = ExitStack()  # of processes that train members
         self.in_doubt_from: int | None = None
         self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
@@ -143,9 +139,12 @@ class Loop:
         self.batches: dict[int, BatchStream] = {}
         self.is_over = self.snapshot is not None and self.snapshot.num_done == plan.num_steps
         if not self.is_over:
+            machine = describe_machine(self.device)
+            if self.snapshot is not None and is_another_machine(machine, self.snapshot.machine):
+                self.snapshot = self.snapshot.roughly()
             self._prepare(task, dtype, has_evaluation=evaluation is not None)
         if self.snapshot is not None:
-            self._restore(self.snapshot)
+            take_up(self, self.snapshot)
 
     def _prepare(self, task: Task, dtype: torch.dtype | None, *, has_evaluation: bool) -> None:
         """Get all that it takes to train: batches, an engine, who evaluates."""
@@ -200,7 +199,7 @@ class Loop:
             )
         with explained(task, unpack(first)):
             if self.snapshot is not None:
-                self._step_as(self.snapshot.manner, first)
+                step_as(self, self.snapshot.manner, first)
             else:
                 self._choose_engine(first)
         # On a GPU the next batches are loaded in the meantime, which may take longer than the steps.
@@ -242,7 +241,7 @@ class Loop:
                         # A chunk that shrinks late would not earn back what compiling it anew takes.
                         self.engine.is_worth_compiling = num_done < total / 2
                     if self.mover and isinstance(self.engine, Vectorized):
-                        self._fall_back(self.mover)
+                        self.fall_back(self.mover)
                         groups = list(map(self._reload, groups))
                     started, is_whole = time.perf_counter(), bool(self._is_alive().all())
                     groups = self._advance(groups, window, num_done)
@@ -255,7 +254,7 @@ class Loop:
                         groups = self._evaluate(groups, num_done)
                     bar.set_postfix_str(f"{self._is_alive().sum()} of {num_members} members alive", refresh=False)
                     if self.keeper is not None and num_done < total and self.keeper.is_due(num_done):
-                        self.keeper.keep(self._snapshot(groups, num_done))
+                        self.keeper.keep(take_snapshot(self, groups, num_done))
                 num_done, is_complete = total, True
             except KeyboardInterrupt as stop:
                 self.is_even &= isinstance(stop, interrupts.Stop)
@@ -267,25 +266,26 @@ class Loop:
         has_states = self._finish(groups, num_done, is_complete=is_complete)
         return self._record(num_done, is_complete=is_complete, has_states=has_states, error=error)
 
-    def _begin(self) -> list[_Group]:
+    def _begin(self) -> list[Group]:
         """Put the members into chunks, as they were if the run goes on."""
         if self.is_over:
             return []
         if self.snapshot is not None:
             states = {i: state.on(self.device) for i, state in self.snapshot.states.items()}
+            self.snapshot = replace(self.snapshot, states={}, ended={})  # once is enough
             return [self._group(members, [states[i] for i in members]) for members in self.snapshot.chunks]
         member_bytes = self.engine.member_bytes if isinstance(self.engine, Vectorized) else 0
         parts = divide(self.plan, self.choice.way.chunk_size, member_bytes)
         self.num_chunks = len(parts)
         return [self._group(members, self._starts(members)) for members in parts]
 
-    def _finish(self, groups: Sequence[_Group], num_done: int, *, is_complete: bool) -> bool:
+    def _finish(self, groups: Sequence[Group], num_done: int, *, is_complete: bool) -> bool:
         """Take the states of those that still train, and have them kept; say whether there are states of all."""
         if self.is_over or not self.is_even:
             return self.is_over and self.keeps_states
         try:
             if not is_complete and num_done and self.keeper is not None:
-                self.keeper.keep(self._snapshot(groups, num_done))
+                self.keeper.keep(take_snapshot(self, groups, num_done))
             for group in groups:
                 self._keep_states(group, range(len(group.members)), is_last=True)
         except Exception:
@@ -295,12 +295,12 @@ class Loop:
         if is_complete:
             self._reconsider()
             if self.keeper is not None:
-                self.keeper.keep(self._snapshot([], num_done))
+                self.keeper.keep(take_snapshot(self, [], num_done))
         return self.keeps_states
 
     def _record(self, num_done: int, *, is_complete: bool, has_states: bool, error: Exception | None) -> Record:
         """Say what the run did."""
-        self._note_doubt()
+        self.note_doubt()
         num_evaluated = self.evaluation.num if is_complete else self.num_evaluated
         ends = self.snapshot.ends if self.is_over and self.snapshot else {}
         return Record(
@@ -312,15 +312,15 @@ class Loop:
             states=[state for state in self.states if state is not None] if has_states else [],
             learners=self.learners,
             ends=(ends or {seed: self._end(seed) for seed in self.learners}) if has_states else {},
-            engine=self._describe(),
-            is_batched=self.manner.engine == "vectorized",
+            engine=self.describe(),
+            is_batched=manner_of(self).engine == "vectorized",
             is_complete=is_complete,
             in_doubt_from=self.in_doubt_from,
             earlier_s=0.0 if self.snapshot is None else self.snapshot.duration_s,
             error=error,
         )
 
-    def _describe(self) -> str:
+    def describe(self) -> str:
         """Say how members are stepped."""
         if self.is_over:
             assert self.snapshot is not None
@@ -335,126 +335,19 @@ class Loop:
             name = f"vectorized, {self.engine.level}, {num_members} in {counted(self.num_chunks, 'chunk')}"
         return f"{name}{why}"
 
-    @property
-    def manner(self) -> Manner:
-        """How members are stepped, as another process can take it over."""
-        if self.is_over:
-            assert self.snapshot is not None
-            return self.snapshot.manner
-        is_batched = isinstance(self.engine, Vectorized)
-        return Manner(
-            "vectorized" if is_batched else "parallel" if isinstance(self.engine, Parallel) else "sequential",
-            self.choice.way.chunk_size,
-            self.choice.way.is_compiled,
-            self.choice.why,
-            self.num_chunks,
-            self.window_steps,
-            self.obstacle,
-            self.mover,
-            self.is_short_of_memory,
-            self.engine.stepping if isinstance(self.engine, Vectorized) else None,
-        )
-
-    def _step_as(self, manner: Manner, first: Batch) -> None:
-        """Step members as another process did."""
-        seed = self.plan.seeds[0]
-        self.window_steps, self.num_chunks = manner.window_steps, manner.num_chunks
-        self.obstacle, self.is_short_of_memory = manner.obstacle, manner.is_short_of_memory
-        self.choice = Choice(Way(manner.engine, manner.chunk_size, manner.is_compiled), manner.why)
-        self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
-        if manner.stepping is not None:
-            seen = probe(self.learners[seed], first, seed, self.streams)
-            if seen.obstacle is None:
-                hyper = tuple(self.plan.hyper)
-                self.engine = Vectorized(self.learners, self.execution, self.streams, first, seen, hyper)
-                self.engine.go_on(manner.stepping)
-                self.engine.is_compiling = manner.is_compiled
-            else:
-                self._fall_back(seen.obstacle)
-        if manner.engine == "parallel":
-            self._use_processes(first, is_stateful=False)
-
-    def _snapshot(self, groups: Sequence[_Group], num_done: int) -> Snapshot:
-        """Copy all that it takes to go on from here."""
-        self._note_doubt()
-        states = dict[int, MemberState]()
-        for group in groups:
-            for position, i in enumerate(group.members):  # one by one: a GPU has no memory for them twice
-                states[i] = group.chunk.members([position])[0].on("cpu")
-        ended = {i: state.on("cpu") for i, state in enumerate(self.states) if state is not None}
-        places = {seed: self._place(seed) for seed in self.learners}
-        marks = {seed: self.streams.mark("model", seed) for seed in self.learners}
-        earlier_s = 0.0 if self.snapshot is None else self.snapshot.duration_s
-        return Snapshot(
-            num_done,
-            self.num_evaluated,
-            self.loss[:num_done].copy(),
-            {name: values[:num_done].copy() for name, values in self.hyper.items()},
-            {name: values[: self.num_evaluated].copy() for name, values in self.metrics.items()},
-            self.diverged_at.copy(),
-            self.stopped_at.copy(),
-            [list(group.members) for group in groups],
-            states,
-            ended,
-            {seed: End(marks[seed], place.position, place.read) for seed, place in places.items()},
-            {seed: fingerprint(place.last) for seed, place in places.items() if place.last is not None},
-            self.manner,
-            self._describe(),
-            self.in_doubt_from,
-            earlier_s + time.perf_counter() - self.began_s,
-            self.identity,
-            describe_machine(self.device),
-        )
-
-    def _restore(self, snapshot: Snapshot) -> None:
-        """Take over what was done so far, and have what follows from it happen again, in its order.
-
-        Raises:
-            ValueError: other members are stopped, or other learning rates follow, than the first time.
-        """
-        num_done, num_evaluated = snapshot.num_done, snapshot.num_evaluated
-        self.in_doubt_from = snapshot.in_doubt_from
-        self.loss[:num_done] = snapshot.loss
-        self.metrics = {
-            name: np.full((self.evaluation.num, len(self.plan.members)), np.nan) for name in snapshot.metrics
-        }
-        for name, values in snapshot.metrics.items():
-            self.metrics[name][:num_evaluated] = values
-        for i, state in snapshot.ended.items():
-            self.states[i] = state.on(self.device)
-        if self.observer:
-            self.observer.losses(0, snapshot.loss, snapshot.hyper)
-        for row, step in enumerate(self.evaluation.steps[:num_evaluated]):
-            self.num_evaluated = row + 1
-            self.diverged_at = np.where(snapshot.diverged_at < step, snapshot.diverged_at, -1)
-            if self.observer:
-                self.observer.metrics(step, {name: values[row] for name, values in snapshot.metrics.items()})
-            self._judge([], step)
-        followed = {name: values[:num_done] for name, values in self.hyper.items()}
-        for what, is_same in (
-            ("stops other members", np.array_equal(self.stopped_at, snapshot.stopped_at)),
-            ("sets other learning rates", all(np.array_equal(followed[n], v) for n, v in snapshot.hyper.items())),
-        ):
-            if not is_same:
-                raise ValueError(
-                    f"A checkpoint goes on as it was begun; what follows the metrics {what} than it did. Pass the same "
-                    "schedules and the same `prune`, `restart=True` to begin anew, or another folder."
-                )
-        self.diverged_at = snapshot.diverged_at.copy()
-
-    def _place(self, seed: int) -> Place:
+    def place_of(self, seed: int) -> Place:
         """Where a seed stands in its batches, those that were trained."""
         return self.places.get(seed) or Place(self.batches[seed].position, self.read[seed], self.last.get(seed))
 
     def _choose_engine(self, first: Batch) -> None:
         asked, seed = self.execution.engine, self.plan.seeds[0]
         if self.mover and asked not in ("sequential", "parallel"):
-            self._fall_back(self.mover)
+            self.fall_back(self.mover)
             return
         seen = probe(self.learners[seed], first, seed, self.streams)
         self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
         if asked == "parallel":
-            self._use_processes(first, seen.is_stateful)
+            self.use_processes(first, seen.is_stateful)
         elif asked != "sequential":
             self._choose_way(first, seen)
         if self.device.type == "cpu":
@@ -480,7 +373,7 @@ class Loop:
             if self.choice.way.engine == "vectorized":
                 self.engine = batched
         elif unbatched is None or unbatched.way.engine == "sequential" or seen.is_stateful:
-            self._fall_back(seen.obstacle)
+            self.fall_back(seen.obstacle)
         else:
             self.choice = Choice(unbatched.way, f"PyTorch cannot batch them: {seen.obstacle}")
         if self.choice.way.engine == "parallel":
@@ -501,7 +394,7 @@ class Loop:
         self.closing.callback(engine.close)
         return engine
 
-    def _use_processes(self, first: Batch, is_stateful: bool) -> None:
+    def use_processes(self, first: Batch, is_stateful: bool) -> None:
         """Go over to several processes as it was asked for, or say why not."""
         num = num_processes(len(self.plan.members), self.device, first)
         if is_stateful or self.mover or num == 0:
@@ -519,17 +412,17 @@ class Loop:
         if was_followed and choice.key and choice.step_s and self.pace.contradicts(choice.step_s):
             forget(choice.key)
 
-    def _fall_back(self, reason: str) -> None:
+    def fall_back(self, reason: str) -> None:
         """Go on with the sequential engine, and say why, once."""
         warn_of_fallback(
             f"The members are trained one after another, because PyTorch cannot batch them: {reason}. The result is "
             'the same; `engine="sequential"` asks for it without this warning.'
         )
         self.obstacle = reason
-        self._note_doubt()
+        self.note_doubt()
         self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
 
-    def _note_doubt(self) -> None:
+    def note_doubt(self) -> None:
         """Note from which step on the engine that is now in use may have been wrong."""
         engine = getattr(self, "engine", None)  # none, if it cannot be had for the first batch
         if isinstance(engine, Vectorized) and engine.in_doubt_from is not None:
@@ -552,12 +445,12 @@ class Loop:
         losses = untrained_losses(self.learners[seed], batches, seed, self.streams)
         return Fate.start(self.device, ceiling_of(losses, self.execution.divergence_factor))
 
-    def _seeds(self, groups: Sequence[_Group]) -> list[int]:
+    def _seeds(self, groups: Sequence[Group]) -> list[int]:
         """The seeds that are still trained."""
         return list(dict.fromkeys(chain.from_iterable(group.seeds for group in groups)))
 
     def _end(self, seed: int) -> End:
-        place = self._place(seed)
+        place = self.place_of(seed)
         return End(self.streams.mark("model", seed), place.position, place.read)
 
     def _is_alive(self) -> NDArray[np.bool_]:
@@ -569,7 +462,7 @@ class Loop:
         accumulated = range(self.execution.accumulation_steps)
         end = min((step for step in self.evaluation.steps if step > start), default=self.plan.num_steps)
         num_steps = min(self.window_steps, end - start)
-        self.places = {seed: self._place(seed) for seed in self.learners}
+        self.places = {seed: self.place_of(seed) for seed in self.learners}
         # One seed after another: each swap of random streams takes longer than a small batch.
         taken: dict[int, list[tuple[Batch, ...]]] = {seed: [] for seed in seeds}
         for seed, own in taken.items():
@@ -600,13 +493,13 @@ class Loop:
             self.mover = f"reading batches changes {name}, on which the loss may depend"
             self.window_steps = 1
 
-    def _prefetch(self, groups: Sequence[_Group], start: int) -> None:
+    def _prefetch(self, groups: Sequence[Group], start: int) -> None:
         """Take the next batches while a GPU is still at work; afterwards the host waits for it."""
         if self.device.type == "cuda" and start < self.plan.num_steps:
             self.places = {}
             self.prefetched = self._window(self._seeds(groups), start)
 
-    def _advance(self, groups: list[_Group], window: Window, start: int) -> list[_Group]:
+    def _advance(self, groups: list[Group], window: Window, start: int) -> list[Group]:
         """Carry every chunk through a window; return the chunks that go on."""
         starts = {seed: self.streams.mark("model", seed) for seed in window[0]}
         if isinstance(self.engine, Vectorized):
@@ -631,13 +524,13 @@ class Loop:
                     pending[:0] = self._halve(group, hindrance)
                 else:
                     self._raise_own_error(group, window, hindrance)
-                    self._fall_back(hindrance.reason)
+                    self.fall_back(hindrance.reason)
                     pending = [self._reload(own) for own in (group, *pending)]
                     ran = [replace(other, group=self._reload(other.group)) for other in ran]
             else:
                 ran.append(_Ran(group, curve, {seed: self.streams.mark("model", seed) for seed in seeds}))
         self._prefetch(groups, start + len(window))
-        advanced, ends = list[_Group](), dict(starts)
+        advanced, ends = list[Group](), dict(starts)
         for own, seen in zip(ran, look_at([own.curve for own in ran]), strict=True):
             advanced += self._settle(own.group, seen, start)
             # Where a seed's stream stands now is what its members that are alive have drawn.
@@ -673,7 +566,7 @@ class Loop:
         for seed, mark in marks.items():
             self.streams.rewind("model", seed, mark)
 
-    def _raise_own_error(self, group: _Group, window: Window, obstacle: Unmappable) -> None:
+    def _raise_own_error(self, group: Group, window: Window, obstacle: Unmappable) -> None:
         """Raise what has nothing to do with batching: what an ordinary pass over these batches raises, too."""
         interrupts.check()
         if isinstance(obstacle.__cause__, RuntimeError) and "DataLoader worker" in str(obstacle.__cause__):
@@ -685,7 +578,7 @@ class Loop:
         except Exception as error:
             raise error from None  # what PyTorch makes of it in a batched pass is of no interest
 
-    def _evaluate(self, groups: list[_Group], num_done: int) -> list[_Group]:
+    def _evaluate(self, groups: list[Group], num_done: int) -> list[Group]:
         """Measure every member, and act on it."""
         row, alive = self.num_evaluated, self._is_alive()
         if self.evaluator is not None:
@@ -701,9 +594,9 @@ class Loop:
         self.num_evaluated += 1  # one that Ctrl-C broke off does not count
         if self.observer:
             self.observer.metrics(num_done, {name: values[row] for name, values in self.metrics.items()})
-        return self._judge(groups, num_done)
+        return self.judge(groups, num_done)
 
-    def _judge(self, groups: list[_Group], num_done: int) -> list[_Group]:
+    def judge(self, groups: list[Group], num_done: int) -> list[Group]:
         """Tell the schedules that follow a metric, and take out whose metric has stalled, and who is pruned."""
         row, alive = self.num_evaluated - 1, self._is_alive()
         if num_done in self.evaluation.followed:
@@ -742,7 +635,7 @@ class Loop:
         kept[list(pruning.keep(so_far))] = True
         return ~kept
 
-    def _stop(self, groups: Sequence[_Group], due: NDArray[np.bool_], num_done: int) -> list[_Group]:
+    def _stop(self, groups: Sequence[Group], due: NDArray[np.bool_], num_done: int) -> list[Group]:
         """Stop members, and take them out of their chunks, where that makes these cheaper."""
         due = due & self._is_alive()
         for group in groups:
@@ -754,7 +647,7 @@ class Loop:
         alive = self._is_alive()
         return [part for group in groups for part in self._trim(group, np.flatnonzero(alive[group.members]).tolist())]
 
-    def _regrouped(self, groups: list[_Group]) -> list[_Group]:
+    def _regrouped(self, groups: list[Group]) -> list[Group]:
         """Put the members that are left into as few chunks as they need; a process keeps those it has."""
         alive = np.flatnonzero(self._is_alive()).tolist()
         if len(groups) < 2 or not isinstance(self.engine, Vectorized):
@@ -781,7 +674,7 @@ class Loop:
         names = list(self.evaluator.names) if self.evaluator is not None else []
         return names + ["mean_train_loss"] * ("mean_train_loss" in wanted)
 
-    def _settle(self, group: _Group, seen: Seen, start: int) -> list[_Group]:
+    def _settle(self, group: Group, seen: Seen, start: int) -> list[Group]:
         """Note what a chunk did in a window, and take out what diverged, where that makes the chunk cheaper."""
         loss, alive = seen
         was_alive = self._is_alive()[group.members]
@@ -791,7 +684,7 @@ class Loop:
         self._keep_states(group, np.flatnonzero(is_new))
         return self._trim(group, np.flatnonzero(alive[-1] & was_alive).tolist())
 
-    def _trim(self, group: _Group, keep: list[int]) -> list[_Group]:
+    def _trim(self, group: Group, keep: list[int]) -> list[Group]:
         """Leave only some members in a chunk, by their positions, where that makes it cheaper."""
         if not keep:
             return []
@@ -799,22 +692,22 @@ class Loop:
         share, is_stacked = len(keep) / len(group.members), isinstance(self.engine, Vectorized)
         return [self._select(group, keep) if share < 1 and not (is_stacked and share > _WORTH_TRIMMING) else group]
 
-    def _group(self, members: list[int], states: Sequence[MemberState]) -> _Group:
+    def _group(self, members: list[int], states: Sequence[MemberState]) -> Group:
         """Hand members, by their positions in the plan, to the engine that is now in use."""
         seeds = [self.plan.seeds[i] for i in members]
-        return _Group(self.engine.load(states, seeds), members, seeds)
+        return Group(self.engine.load(states, seeds), members, seeds)
 
-    def _reload(self, group: _Group) -> _Group:
+    def _reload(self, group: Group) -> Group:
         return self._group(group.members, group.chunk.members(range(len(group.members))))
 
-    def _split_seeds(self, group: _Group) -> list[_Group]:
+    def _split_seeds(self, group: Group) -> list[Group]:
         """Make a chunk of each seed."""
         of_seeds: dict[int, list[int]] = {}
         for i, seed in enumerate(group.seeds):
             of_seeds.setdefault(seed, []).append(i)
         return [self._select(group, own) for own in of_seeds.values()]
 
-    def _halve(self, group: _Group, shortage: OutOfMemory) -> list[_Group]:
+    def _halve(self, group: Group, shortage: OutOfMemory) -> list[Group]:
         """Make two chunks of one that does not fit into memory."""
         size = len(group.members) // 2
         if size == 0:
@@ -828,10 +721,10 @@ class Loop:
         self.is_short_of_memory = True
         return [self._select(group, part) for part in (range(size), range(size, len(group.members)))]
 
-    def _select(self, group: _Group, keep: Sequence[int]) -> _Group:
-        return _Group(group.chunk.select(keep), [group.members[i] for i in keep], [group.seeds[i] for i in keep])
+    def _select(self, group: Group, keep: Sequence[int]) -> Group:
+        return Group(group.chunk.select(keep), [group.members[i] for i in keep], [group.seeds[i] for i in keep])
 
-    def _keep_states(self, group: _Group, positions: Iterable[int], *, is_last: bool = False) -> None:
+    def _keep_states(self, group: Group, positions: Iterable[int], *, is_last: bool = False) -> None:
         """Take the states of members that have come to their end, or whose chunk has."""
         if not self.keeps_states:
             return

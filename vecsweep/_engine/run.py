@@ -12,7 +12,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from vecsweep._engine.choices import Timing
-from vecsweep._engine.fingerprint import fingerprint
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loop import Loop
 from vecsweep._engine.memory import memory_kept
@@ -20,7 +19,7 @@ from vecsweep._engine.modes import modes_set_aside
 from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.record import Observer, Part, Record, Start, join
 from vecsweep._engine.rng import Streams
-from vecsweep._engine.snapshot import Keeper
+from vecsweep._engine.snapshot import Keeper, summarize
 from vecsweep._engine.sources import count_batches as count
 from vecsweep._engine.sources import num_seeds_at_once
 from vecsweep._engine.trials import time_each
@@ -145,10 +144,10 @@ def learners_of(
         return {seed: Learner.build(task, seed, streams, execution, dtype) for seed in dict.fromkeys(seeds)}
 
 
-def weights_of(task: Task, seeds: Sequence[int], execution: Execution) -> str:
-    """A digest of the untrained weights of some seeds."""
-    learners = learners_of(task, seeds, execution)
-    return fingerprint([list(learner.parameters.values()) for learner in learners.values()]).digest
+def weights_of(task: Task, seeds: Sequence[int], execution: Execution) -> list[list[float]]:
+    """What tells the untrained weights of some seeds from others."""
+    learners = learners_of(task, seeds, execution).values()
+    return [summarize(parameter) for learner in learners for parameter in learner.parameters.values()]
 
 
 @contextmanager

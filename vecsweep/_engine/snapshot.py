@@ -3,11 +3,11 @@
 Not here: how a snapshot lies on disk, and who decides when there is one (`vecsweep.checkpoint`).
 """
 
-import hashlib
+import math
 import platform
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ import torch
 
 from vecsweep._engine.choices import Engine
 from vecsweep._engine.ensemble import MemberState
-from vecsweep._engine.fingerprint import Fingerprint, fingerprint
+from vecsweep._engine.fingerprint import Fingerprint
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.levels import Stepping, without_addresses
 from vecsweep._engine.record import End
@@ -25,6 +25,9 @@ from vecsweep._types import FloatArray, Hyper, IntArray
 from vecsweep._version import __version__
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan
+
+_NUM_LOOKED_AT = 17  # steps of a plan
+_RTOL = 1e-6  # of what another machine may compute otherwise, such as a schedule
 
 Identity = dict[str, Any]  # of JSON values, nested; what must be the same for a run to go on
 
@@ -102,6 +105,10 @@ class Snapshot:
     identity: Identity
     machine: dict[str, str]
 
+    def roughly(self) -> "Snapshot":
+        """The same where numbers come out otherwise in the last bit: of batches, only the form has to be the same."""
+        return replace(self, last={seed: own._replace(digest=None) for seed, own in self.last.items()})
+
 
 class Keeper(Protocol):
     """Who keeps snapshots of a run."""
@@ -130,7 +137,7 @@ def identify_task(learners: Mapping[int, Learner]) -> Identity:
             "parameters": {name: _form(p) for name, p in pattern.model.named_parameters()},
             "buffers": {name: _form(b) for name, b in pattern.model.named_buffers()},
             "layers": without_addresses(repr(pattern.model)).splitlines(),
-            "what is not trained": {name: fingerprint(tensor).digest for name, tensor in pattern.constants.items()},
+            "what is not trained": {name: summarize(tensor) for name, tensor in pattern.constants.items()},
         },
         "optimizer": {
             "class": type(pattern.optimizer).__qualname__,
@@ -148,7 +155,7 @@ def identify(learners: Mapping[int, Learner], plan: Plan, execution: Execution, 
     options = ("precision", "accumulation_steps", "max_grad_norm", "divergence_factor")
     return identify_task(learners) | {
         "members": [asdict(member) | {"hyper": dict(member.hyper)} for member in plan.members],
-        "plan": {name: _digest(values) for name, values in plan.hyper.items()},
+        "plan": {name: values[_looked_at(plan.num_steps)].tolist() for name, values in plan.hyper.items()},
         "num_steps": plan.num_steps,
         "evaluations": list(evaluation.steps),
         "options": {name: getattr(execution, name) for name in options},
@@ -157,7 +164,7 @@ def identify(learners: Mapping[int, Learner], plan: Plan, execution: Execution, 
 
 def check_identity(now: Identity, before: Identity) -> None:
     """Raise ValueError unless a run is the one that was begun, and name the first difference."""
-    difference = _difference("", now, before)
+    difference = difference_of(now, before)
     if difference is not None:
         raise ValueError(
             f"A checkpoint goes on with the task that it was begun with; {difference}. Pass that task again, "
@@ -179,30 +186,31 @@ def describe_machine(device: torch.device) -> dict[str, str]:
     }
 
 
-def warn_of_another_machine(now: Mapping[str, str], before: Mapping[str, str]) -> None:
-    """Say if a run goes on in another way than to the last bit."""
+def is_another_machine(now: Mapping[str, str], before: Mapping[str, str]) -> bool:
+    """Whether a run goes on where it cannot to the last bit; says so if it does."""
     others = [f"the {name} was {before.get(name)} and is {own}" for name, own in now.items() if own != before.get(name)]
     if others:
         warn_of_fallback(
             f"The run goes on where {'; '.join(others)}: what it gives equals that of a run without a break but for "
             "rounding, and no longer bit for bit."
         )
+    return bool(others)
 
 
-def _difference(path: str, now: Any, before: Any) -> str | None:
-    """Name the first place in which two nested values differ."""
+def difference_of(now: Any, before: Any, path: str = "") -> str | None:
+    """Say in which place two nested values differ first, if they do by more than rounding on another machine."""
     if isinstance(now, dict) and isinstance(before, dict):
         for name in dict.fromkeys((*now, *before)):
             inner = f"{path}.{name}" if path else str(name)
             if name not in before or name not in now:
                 return f"`{inner}` {'is new' if name not in before else 'is gone'}"
-            if (found := _difference(inner, now[name], before[name])) is not None:
+            if (found := difference_of(now[name], before[name], inner)) is not None:
                 return found
         return None
     if isinstance(now, list) and isinstance(before, list) and len(now) == len(before):
-        each = (_difference(f"{path}[{i}]", *pair) for i, pair in enumerate(zip(now, before, strict=True)))
+        each = (difference_of(*pair, f"{path}[{i}]") for i, pair in enumerate(zip(now, before, strict=True)))
         return next(filter(None, each), None)
-    if now == before:
+    if now == before or (isinstance(now, float) and isinstance(before, float) and _is_close(now, before)):
         return None
     what = [f"{len(value)} long" if isinstance(value, list) else f"{value!r:.80}" for value in (before, now)]
     return f"`{path}` was {what[0]} and is {what[1]}"
@@ -221,5 +229,19 @@ def _name_of(function: Any) -> str:
     return getattr(function, "__qualname__", None) or without_addresses(repr(function))
 
 
-def _digest(values: FloatArray) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(values).tobytes(), digest_size=16).hexdigest()
+def summarize(tensor: torch.Tensor) -> list[float]:
+    """A few numbers by which a tensor is told from another, and not from what another machine makes of it."""
+    values = tensor.detach().reshape(-1)
+    values = (values.abs() if values.is_complex() else values).double()
+    if values.numel() == 0:
+        return []
+    return [float(values.mean()), float(values.square().mean()), float(values[0]), float(values[-1])]
+
+
+def _looked_at(num_steps: int) -> list[int]:
+    """The steps by which plans are told apart."""
+    return sorted({*np.linspace(0, num_steps - 1, min(num_steps, _NUM_LOOKED_AT)).astype(int).tolist()})
+
+
+def _is_close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=_RTOL) or (math.isnan(a) and math.isnan(b))

@@ -20,6 +20,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vecsweep._engine.snapshot import difference_of
 from vecsweep._errors import ResultFileError, warn_of_fallback
 from vecsweep.checkpoint.disk import clean, write_json
 from vecsweep.checkpoint.keeper import FolderKeeper, Interval
@@ -155,7 +156,7 @@ class Journal:
             raise ValueError(f"{self.folder} holds a call of `{before.verb}`, not of `{self._verb}`. {remedy}")
         for name in dict.fromkeys((*self._arguments, *before.arguments)):
             now, then = self._arguments.get(name), before.arguments.get(name)
-            if now != then and name not in _CHANGEABLE:
+            if name not in _CHANGEABLE and difference_of(now, then) is not None:
                 raise ValueError(
                     f"{self.folder} holds another call: `{name}` was {then!r:.80} and is {now!r:.80}. {remedy}"
                 )
@@ -164,6 +165,9 @@ class Journal:
         """Remove a call, first so that nobody takes what is left for one."""
         if not (self.folder / _CALL).exists():
             return
+        for lock in self.folder.glob(f"*/**/{_LOCK}"):
+            with _locked(lock.parent):
+                pass  # nobody is at what goes on from here
         (self.folder / _CALL).unlink()
         for path in self.folder.iterdir():
             if path.is_dir():
@@ -197,6 +201,11 @@ def read_call(folder: Path) -> Call:
             "wrote it."
         )
     return call
+
+
+def is_call(folder: Path) -> bool:
+    """Whether a folder holds a call."""
+    return (folder / _CALL).is_file()
 
 
 def latest_child(folder: Path) -> Path | None:

@@ -93,7 +93,7 @@ def add_checkpoint(parser: Any) -> None:
     """Add --checkpoint, and how it is kept."""
     parser.add_argument(
         "--checkpoint",
-        type=output_folder,
+        type=kept_folder,
         metavar="DIR",
         help="keep the run here as it goes, so that the same command, or vecsweep resume DIR, goes on with it "
         "(default: nowhere)",
@@ -216,6 +216,15 @@ def merged(varied: Sequence[tuple[str, list[float]]]) -> dict[str, list[float]]:
     for name, values in varied:
         found.setdefault(name, []).extend(values)
     return found
+
+
+def kept_folder(text: str) -> Path:
+    """Check a folder for checkpoints, before the work that it is to keep."""
+    path = output_folder(text)
+    there = next(own for own in (path, *path.absolute().parents) if own.is_dir())
+    if not os.access(there, os.W_OK):
+        raise argparse.ArgumentTypeError(f"the folder {str(there)!r} is read-only; choose another")
+    return path
 
 
 def output_folder(text: str) -> Path:

@@ -1,0 +1,135 @@
+"""Taking a run up where another process left it: what a loop hands over, and how another makes it its own.
+
+These functions are part of `Loop`, and stand here because who reads how it trains can do without them.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from vecsweep._engine.choices import Choice, Way
+from vecsweep._engine.ensemble import MemberState
+from vecsweep._engine.fingerprint import fingerprint
+from vecsweep._engine.parallel import Parallel
+from vecsweep._engine.probe import probe
+from vecsweep._engine.record import End
+from vecsweep._engine.sequential import Sequential
+from vecsweep._engine.snapshot import Manner, Snapshot, describe_machine
+from vecsweep._engine.vectorized import Vectorized
+from vecsweep._types import Batch
+
+if TYPE_CHECKING:
+    from vecsweep._engine.loop import Group, Loop
+
+
+_RTOL = 1e-6  # between what machines make of a schedule
+
+
+def manner_of(loop: "Loop") -> Manner:
+    """How members are stepped, as another process can take it over."""
+    if loop.snapshot is not None and loop.is_over:
+        return loop.snapshot.manner
+    is_batched = isinstance(loop.engine, Vectorized)
+    return Manner(
+        "vectorized" if is_batched else "parallel" if isinstance(loop.engine, Parallel) else "sequential",
+        loop.choice.way.chunk_size,
+        loop.choice.way.is_compiled,
+        loop.choice.why,
+        loop.num_chunks,
+        loop.window_steps,
+        loop.obstacle,
+        loop.mover,
+        loop.is_short_of_memory,
+        loop.engine.stepping if isinstance(loop.engine, Vectorized) else None,
+    )
+
+
+def step_as(loop: "Loop", manner: Manner, first: Batch) -> None:
+    """Step members as another process did."""
+    seed = loop.plan.seeds[0]
+    loop.window_steps, loop.num_chunks = manner.window_steps, manner.num_chunks
+    loop.obstacle, loop.is_short_of_memory = manner.obstacle, manner.is_short_of_memory
+    loop.choice = Choice(Way(manner.engine, manner.chunk_size, manner.is_compiled), manner.why)
+    loop.engine = Sequential(loop.learners, loop.execution, loop.streams, loop.moved)
+    if manner.stepping is not None:
+        seen = probe(loop.learners[seed], first, seed, loop.streams)
+        if seen.obstacle is None:
+            hyper = tuple(loop.plan.hyper)
+            loop.engine = Vectorized(loop.learners, loop.execution, loop.streams, first, seen, hyper)
+            loop.engine.go_on(manner.stepping)
+            loop.engine.is_compiling = manner.is_compiled
+        else:
+            loop.fall_back(seen.obstacle)
+    if manner.engine == "parallel":
+        loop.use_processes(first, is_stateful=False)
+
+
+def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Snapshot:
+    """Copy all that it takes to go on from here."""
+    loop.note_doubt()
+    states = dict[int, MemberState]()
+    for group in groups:
+        for position, i in enumerate(group.members):  # one by one: a GPU has no memory for them twice
+            states[i] = group.chunk.members([position])[0].on("cpu")
+    ended = {i: state.on("cpu") for i, state in enumerate(loop.states) if state is not None}
+    places = {seed: loop.place_of(seed) for seed in loop.learners}
+    marks = {seed: loop.streams.mark("model", seed) for seed in loop.learners}
+    earlier_s = 0.0 if loop.snapshot is None else loop.snapshot.duration_s
+    return Snapshot(
+        num_done,
+        loop.num_evaluated,
+        loop.loss[:num_done].copy(),
+        {name: values[:num_done].copy() for name, values in loop.hyper.items()},
+        {name: values[: loop.num_evaluated].copy() for name, values in loop.metrics.items()},
+        loop.diverged_at.copy(),
+        loop.stopped_at.copy(),
+        [list(group.members) for group in groups],
+        states,
+        ended,
+        {seed: End(marks[seed], place.position, place.read) for seed, place in places.items()},
+        {seed: fingerprint(place.last) for seed, place in places.items() if place.last is not None},
+        manner_of(loop),
+        loop.describe(),
+        loop.in_doubt_from,
+        earlier_s + time.perf_counter() - loop.began_s,
+        loop.identity,
+        describe_machine(loop.device),
+    )
+
+
+def take_up(loop: "Loop", snapshot: Snapshot) -> None:
+    """Take over what was done so far, and have what follows from it happen again, in its order.
+
+    Raises:
+        ValueError: other members are stopped, or other learning rates follow, than the first time.
+    """
+    num_done, num_evaluated = snapshot.num_done, snapshot.num_evaluated
+    loop.in_doubt_from = snapshot.in_doubt_from
+    loop.loss[:num_done] = snapshot.loss
+    loop.metrics = {name: np.full((loop.evaluation.num, len(loop.plan.members)), np.nan) for name in snapshot.metrics}
+    for name, values in snapshot.metrics.items():
+        loop.metrics[name][:num_evaluated] = values
+    for i, state in snapshot.ended.items():
+        loop.states[i] = state.on(loop.device)
+    if loop.observer:
+        loop.observer.losses(0, snapshot.loss, snapshot.hyper)
+    for row, step in enumerate(loop.evaluation.steps[:num_evaluated]):
+        loop.num_evaluated = row + 1
+        loop.diverged_at = np.where(snapshot.diverged_at < step, snapshot.diverged_at, -1)
+        if loop.observer:
+            loop.observer.metrics(step, {name: values[row] for name, values in snapshot.metrics.items()})
+        loop.judge([], step)
+    followed = {name: values[:num_done] for name, values in loop.hyper.items()}
+    is_hyper_same = (np.allclose(followed[name], own, rtol=_RTOL, atol=0.0) for name, own in snapshot.hyper.items())
+    for what, is_same in (
+        ("stops other members", np.array_equal(loop.stopped_at, snapshot.stopped_at)),
+        ("sets other learning rates", all(is_hyper_same)),
+    ):
+        if not is_same:
+            raise ValueError(
+                f"A checkpoint goes on as it was begun; what follows the metrics {what} than it did. Pass the same "
+                "schedules and the same `prune`, `restart=True` to begin anew, or another folder."
+            )
+    loop.diverged_at = snapshot.diverged_at.copy()
