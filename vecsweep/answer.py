@@ -21,7 +21,7 @@ from vecsweep._arguments import (
 from vecsweep._errors import Interrupted
 from vecsweep._interrupts import held
 from vecsweep._types import Mode, Schedules, Seeds
-from vecsweep.execution import ExecutionOptions, check_choice
+from vecsweep.execution import ExecutionOptions, check_choice, check_name
 from vecsweep.plan import Course, Member, Span, cross
 from vecsweep.pruning import step_of
 from vecsweep.race import SCANNED, Race, Scan, is_alike, num_seeds_for, scan_lrs, scan_spacing, scan_steps, strategy_for
@@ -101,7 +101,7 @@ def find_lr(
         True
     """
     options = check_task(task, execution)
-    if schedules is not None and schedule != "constant":
+    if schedules is not None and not (isinstance(schedule, str) and schedule == "constant"):
         raise ValueError(
             "`schedule` and `schedules` cannot both be given: the one is a single schedule, the other several."
         )
@@ -109,13 +109,14 @@ def find_lr(
     if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
         raise ValueError(f"`budget` must be a positive number of runs; got {budget!r}. Pass 4, say.")
     seed_list = check_seeds(num_seeds_for(budget) if seeds is None else seeds, options, task)
-    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be a share between 0 and 1; got {tolerance!r}. Pass {TOLERANCE}.")
     if task.is_one_pass:
         raise ValueError(f"A race reads the batches again and again; got an iterator. {RESTARTABLE}")
     if mode is not None:
         check_choice("mode", mode, get_args(Mode))
     measured = [] if task.val_batches is None else ["val_loss", *(f"val_{name}" for name in task.metrics)]
+    check_name("monitor", monitor)
     metric = monitor or [*measured, "train_loss"][0]
     if metric not in (*measured, "train_loss"):
         raise ValueError(
@@ -125,7 +126,7 @@ def find_lr(
     direction = mode_of(metric, mode)
     request = Request(task, options)
     span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
-    varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
+    varied = check_vary(vary, request.template(seed_list[0])) if vary is not None else {}
     combinations = [
         Setting(1.0, own.schedule, tuple(own.hyper.items())) for own in cross(np.ones(1), list(named), [0], varied)
     ]

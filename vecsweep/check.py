@@ -154,7 +154,7 @@ def check(
         Interrupted: Ctrl-C; its `result` is None.
     """
     options = replace(check_task(task, execution), progress=False, engine="vectorized", divergence_factor=None)
-    check_count("num_steps", num_steps)
+    num_steps = check_count("num_steps", num_steps)
     if task.is_one_pass:
         raise ValueError(f"`check` trains several times over the same batches; got an iterator. {RESTARTABLE}")
     seed_list = check_seeds(seeds, options, task)

@@ -13,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _MMAP_THRESHOLD_BYTES = 2**30  # a larger block, such as a whole data set, is still given back
 _NEVER = 2**31 - 1
 # What glibc raises its thresholds to by itself as large blocks are freed, until somebody sets one.
 _OWN_MMAP_BYTES, _OWN_TRIM_BYTES = 2**25, 2**26
+_SHORT_BYTES = 2**20  # from which on blocks are given back where memory has run out
 _LONG_RUN_S = 1.0  # from which on what a run leaves is given back at once, which takes a while, too
 # What sets an allocator from outside: glibc's two ways, another library in its place, and torch's own on a GPU.
 _VARIABLES = (
@@ -44,8 +47,7 @@ def keep_memory() -> bool:
 def memory_kept() -> Iterator[None]:
     """Keep freed memory for a while, unless the allocator has been set up otherwise; give it back in the end."""
     libc = _glibc()
-    is_set_up = _is_kept or any(map(os.environ.get, _VARIABLES)) or os.environ.get("VECSWEEP_KEEP_MEMORY") == "0"
-    if libc is None or is_set_up:
+    if libc is None or _is_kept or _is_set_up():
         yield
         return
     started = time.perf_counter()
@@ -56,6 +58,26 @@ def memory_kept() -> Iterator[None]:
         _set(libc, _OWN_MMAP_BYTES, _OWN_TRIM_BYTES)
         if time.perf_counter() - started > _LONG_RUN_S:
             libc.malloc_trim(0)
+
+
+def give_back() -> None:
+    """Give what is free back to the system, at once and from now on: what is kept in pieces fits nothing larger."""
+    libc = _glibc()
+    if libc is not None and not _is_set_up():
+        _set(libc, _SHORT_BYTES, _SHORT_BYTES)
+        libc.malloc_trim(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # blocks of another size than will be asked for next
+
+
+def _is_set_up() -> bool:
+    """Whether somebody else has said how memory is handed out."""
+    return any(map(os.environ.get, _VARIABLES)) or os.environ.get("VECSWEEP_KEEP_MEMORY") == "0"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine lacks memory; on a CPU torch says so in an ordinary RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _glibc() -> Any:

@@ -13,6 +13,7 @@ import numpy as np
 
 from vecsweep._types import FloatArray, Hyper, IntArray, Mode
 from vecsweep._words import counted, did_you_mean
+from vecsweep.execution import check_name
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band, Ranking, group_by_setting, mode_of, rank
 from vecsweep.suggest.basin import TOLERANCE, Basin, read_basin
@@ -82,6 +83,7 @@ class Curves:
         Raises:
             ValueError: there is no such curve.
         """
+        check_name("metric", name)
         steps = np.arange(len(self.train_loss))
         if name in self.metrics:
             return self.evaluated_at, self.metrics[name]
