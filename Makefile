@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo data test bench gpu lint types clean
+.PHONY: demo data test soak bench gpu lint types clean
 
 demo: $(STAMP)
 	$(BIN)/python -m vecsweep demo
@@ -18,6 +18,11 @@ data: $(STAMP)
 test: lint types
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest bench --benchmark-disable
+
+# What takes long: many more of what make test fuzzes and interrupts. docs/reliability.md has the figures.
+soak: $(STAMP)
+	VECSWEEP_FUZZED_CALLS=10000 VECSWEEP_FUZZED_FILES=2000 $(BIN)/python -m pytest tests/test_fuzz.py
+	VECSWEEP_SOAK_PRESSES=450 $(BIN)/python -m pytest tests/test_interrupts.py
 
 # For example make bench ARGS="-k digits --threads 1"; bench/README.md has the options.
 bench: $(BENCH_STAMP)

@@ -80,12 +80,12 @@ class Execution:
         if not _is_auto(self.chunk_size):
             object.__setattr__(self, "chunk_size", check_count("chunk_size", self.chunk_size, note=', or "auto"'))
         object.__setattr__(self, "accumulation_steps", check_count("accumulation_steps", self.accumulation_steps))
-        if self.max_grad_norm is not None and not (_is_number(self.max_grad_norm) and self.max_grad_norm > 0):
+        if self.max_grad_norm is not None and not (is_number(self.max_grad_norm) and self.max_grad_norm > 0):
             raise ValueError(
                 f"`max_grad_norm` must be a positive number; got {self.max_grad_norm!r}. Pass None not to clip."
             )
         if self.divergence_factor is not None and not (
-            _is_number(self.divergence_factor) and self.divergence_factor > 1
+            is_number(self.divergence_factor) and self.divergence_factor > 1
         ):
             raise ValueError(
                 f"`divergence_factor` must be a number above 1; got {self.divergence_factor!r}. Pass None to end "
@@ -144,11 +144,12 @@ def _is_auto(value: object) -> bool:
     return isinstance(value, str) and value == "auto"
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number."""
     return (
         isinstance(value, int | float | np.integer | np.floating)
         and not isinstance(value, bool)
-        and bool(abs(value) <= sys.float_info.max)
+        and bool(-sys.float_info.max <= value <= sys.float_info.max)
     )
 
 

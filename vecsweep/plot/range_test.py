@@ -12,10 +12,10 @@ from vecsweep.plot._axes import (
     EDGE,
     add_grid,
     at_height,
+    axes_for,
     draw_crosses,
     find_view,
     limit_values,
-    new_axes,
     say_instead,
 )
 from vecsweep.plot._looks import BLUE, VERMILION
@@ -117,8 +117,7 @@ def plot_range_test(found: RangeCurve, ax: Axes | None = None, *, rules: Sequenc
         >>> plot_range_test(found).get_title()
         'LR range test (grid): 16 lrs, 10 steps, 1 seed'
     """
-    if ax is None:
-        ax = new_axes()
+    ax = axes_for(ax)
     _describe(ax, found)
     if np.isfinite(found.scores).any():
         smoothing = RAMP_SMOOTHING if found.method == "ramp" else 0.0
