@@ -9,7 +9,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo test-latest data test test-trackers bench gpu lint types clean
+.PHONY: demo test-latest data test test-trackers soak bench gpu lint types clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/python -m vecsweep demo $(ARGS)
@@ -27,6 +27,11 @@ test: lint types
 test-trackers: $(STAMP)
 	$(PIP) --editable '.[test,mlflow,trackio,wandb]'
 	$(BIN)/python -m pytest tests/test_trackers.py
+
+# What takes long: many more of what make test fuzzes and interrupts. docs/reliability.md has the figures.
+soak: $(STAMP)
+	VECSWEEP_FUZZED_CALLS=10000 VECSWEEP_FUZZED_FILES=2000 $(BIN)/python -m pytest tests/test_fuzz.py
+	VECSWEEP_SOAK_PRESSES=450 $(BIN)/python -m pytest tests/test_interrupts.py
 
 # For example make bench ARGS="-k digits --threads 1"; bench/README.md has the options.
 bench: $(BENCH_STAMP)

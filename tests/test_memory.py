@@ -77,3 +77,49 @@ def faults_in_and_after_a_run(**environment):
     )
     *inside, after = map(int, done.stdout.split())
     return min(inside[-8:]), after
+
+
+# Trains 16 members of 1,000,000 parameters, whose states are 192 MB, with as much as is said besides what the process
+# has already; prints how that ended, and a number that tells the weights.
+SHORT = """
+import resource
+import sys
+import warnings
+import torch
+import torch.nn.functional as F
+import vecsweep as vs
+warnings.simplefilter("ignore")
+torch.set_num_threads(1)
+def task(width):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(width, width, bias=False)
+    batches = [(torch.randn(4, width), torch.randn(4, width)) for _ in range(4)]
+    return vs.Task(model, batches, F.mse_loss, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3))
+def train(width, engine):
+    how = {"engine": engine, "chunk_size": 16, "compile": False, "progress": False}
+    return vs.sweep(task(width), lrs=[1e-4 * (i + 1) for i in range(16)], num_steps=20, **how)
+train(4, "vectorized"), train(4, "sequential")
+status = open("/proc/self/status").read()
+size = int(status.split("VmSize:")[1].split()[0]) * 1024
+RUNS = (None, 1000, "vectorized"), (300, 1000, "vectorized"), (150, 3000, "vectorized"), (150, 3000, "sequential")
+for megabytes, width, engine in RUNS:
+    most = size + megabytes * 2**20 if megabytes else resource.RLIM_INFINITY
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    try:
+        runs = train(width, engine)
+        print(megabytes, float(runs.model(3).weight.double().sum()), float(runs.train_loss.sum()))
+        del runs
+    except torch.OutOfMemoryError as error:
+        print(megabytes, engine, str(error).partition(" Train")[0])
+"""
+
+
+@needs_glibc
+def test_states_that_fit_train_with_little_more_and_others_are_told_the_size_of_a_member():
+    done = subprocess.run([sys.executable, "-c", SHORT], stdout=subprocess.PIPE, text=True, check=True)
+    plenty, short, *too_short = done.stdout.splitlines()
+    assert short.split()[1:] == plenty.split()[1:], "in halves it is the same training"
+    assert len(too_short) == 2
+    for line in too_short:
+        assert "There is not enough memory" in line
+        assert "A member has 34.3 MiB of parameters" in line

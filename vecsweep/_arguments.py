@@ -11,7 +11,7 @@ from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Schedules, Seeds
 from vecsweep.cluster.sending import MadeTask
 from vecsweep.cluster.session import check_ray
-from vecsweep.execution import Execution, ExecutionOptions, check_count
+from vecsweep.execution import MOST_MEMBERS, MOST_SEED, Execution, ExecutionOptions, check_count
 from vecsweep.observers.audience import Audience
 from vecsweep.observers.observer import Observer
 from vecsweep.schedules import constant, parse
@@ -85,15 +85,20 @@ def check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:
 
 def check_seeds(seeds: Seeds, execution: Execution, task: Task) -> list[int]:
     """Return the seeds themselves."""
-    if isinstance(seeds, SupportsIndex) and not isinstance(seeds, bool | np.ndarray):
-        check_count("seeds", seeds)
-        listed = [execution.seed + i for i in range(seeds.__index__())]
+    if isinstance(seeds, SupportsIndex) and not isinstance(seeds, bool | np.ndarray | Tensor):
+        num = check_count("seeds", seeds, most=MOST_MEMBERS)
+        check_count("seed", execution.seed + num, most=MOST_SEED)
+        listed = [execution.seed + i for i in range(num)]
     else:
-        if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str) or len(seeds) == 0:
-            raise TypeError(f"`seeds` must be how many, or a list of whole numbers; got {seeds!r}.")
-        listed = [int(seed) for seed in seeds]
-        if any(own != seed or seed < 0 for own, seed in zip(listed, seeds, strict=True)):
-            raise ValueError(f"`seeds` must be whole numbers of at least 0; got {list(seeds)}.")
+        if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str | bytes) or np.ndim(seeds) == 0:
+            raise TypeError(f"`seeds` must be how many, or a list of whole numbers; got {seeds!r:.80}.")
+        if len(seeds) == 0:
+            raise TypeError(f"`seeds` must be how many, or a list of whole numbers; got {seeds!r:.80}.")
+        whole = [float(seed) if isinstance(seed, float | np.floating) else seed for seed in seeds]
+        whole = [int(seed) if isinstance(seed, float) and seed.is_integer() else seed for seed in whole]
+        if not all(isinstance(seed, int | np.integer) and 0 <= seed <= MOST_SEED for seed in whole):
+            raise ValueError(f"`seeds` must be whole numbers of at least 0; got {list(seeds)!r:.80}.")
+        listed = [int(seed) for seed in whole]
         if len(set(listed)) < len(listed):
             raise ValueError(f"`seeds` must differ from each other; got {listed}. Drop the repeated ones.")
     if task.is_one_pass and len(listed) > 1:
@@ -146,20 +151,25 @@ def needs_epochs(schedules: NamedSchedules) -> bool:
     return any(isinstance(own, TorchSchedule) and own.interval == "epoch" for own in schedules.values())
 
 
-def check_vary(vary: Mapping[str, Sequence[float]] | None, template: Optimizer) -> dict[str, list[float]]:
+def check_vary(vary: Mapping[str, Sequence[float]], template: Optimizer) -> dict[str, list[float]]:
     """Return the values of other hyperparameters by name.
 
     Args:
-        vary: by name; None for none.
+        vary: by name.
         template: the task's optimizer, which must have them.
 
     Raises:
-        TypeError: the values are not numbers.
+        TypeError: it is no dict, or the values are not numbers.
         ValueError: the optimizer has no such hyperparameter, or there is no value, or one comes twice.
     """
+    if not isinstance(vary, Mapping):
+        raise TypeError(
+            '`vary` must be a dict from names to lists of values, such as {"weight_decay": [0, 1e-2]}; got '
+            f"{vary!r:.80}."
+        )
     known = plain_options(template.param_groups[0])
     checked = {}
-    for name, values in (vary or {}).items():
+    for name, values in vary.items():
         if name == "lr":
             raise ValueError("`vary` must not hold the lr. Pass `lrs`.")
         if name not in known:

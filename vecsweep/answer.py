@@ -24,7 +24,7 @@ from vecsweep._engine.run import weights_of
 from vecsweep._interrupts import held
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.checkpoint.arguments import journal_of
-from vecsweep.execution import ExecutionOptions, check_choice
+from vecsweep.execution import ExecutionOptions, check_choice, check_name
 from vecsweep.observers.observer import Observer
 from vecsweep.origin import tell_origin
 from vecsweep.plan import cross
@@ -108,7 +108,7 @@ def find_lr(
     """
     given = locals()
     task, options = check_task(task, execution)
-    if schedules is not None and schedule != "constant":
+    if schedules is not None and not (isinstance(schedule, str) and schedule == "constant"):
         raise ValueError(
             "`schedule` and `schedules` cannot both be given: the one is a single schedule, the other several."
         )
@@ -116,13 +116,14 @@ def find_lr(
     if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
         raise ValueError(f"`budget` must be a positive number of runs; got {budget!r}. Pass 4, say.")
     seed_list = check_seeds(num_seeds_for(budget) if seeds is None else seeds, options, task)
-    if not isinstance(tolerance, int | float) or not 0 < tolerance < 1:
+    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be a share between 0 and 1; got {tolerance!r}. Pass {TOLERANCE}.")
     if task.is_one_pass:
         raise ValueError(f"A race reads the batches again and again; got an iterator. {RESTARTABLE}")
     if mode is not None:
         check_choice("mode", mode, get_args(Mode))
     measured = [] if task.val_batches is None else ["val_loss", *(f"val_{name}" for name in task.metrics)]
+    check_name("monitor", monitor)
     metric = monitor or [*measured, "train_loss"][0]
     if metric not in (*measured, "train_loss"):
         raise ValueError(
@@ -133,7 +134,7 @@ def find_lr(
     about = tell_origin(find_lr, given, task, options)
     request = Request(task, options, audience=check_callbacks(callbacks), about=about)
     span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
-    varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
+    varied = check_vary(vary, request.template(seed_list[0])) if vary is not None else {}
     combinations = [
         Setting(1.0, own.schedule, tuple(own.hyper.items())) for own in cross(np.ones(1), list(named), [0], varied)
     ]

@@ -160,7 +160,7 @@ def check(
             "device does."
         )
     options = replace(options, progress=False, engine="vectorized", divergence_factor=None)
-    check_count("num_steps", num_steps)
+    num_steps = check_count("num_steps", num_steps)
     if task.is_one_pass:
         raise ValueError(f"`check` trains several times over the same batches; got an iterator. {RESTARTABLE}")
     seed_list = check_seeds(seeds, options, task)

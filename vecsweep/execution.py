@@ -1,14 +1,20 @@
 """How a sweep is carried out, whatever it trains: the keyword options that every verb takes, in one place."""
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, SupportsIndex, TypedDict, get_args
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from vecsweep._types import EngineName, Precision
 from vecsweep._words import did_you_mean
+
+_MOST = 10**9  # of steps, say; whoever asks for more means something else
+MOST_MEMBERS = 10**6
+MOST_SEED = 2**63 - 1  # that generators take
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,24 +116,25 @@ class Execution:
         check_choice("engine", self.engine, get_args(EngineName))
         if self.precision is not None:
             check_choice("precision", self.precision, get_args(Precision), note=", or None")
-        if not isinstance(self.compile, bool) and self.compile != "auto":
-            raise TypeError(f'`compile` must be True, False or "auto"; got {self.compile!r}.')
-        if self.chunk_size != "auto":
-            check_count("chunk_size", self.chunk_size, note=', or "auto"')
-        check_count("accumulation_steps", self.accumulation_steps)
-        if self.max_grad_norm is not None and not (_is_number(self.max_grad_norm) and self.max_grad_norm > 0):
+        if not _is_auto(self.compile):
+            check_flag("compile", self.compile, ', or "auto"')
+        if self.progress is not None:
+            check_flag("progress", self.progress, ", or None for where there is a terminal")
+        if not _is_auto(self.chunk_size):
+            object.__setattr__(self, "chunk_size", check_count("chunk_size", self.chunk_size, note=', or "auto"'))
+        object.__setattr__(self, "accumulation_steps", check_count("accumulation_steps", self.accumulation_steps))
+        if self.max_grad_norm is not None and not (is_number(self.max_grad_norm) and self.max_grad_norm > 0):
             raise ValueError(
                 f"`max_grad_norm` must be a positive number; got {self.max_grad_norm!r}. Pass None not to clip."
             )
         if self.divergence_factor is not None and not (
-            _is_number(self.divergence_factor) and self.divergence_factor > 1
+            is_number(self.divergence_factor) and self.divergence_factor > 1
         ):
             raise ValueError(
                 f"`divergence_factor` must be a number above 1; got {self.divergence_factor!r}. Pass None to end "
                 "members only at a loss that is not finite."
             )
-        check_count("seed", self.seed, least=0)
-        object.__setattr__(self, "seed", int(self.seed))
+        object.__setattr__(self, "seed", check_count("seed", self.seed, least=0, most=MOST_SEED))
         if (cluster := _check_cluster(self.cluster, self.device)) is not None:
             object.__setattr__(self, "cluster", cluster)
             object.__setattr__(self, "device", None)
@@ -159,19 +166,46 @@ class Execution:
 
 def check_choice(name: str, value: object, choices: tuple[str, ...], note: str = "") -> None:
     """Raise ValueError unless `value` is one of the choices."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"`{name}` must be one of {listed}{note}; got {value!r}.{did_you_mean(value, list(choices))}")
+        raise ValueError(
+            f"`{name}` must be one of {listed}{note}; got {value!r:.80}.{did_you_mean(value, list(choices))}"
+        )
 
 
-def check_count(name: str, value: object, *, least: int = 1, note: str = "") -> None:
-    """Raise ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, SupportsIndex) or value.__index__() < least:
-        raise ValueError(f"`{name}` must be a whole number of at least {least}{note}; got {value!r}.")
+def check_count(name: str, value: Any, *, least: int = 1, most: int = _MOST, note: str = "") -> int:
+    """Return a whole number; raise ValueError unless it is one within bounds."""
+    is_whole = isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor | np.ndarray)
+    if not is_whole or value.__index__() < least:
+        raise ValueError(f"`{name}` must be a whole number of at least {least}{note}; got {value!r:.80}.")
+    if value.__index__() > most:
+        raise ValueError(f"`{name}` must be no more than {most:,}{note}; got {value!r:.80}.")
+    return int(value.__index__())
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def check_flag(name: str, value: object, note: str = "") -> None:
+    """Raise TypeError unless `value` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"`{name}` must be True or False{note}; got {value!r:.80}.")
+
+
+def check_name(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is text, or None."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"`{name}` must be a name, or None; got {value!r:.80}.")
+
+
+def _is_auto(value: object) -> bool:
+    return isinstance(value, str) and value == "auto"
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number."""
+    return (
+        isinstance(value, int | float | np.integer | np.floating)
+        and not isinstance(value, bool)
+        and bool(-sys.float_info.max <= value <= sys.float_info.max)
+    )
 
 
 def _check_cluster(
@@ -226,9 +260,9 @@ def _cluster_of(devices: Sequence[torch.device]) -> Cluster | None:
 def _known_device(device: torch.device | str) -> torch.device:
     try:
         return torch.device(device)
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # of several kinds, for what is no device at all
         raise ValueError(
-            f"`device` must be one that PyTorch knows, such as 'cpu' or 'cuda'; got {device!r}."
+            f"`device` must be one that PyTorch knows, such as 'cpu' or 'cuda'; got {device!r:.80}."
         ) from error
 
 
@@ -236,10 +270,18 @@ def _check_device(device: torch.device | str | None) -> torch.device | None:
     if device is None:
         return None
     checked = _known_device(device)
+    if checked.type == "meta":
+        raise ValueError("`device` must be one that computes; got 'meta', which has no numbers. Pass 'cpu'.")
     if checked.type == "mps":
         raise ValueError("`device` must have float64, for the bookkeeping of losses; 'mps' has not. Pass 'cpu'.")
     if checked.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"`device` must be available; got {str(device)!r}, and PyTorch sees no GPU. Pass 'cpu'.")
     if checked.type == "cuda" and checked.index is None:
         return torch.device("cuda", torch.cuda.current_device())
+    try:
+        torch.empty(0, device=checked)
+    except Exception as error:  # each kind of device has its own
+        raise ValueError(
+            f"`device` must be available; got {str(device)!r}: {str(error).partition(chr(10))[0]}. Pass 'cpu'."
+        ) from error
     return checked

@@ -76,9 +76,9 @@ class Request:
                 f"Exactly one of `num_steps` and `epochs` must be given; got {'neither' if epochs is None else 'both'}."
             )
         if num_steps is not None:
-            check_count("num_steps", num_steps)
+            num_steps = check_count("num_steps", num_steps)
         else:
-            check_count("epochs", epochs)
+            epochs = check_count("epochs", epochs)
         if self.task.is_one_pass and (epochs is not None or needs_epochs or begin):
             what = "`epochs` needs" if epochs is not None else "Going on needs" if begin else "The schedule needs"
             raise ValueError(f"{what} batches that can be read again; got an iterator. {RESTARTABLE}")

@@ -22,7 +22,7 @@ from vecsweep._arguments import (
 from vecsweep._interrupts import held
 from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
 from vecsweep.checkpoint.arguments import journal_of
-from vecsweep.execution import ExecutionOptions, check_choice, check_count
+from vecsweep.execution import MOST_MEMBERS, ExecutionOptions, check_choice, check_count, check_flag, check_name
 from vecsweep.observers.observer import Observer
 from vecsweep.observers.tensorboard import TensorBoard
 from vecsweep.origin import tell_origin
@@ -127,8 +127,10 @@ def sweep(
     task, options = check_task(task, execution)
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
+    check_flag("train_metrics", train_metrics)
+    check_name("monitor", monitor)
     if val_every is not None:
-        check_count("val_every", val_every)
+        val_every = check_count("val_every", val_every)
     if mode is not None:
         check_choice("mode", mode, get_args(Mode))
     if val_every is not None and task.val_batches is None and not train_metrics and patience is None:
@@ -141,15 +143,17 @@ def sweep(
     rungs: tuple[float, ...] = ()
     rung_metric: str | None = None
     if patience is not None:
-        check_count("patience", patience)
+        patience = check_count("patience", patience)
         monitored = monitor or "val_loss"
         stopping = Stopping(monitored, mode_of(monitored, mode), patience)
-    if prune == "halving":
+    if isinstance(prune, str) and prune == "halving":
         rung_metric = monitor or ("mean_train_loss" if task.val_batches is None else "val_loss")
         rungs = RUNGS
         prune = partial(halve, metric=rung_metric, mode=mode_of(rung_metric, mode))
     elif prune is not None and not callable(prune):
-        raise ValueError(f'`prune` must be "halving" or a function of the sweep so far; got {prune!r}.')
+        raise ValueError(f'`prune` must be "halving" or a function of the sweep so far; got {prune!r:.80}.')
+    if tensorboard is not None and not isinstance(tensorboard, str | os.PathLike):
+        raise TypeError(f"`tensorboard` must be the path of a folder, or None; got {tensorboard!r:.80}.")
     request = Request(
         task,
         options,
@@ -164,7 +168,7 @@ def sweep(
     )
     whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     span = whole if until is None else _part(request, whole, until, is_in_epochs=epochs is not None)
-    varied = check_vary(vary, request.template(seed_list[0])) if vary else {}
+    varied = check_vary(vary, request.template(seed_list[0])) if vary is not None else {}
     members = cross(rates, list(named), seed_list, varied)
     courses = tuple(Course(named[m.schedule], m.schedule, whole.begin, whole.num_steps) for m in members)
     with journal_of(sweep, options, given) as journal:
@@ -190,7 +194,7 @@ def _usual_range(template: Optimizer, method: Method) -> tuple[float, float]:
 
 def _part(request: Request, whole: Span, until: int, *, is_in_epochs: bool) -> Span:
     """The first steps of a span, up to a step or an epoch of it."""
-    check_count("until", until)
+    until = check_count("until", until)
     part = request.span(
         *((None, until) if is_in_epochs else (until, None)), seed=0, steps_per_epoch=whole.steps_per_epoch
     )
@@ -282,7 +286,8 @@ def range_test(
     low, high = (float(check_lrs([lr], name)[0]) for name, lr in (("start_lr", start_lr), ("end_lr", end_lr)))
     if low >= high:
         raise ValueError(f"`start_lr` must be below `end_lr`; got {low:.3g} and {high:.3g}. Swap them?")
-    check_count("num_steps", num_steps, least=2 if method == "ramp" else 1)
+    num_steps = check_count("num_steps", num_steps, least=2 if method == "ramp" else 1)
+    check_flag("evaluate", evaluate)
     if evaluate and task.val_batches is None:
         raise ValueError("`evaluate` needs `val_batches` in the task; got none.")
     if method == "ramp":
@@ -296,7 +301,7 @@ def range_test(
         plan = Plan.ramp(spaced(low, high, num_steps, spacing), seed_list)
     else:
         num_lrs = 64 if num_lrs is None else num_lrs
-        check_count("num_lrs", num_lrs, least=2)
+        num_lrs = check_count("num_lrs", num_lrs, least=2, most=MOST_MEMBERS)
         rates = spaced(low, high, num_lrs, spacing)
         if len(np.unique(rates)) < num_lrs:
             raise ValueError(

@@ -112,7 +112,7 @@ class Training:
                 f"{runs.members[i].diverged_at}. Branch from another, such as `runs.best()`."
             )
         named = check_schedules(schedules)
-        varied = check_vary(vary, self.request.template(origin.seed))
+        varied = {} if vary is None else check_vary(vary, self.request.template(origin.seed))
         rates = check_lrs([origin.lr] if lrs is None else lrs)
         span = self._span(runs, num_steps, epochs, needs_epochs(named))
         template = self.request.template(origin.seed)

@@ -94,7 +94,11 @@ class Chunk(Protocol):
         ...
 
     def select(self, keep: Sequence[int]) -> "Chunk":
-        """Take some members out, by their positions, into a chunk of their own."""
+        """Take some members out, by their positions, into a chunk of their own; this one is not stepped again.
+
+        Raises:
+            OutOfMemory: there is not enough for that; a range of members needs none.
+        """
         ...
 
 
@@ -114,7 +118,11 @@ class Engine(Protocol):
         ...
 
     def load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> Chunk:
-        """Make a chunk of members."""
+        """Make a chunk of members.
+
+        Raises:
+            OutOfMemory: there is not enough for so many members.
+        """
         ...
 
 

@@ -17,6 +17,8 @@ from vecsweep._engine.divergence import Fate
 from vecsweep._engine.watch import Changes
 from vecsweep._types import Precision
 
+_ALIGNED_BYTES = 16  # compiled code takes for granted that tensors begin so
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizerState:
@@ -192,14 +194,20 @@ class Ensemble:
         )
 
     def select(self, keep: Sequence[int]) -> "Ensemble":
-        """Take some members out, by their positions, into an ensemble of their own."""
+        """Take some members out, by their positions, into an ensemble of their own; a range of them is not copied."""
         index = torch.tensor(keep, dtype=torch.int64, device=self.fate.alive.device)
+        where = slice(keep.start, keep.stop) if isinstance(keep, range) else index
+
+        def part(tensor: Tensor) -> Tensor:
+            own = tensor[where]
+            return own if own.data_ptr() % _ALIGNED_BYTES == 0 else own.clone()
+
         return replace(
             self,
             seeds=[self.seeds[i] for i in keep],
-            parameters={name: p[index] for name, p in self.parameters.items()},
-            buffers={name: b[index] if name in self.member_buffers else b.clone() for name, b in self.buffers.items()},
-            optimizer={n: {k: v[index] for k, v in state.items()} for n, state in self.optimizer.items()},
+            parameters={name: part(p) for name, p in self.parameters.items()},
+            buffers={name: part(b) if name in self.member_buffers else b.clone() for name, b in self.buffers.items()},
+            optimizer={n: {k: part(v) for k, v in state.items()} for n, state in self.optimizer.items()},
             fate=self.fate.select(index),
             scale=self.scale.select(index) if self.scale else None,
         )

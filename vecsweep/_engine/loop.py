@@ -24,6 +24,7 @@ from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceil
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import Evaluator
+from vecsweep._engine.memory import is_out_of_memory
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.parallel import NO_PROCESSES, Parallel, num_processes
 from vecsweep._engine.probe import Probe, probe
@@ -56,6 +57,10 @@ _WINDOW_STEPS = 16
 _WORTH_TRIMMING = 0.6  # of a chunk's members
 _WINDOW_BYTES = 64 * 2**20  # of buffered batches
 _WINDOW_S = 2.0  # on a CPU, about: Ctrl-C waits for its end
+
+
+class _TooLarge(torch.OutOfMemoryError):
+    """There is no memory for a step of a single member."""
 
 
 @dataclass(slots=True)
@@ -260,9 +265,9 @@ class Loop:
                 self.is_even &= isinstance(stop, interrupts.Stop)
             except Exception as raised:  # whatever the task's own code raises
                 # Ctrl-C ends a loader's workers as well, which is then what goes wrong first.
-                error = None if interrupts.is_due() else raised
+                error = None if interrupts.is_due() else self._in_words(raised)
                 if error is not None and num_done == 0:
-                    raise
+                    raise error from error.__cause__
         has_states = self._finish(groups, num_done, is_complete=is_complete)
         return self._record(num_done, is_complete=is_complete, has_states=has_states, error=error)
 
@@ -273,11 +278,13 @@ class Loop:
         if self.snapshot is not None:
             states = {i: state.on(self.device) for i, state in self.snapshot.states.items()}
             self.snapshot = replace(self.snapshot, states={}, ended={})  # once is enough
-            return [self._group(members, [states[i] for i in members]) for members in self.snapshot.chunks]
+            parts = self.snapshot.chunks
+            return [own for members in parts for own in self._groups(members, [states[i] for i in members])]
         member_bytes = self.engine.member_bytes if isinstance(self.engine, Vectorized) else 0
         parts = divide(self.plan, self.choice.way.chunk_size, member_bytes)
-        self.num_chunks = len(parts)
-        return [self._group(members, self._starts(members)) for members in parts]
+        groups = [group for members in parts for group in self._groups(members, self._starts(members))]
+        self.num_chunks = len(groups)
+        return groups
 
     def _finish(self, groups: Sequence[Group], num_done: int, *, is_complete: bool) -> bool:
         """Take the states of those that still train, and have them kept; say whether there are states of all."""
@@ -692,6 +699,14 @@ class Loop:
         share, is_stacked = len(keep) / len(group.members), isinstance(self.engine, Vectorized)
         return [self._select(group, keep) if share < 1 and not (is_stacked and share > _WORTH_TRIMMING) else group]
 
+    def _groups(self, members: list[int], states: Sequence[MemberState]) -> list[Group]:
+        """Hand members to the engine, in several chunks where there is no memory for one."""
+        try:
+            return [self._group(members, states)]
+        except OutOfMemory as shortage:
+            size = self._half_of(len(members), shortage)
+        return [*self._groups(members[:size], states[:size]), *self._groups(members[size:], states[size:])]
+
     def _group(self, members: list[int], states: Sequence[MemberState]) -> Group:
         """Hand members, by their positions in the plan, to the engine that is now in use."""
         seeds = [self.plan.seeds[i] for i in members]
@@ -709,17 +724,38 @@ class Loop:
 
     def _halve(self, group: Group, shortage: OutOfMemory) -> list[Group]:
         """Make two chunks of one that does not fit into memory."""
-        size = len(group.members) // 2
+        size = self._half_of(len(group.members), shortage)
+        return [self._select(group, part) for part in (range(size), range(size, len(group.members)))]
+
+    def _half_of(self, num_members: int, shortage: OutOfMemory) -> int:
+        """Say, and warn once, to how many members a chunk comes down that does not fit into memory."""
+        size = num_members // 2
         if size == 0:
-            assert shortage.__cause__ is not None
-            raise shortage.__cause__
+            assert isinstance(shortage.__cause__, Exception)
+            raise self._in_words(shortage.__cause__) from shortage.__cause__
         if not self.is_short_of_memory:
             warn_of_fallback(
-                f"There is not enough memory for chunks of {len(group.members)} members, which are halved; "
+                f"There is not enough memory for chunks of {num_members} members, which are halved; "
                 f"`chunk_size={size}` asks for that without this warning."
             )
         self.is_short_of_memory = True
-        return [self._select(group, part) for part in (range(size), range(size, len(group.members)))]
+        return size
+
+    def _in_words(self, error: Exception) -> Exception:
+        """Say how large a member is where there is no memory for one; any other error is as it was."""
+        if not is_out_of_memory(error) or isinstance(error, _TooLarge):
+            return error
+        learner = self.learners[self.plan.seeds[0]]
+        parameters = sum(p.nbytes for p in learner.parameters.values()) / 2**20
+        activations = self.engine.activation_bytes / 2**20 if isinstance(self.engine, Vectorized) else 0
+        kept = f" and {activations:.3g} MiB of activations" if activations else ""
+        told = _TooLarge(
+            f"There is not enough memory for a step of one member besides the states of {len(self.plan.members)}. A "
+            f"member has {parameters:.3g} MiB of parameters, as much again of gradients and of each moment that its "
+            f"optimizer keeps{kept}. Train fewer members at a time, or with smaller batches; {error}"
+        )
+        told.__cause__ = error
+        return told
 
     def _select(self, group: Group, keep: Sequence[int]) -> Group:
         return Group(group.chunk.select(keep), [group.members[i] for i in keep], [group.seeds[i] for i in keep])

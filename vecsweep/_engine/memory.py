@@ -23,6 +23,7 @@ _NEVER = 2**31 - 1
 # What glibc raises its thresholds to by itself as large blocks are freed, until somebody sets one.
 _OWN_MMAP_BYTES, _OWN_TRIM_BYTES = 2**25, 2**26
 _RESERVE = 0.06  # of a GPU, for workspaces and for what lies between blocks
+_SHORT_BYTES = 2**20  # from which on blocks are given back where memory has run out
 _LONG_RUN_S = 1.0  # from which on what a run leaves is given back at once, which takes a while, too
 # What sets an allocator from outside: glibc's two ways, another library in its place, and torch's own on a GPU.
 _VARIABLES = (
@@ -49,8 +50,7 @@ def keep_memory() -> bool:
 def memory_kept() -> Iterator[None]:
     """Keep freed memory for a while, unless the allocator has been set up otherwise; give it back in the end."""
     libc = _glibc()
-    is_set_up = _is_kept or any(map(os.environ.get, _VARIABLES)) or os.environ.get("VECSWEEP_KEEP_MEMORY") == "0"
-    if libc is None or is_set_up:
+    if libc is None or _is_kept or _is_set_up():
         yield
         return
     started = time.perf_counter()
@@ -67,6 +67,26 @@ def give_back() -> None:
     """Give memory that has been freed so far back to the system, unless the caller wants it kept."""
     if not _is_kept and (libc := _glibc()) is not None:
         libc.malloc_trim(0)
+
+
+def make_room() -> None:
+    """Give what is free back to the system, at once and from now on: what is kept in pieces fits nothing larger."""
+    libc = _glibc()
+    if libc is not None and not _is_set_up():
+        _set(libc, _SHORT_BYTES, _SHORT_BYTES)
+        libc.malloc_trim(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # blocks of another size than will be asked for next
+
+
+def _is_set_up() -> bool:
+    """Whether somebody else has said how memory is handed out."""
+    return any(map(os.environ.get, _VARIABLES)) or os.environ.get("VECSWEEP_KEEP_MEMORY") == "0"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the machine lacks memory; on a CPU torch says so in an ordinary RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def _glibc() -> Any:

@@ -29,6 +29,7 @@ from vecsweep._engine.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.levels import Level, Stepping, name_of_key
 from vecsweep._engine.measure import Measuring, measure_one
+from vecsweep._engine.memory import is_out_of_memory, make_room
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
 from vecsweep._engine.probe import Probe, probe
@@ -176,6 +177,17 @@ class Vectorized:
 
     def load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> "VectorizedChunk":
         """Stack members into a chunk."""
+        try:
+            return self._load(members, seeds)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            failure = OutOfMemory()
+            failure.__cause__ = error
+        _let_go(failure)
+        raise failure
+
+    def _load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> "VectorizedChunk":
         member_buffers = self._stacked if len(set(seeds)) == 1 else self._changed | self._differing
         ensemble = Ensemble.stack(members, seeds, member_buffers)
         states = [member.optimizer for member in members]
@@ -274,7 +286,7 @@ class VectorizedChunk:
                 curve = self._run(state, window, hyper)
             self._commit(state)
         except Exception as error:
-            failure = OutOfMemory() if _is_out_of_memory(error) else Unmappable(_explain(error))
+            failure = OutOfMemory() if is_out_of_memory(error) else Unmappable(_explain(error))
             failure.__cause__ = error
         else:
             self._saved = self._saved_optimizers = None  # a chunk that waits for its turn holds its state, and no more
@@ -300,7 +312,7 @@ class VectorizedChunk:
                     warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                     return self._engine.measure(self._ensemble, batch, seed_index)
             except Exception as error:
-                if not _is_out_of_memory(error):
+                if not is_out_of_memory(error):
                     reason, measured = _explain(error), self._measure_each(batches)  # or raises the task's own error
                     self._engine.is_measured_at_once = False
                     warn_of_fallback(
@@ -333,7 +345,7 @@ class VectorizedChunk:
         """Take some members out."""
         seeds = [self._ensemble.seeds[i] for i in keep]
         if self._optimizers is not None or len(set(seeds)) != len(self._seeds):
-            return self._engine.load(self.members(keep), seeds)
+            return self._engine.load(self.members(keep, is_last=True), seeds)  # which copies
         return VectorizedChunk(self._engine, self._ensemble.select(keep), None)
 
     def _begin(self) -> list[Tensor]:
@@ -423,11 +435,6 @@ def _differing(learners: Sequence[Learner]) -> frozenset[str]:
     )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether the machine lacks memory; on a CPU torch says so in an ordinary RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
 def _let_go(failure: Exception) -> None:
     """Free the tensors in the frames that an error and what led to it have gone through; their lines stay known."""
     error: BaseException | None = failure
@@ -435,8 +442,7 @@ def _let_go(failure: Exception) -> None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
     gc.collect()
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()  # blocks of another size than the smaller chunks will ask for
+    make_room()
 
 
 def _explain(error: Exception) -> str:

@@ -21,6 +21,17 @@ def new_axes() -> Axes:
     return Figure(figsize=(8, 5), layout="constrained").add_subplot()
 
 
+def axes_for(ax: Axes | None) -> Axes:
+    """Return where to draw: what was given, or new axes.
+
+    Raises:
+        TypeError: what was given is no axes.
+    """
+    if ax is not None and not isinstance(ax, Axes):
+        raise TypeError(f"`ax` must be axes of Matplotlib, or None; got {ax!r:.80}. Pass one of `plt.subplots()`.")
+    return new_axes() if ax is None else ax
+
+
 def add_grid(ax: Axes) -> None:
     """Draw a light grid."""
     ax.grid(visible=True, alpha=0.25)

@@ -12,11 +12,11 @@ from vecsweep.plot._axes import (
     EDGE,
     add_legend,
     at_height,
+    axes_for,
     describe_steps,
     draw_crosses,
     limit_values,
     neutral_color,
-    new_axes,
     say_instead,
 )
 from vecsweep.plot._looks import Looks, choose_looks, make_band_entry, make_entry
@@ -55,7 +55,7 @@ def plot_curves(runs: Curves, ax: Axes | None = None, *, metric: str | None = No
     metric = name_metric(runs, metric)
     mode = find_mode(metric, mode)
     steps, values = runs.curve(metric)
-    ax = new_axes() if ax is None else ax
+    ax = axes_for(ax)
     ax.set(ylabel=metric, title=describe_counts(runs))
     unit = describe_steps(ax, len(runs.train_loss), runs.steps_per_epoch)
     if not np.isfinite(values).any():

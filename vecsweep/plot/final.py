@@ -14,11 +14,11 @@ from vecsweep.plot._axes import (
     add_grid,
     add_legend,
     at_height,
+    axes_for,
     draw_crosses,
     label_lrs,
     limit_values,
     neutral_color,
-    new_axes,
     say_instead,
 )
 from vecsweep.plot._looks import Look, Looks, choose_looks, make_band_entry, make_entry
@@ -74,7 +74,7 @@ def plot_final(runs: Curves, ax: Axes | None = None, *, metric: str | None = Non
     metric = name_metric(runs, metric)
     ranking = runs.ranking(metric, mode)
     final = runs.final(metric)
-    ax = new_axes() if ax is None else ax
+    ax = axes_for(ax)
     mean = "mean " if max(len(standing.members) for standing in ranking.standings) > 1 else ""
     tail = ", mean of the last tenth of steps" if metric == "train_loss" else ""
     ax.set(ylabel=f"{mean}final {metric}{tail}", title=describe_counts(runs))

@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
 from vecsweep._types import FloatArray, Mode
-from vecsweep.plot._axes import LOG_RATIO, new_axes
+from vecsweep.plot._axes import LOG_RATIO, axes_for
 from vecsweep.plot._looks import VERMILION, make_color_map
 from vecsweep.results.curves import Curves
 from vecsweep.results.views import describe_counts, find_usual, find_varying, find_view, name_metric, value_of
@@ -47,7 +47,7 @@ def plot_heatmap(runs: Curves, ax: Axes | None = None, *, metric: str | None = N
     means = np.full((len(rows), len(columns)), np.nan)
     for standing in ranking.standings:
         means[positions[standing.setting]] = standing.mean
-    ax = new_axes() if ax is None else ax
+    ax = axes_for(ax)
     size = _choose_size(ax, len(columns))
     if np.isfinite(means).any():
         _draw_cells(ax, runs, metric, means, ranking.mode, size)

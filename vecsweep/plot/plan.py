@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vecsweep._types import FloatArray
-from vecsweep.plot._axes import LOG_RATIO, add_grid, add_legend, describe_steps, limit_values, neutral_color, new_axes
+from vecsweep.plot._axes import LOG_RATIO, add_grid, add_legend, axes_for, describe_steps, limit_values, neutral_color
 from vecsweep.plot._looks import BLUE, VERMILION, Look, Looks, choose_looks, make_entry
 from vecsweep.results.curves import Curves
 from vecsweep.results.member import MemberRecord
@@ -77,7 +77,7 @@ def plot_plan(runs: Curves | Planned, ax: Axes | None = None, *, name: str = "lr
     if ax is None and changing:
         figure = Figure(figsize=(8, 5), layout="constrained")
         ax, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    ax = new_axes() if ax is None else ax
+    ax = axes_for(ax)
     ax.set(ylabel=_LABELS.get(name, name), title=describe_counts(curves))
     unit = describe_steps(ax, len(curves.lr), curves.steps_per_epoch)
     looks = choose_looks([band.setting for band in bands], ax)
@@ -117,7 +117,7 @@ def plot_schedule(schedule: Drawable, ax: Axes | None = None) -> Axes:
         >>> plot_schedule(cosine(1, 0)).get_ylabel()
         'multiple of the learning rate'
     """
-    ax = new_axes() if ax is None else ax
+    ax = axes_for(ax)
     progress = np.linspace(0.0, 1.0, _NUM_POINTS)
     ax.set(xlabel="progress", ylabel="multiple of the learning rate", title=schedule.name, xlim=(0, 1))
     _draw_schedule(ax, progress, schedule(progress), schedule.momentum and schedule.momentum(progress))
@@ -135,7 +135,7 @@ def plot_rows(rows: Mapping[str, FloatArray], ax: Axes | None = None, *, title: 
     Returns:
         The axes of the learning rate.
     """
-    ax = new_axes() if ax is None else ax
+    ax = axes_for(ax)
     ax.set(xlabel="step", ylabel="learning rate", title=title)
     momentum = next((rows[name] for name in ("momentum", "beta1") if name in rows), None)
     _draw_schedule(ax, np.arange(len(rows["lr"]), dtype=np.float64), rows["lr"], momentum)

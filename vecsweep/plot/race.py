@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vecsweep._types import Mode
-from vecsweep.plot._axes import add_grid, at_height, draw_crosses, limit_values, neutral_color, new_axes
+from vecsweep.plot._axes import add_grid, at_height, axes_for, draw_crosses, limit_values, neutral_color
 from vecsweep.plot._looks import BLUE, VERMILION
 from vecsweep.results.trial import Trial
 from vecsweep.results.views import find_view
@@ -41,7 +41,7 @@ def plot_race(
         num_steps: of the run.
         title: above the axes.
     """
-    ax = ax or new_axes()
+    ax = axes_for(ax)
     rungs = sorted({rung for trial in trials for rung in trial.rungs})
     values = np.array([score for trial in trials for score in trial.scores])
     entries: list[Line2D | Patch] = []

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 
 from vecsweep._types import FloatArray, IntArray, Method
 from vecsweep._words import counted
-from vecsweep.plot._axes import EDGE, add_grid, at_height, draw_crosses, limit_values, new_axes, say_instead
+from vecsweep.plot._axes import EDGE, add_grid, at_height, axes_for, draw_crosses, limit_values, say_instead
 from vecsweep.plot._looks import BLUE, VERMILION
 from vecsweep.results.views import find_view
 from vecsweep.suggest import RAMP_SMOOTHING, Suggestion, smooth
@@ -109,8 +109,7 @@ def plot_range_test(found: RangeCurve, ax: Axes | None = None, *, rules: Sequenc
         >>> plot_range_test(found).get_title()
         'LR range test (grid): 16 lrs, 10 steps, 1 seed'
     """
-    if ax is None:
-        ax = new_axes()
+    ax = axes_for(ax)
     _describe(ax, found)
     if np.isfinite(found.scores).any():
         smoothing = RAMP_SMOOTHING if found.method == "ramp" else 0.0

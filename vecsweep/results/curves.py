@@ -10,9 +10,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
+from torch import Tensor
 
 from vecsweep._types import FloatArray, Hyper, IntArray, Mode
 from vecsweep._words import counted, did_you_mean
+from vecsweep.execution import check_name, is_number
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band, Ranking, group_by_setting, mode_of, rank
 from vecsweep.suggest.basin import TOLERANCE, Basin, read_basin
@@ -84,6 +86,7 @@ class Curves:
         Raises:
             ValueError: there is no such curve.
         """
+        check_name("metric", name)
         steps = np.arange(len(self.train_loss))
         if name in self.metrics:
             return self.evaluated_at, self.metrics[name]
@@ -169,9 +172,9 @@ class Curves:
         Example:
             `runs.select(schedule="cosine").basin("val_loss").lr`
         """
-        if not 0 < tolerance < 1:
+        if not is_number(tolerance) or not 0 < tolerance < 1:
             raise ValueError(f"`tolerance` must be a share between 0 and 1; got {tolerance!r}. Pass {TOLERANCE}.")
-        if position is not None and not 0 <= position <= 1:
+        if position is not None and not (is_number(position) and 0 <= position <= 1):
             raise ValueError(f"`position` must be from 0, the lower end, to 1; got {position!r}.")
         lrs, gaps = self.gaps(metric, mode)
         found = read_basin(lrs, gaps, int(np.argmin(gaps)), tolerance)
@@ -228,7 +231,8 @@ class Curves:
             if name not in rows[0] or name.endswith("_at"):
                 known = [key for key in rows[0] if not key.endswith("_at")]
                 raise ValueError(f"Members differ in {', '.join(known)}; got {name!r}.")
-            listed = list(wanted) if isinstance(wanted, list | tuple | np.ndarray) else [wanted]
+            wanted = wanted.tolist() if isinstance(wanted, np.ndarray | np.generic | Tensor) else wanted
+            listed = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
             found = [i for i in keep if any(_is_equal(rows[i][name], value) for value in listed)]
             if not found:
                 there = ", ".join(dict.fromkeys(_text(rows[i][name]) for i in keep))
@@ -278,7 +282,7 @@ class Curves:
             `print(runs.ranking("val_loss"))`
         """
         metric = self._metric(metric)
-        if not 0 < confidence < 1:
+        if not is_number(confidence) or not 0 < confidence < 1:
             raise ValueError(f"`confidence` must be between 0 and 1; got {confidence!r}. Pass 0.95, say.")
         settings, seeds = [m.setting for m in self.members], [m.seed for m in self.members]
         has_diverged = [m.diverged_at is not None for m in self.members]

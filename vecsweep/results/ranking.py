@@ -13,7 +13,7 @@ import numpy as np
 
 from vecsweep._types import FloatArray, IntArray, Mode
 from vecsweep._words import cell
-from vecsweep.execution import check_choice
+from vecsweep.execution import check_choice, check_name
 from vecsweep.results._html import html_paragraph, html_table
 
 _MINIMISED = ("loss", "error", "mse", "mae", "rmse", "nll", "perplexity", "entropy")
@@ -183,6 +183,7 @@ def mode_of(metric: str, mode: Mode | None) -> Mode:
     Raises:
         ValueError: the name does not tell.
     """
+    check_name("metric", metric)
     if mode is not None:
         check_choice("mode", mode, get_args(Mode))
         return mode

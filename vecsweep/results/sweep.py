@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex
 
+import numpy as np
 from torch import nn
 
 from vecsweep._errors import ResultFileError
@@ -362,6 +363,9 @@ class Sweep(Curves):
         return ("phases", "steps_per_epoch", "engine", "duration_s", "is_complete", "in_doubt_from", "about")
 
     def _index(self, i: int) -> int:
+        if isinstance(i, bool) or not isinstance(i, SupportsIndex) or np.ndim(i) > 0:
+            raise TypeError(f"`i` must be the number of a member; got {i!r:.80}. Pass `runs.best()`, say.")
+        i = int(i)
         if not -len(self.members) <= i < len(self.members):
             raise IndexError(f"`i` must be one of the {len(self.members)} members; got {i}.")
         return i % len(self.members)

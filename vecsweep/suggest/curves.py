@@ -34,8 +34,8 @@ def smooth(losses: ArrayLike, smoothing: float) -> FloatArray:
     Reference:
         The debiasing is that of Adam, https://arxiv.org/abs/1412.6980, section 3.
     """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"`smoothing` must be in [0, 1); got {smoothing}. Pass a weight such as 0.9, or 0.")
+    if not isinstance(smoothing, int | float | np.number) or not 0 <= smoothing < 1:
+        raise ValueError(f"`smoothing` must be in [0, 1); got {smoothing!r:.80}. Pass a weight such as 0.9, or 0.")
     values = np.asarray(losses, dtype=np.float64)
     if values.ndim not in (1, 2):
         raise ValueError(f"`losses` must be [step] or [step, member]; got shape {values.shape}. Reshape it.")
