@@ -12,13 +12,13 @@ of them is the capture's.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from vecsweep._engine.capture import Captured, aside, copy_all_
+from vecsweep._engine.capture import Captured, Pool, aside, copy_all_
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import (
     CHECKED_CALLS,
@@ -101,7 +101,7 @@ class Program:
         *,
         is_traceable: bool,
         is_compilable: bool = True,
-        pool: Any = None,
+        pool: Pool | None = None,
     ) -> None:
         self._member_step = step
         outline = pytree.tree_map(lambda tensor: torch.empty_like(tensor, device="meta"), ensemble.tensors)
@@ -193,7 +193,7 @@ class Program:
         """The graph for the state in this memory, captured if it was not yet; None where there is none."""
         place = tuple(tensor.data_ptr() for tensor in state)
         is_due = self._warmed_up is self._fast and len(self._captures) < _MAX_CAPTURES
-        if place not in self._captures and is_due:
+        if place not in self._captures and is_due and self._pool is not None:
             try:
                 self._captures[place] = Captured(self._fast, state, inputs, self._pool)
             except RuntimeError:
@@ -345,7 +345,12 @@ def _has_tf32(device: torch.device) -> bool:
 
     PyTorch lets cuDNN's convolutions do so unless it is told otherwise, and matrix products if it is told to.
     """
-    return device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    if device.type != "cuda":
+        return False
+    try:
+        return bool(torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
+    except RuntimeError:  # so it answers if `fp32_precision`, the newer of its two ways, has been used
+        return True
 
 
 def _num_off(a: Tensor, b: Tensor, rtol: float, scale: float = 0.0) -> int:
