@@ -35,6 +35,8 @@ class Graph:
     def capture_begin(self, pool=None, capture_error_mode="global", **_):
         if pool in self.cuda.allocating:
             raise RuntimeError("beginAllocateToPool: already recording to mempool_id")
+        if pool in self.cuda.given_up:
+            raise RuntimeError("it->second->use_count > 0 INTERNAL ASSERT FAILED")
         self.pool, self.mode, self.stream = pool, capture_error_mode, self.cuda.current_stream()
         self.old, self.own = {}, {}  # by storage: what was there and is written to; what the graph has made
         self.cuda.allocating.add(pool)
@@ -87,7 +89,7 @@ class Cuda(TorchDispatchMode):
 
     def __init__(self, monkeypatch):
         super().__init__()
-        self.device, self.capturing, self.allocating = ELSEWHERE, None, set()
+        self.device, self.capturing, self.allocating, self.given_up = ELSEWHERE, None, set(), set()
         self.log, self.graphs, self.num_pools = [], [], 0
         self.streams = {device: Stream(self, device) for device in (HOME, ELSEWHERE)}  # the current one of each
         self.defaults = dict(self.streams)
@@ -100,7 +102,7 @@ class Cuda(TorchDispatchMode):
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocating)
-        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *_: None)
+        monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _, pool: self.given_up.add(pool))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         stream, kwargs = self.streams[HOME], kwargs or {}

@@ -1,5 +1,7 @@
 """CUDA graphs. Without a GPU `cuda_stand_in` takes its place: it queues, captures and refuses as PyTorch does."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,6 @@ import vecsweep as vs
 from vecsweep._engine import capture, program, vectorized
 
 LRS = list(np.geomspace(1e-3, 1e-1, 6))
-POOL = (0, 99)
 
 
 def task(device="cpu", optimizer=torch.optim.AdamW, middle=None):
@@ -86,10 +87,10 @@ def test_step_that_cannot_be_captured_runs_on_and_leaves_no_trace_of_the_attempt
     )
 
 
-def captured(function, state, inputs):
-    with capture.aside(HOME):
+def captured(function, state, inputs, pool=None):
+    with capture.aside(state[0].device):
         function(*[x.clone() for x in (*state, *inputs)])
-    return capture.Captured(function, state, inputs, POOL)
+    return capture.Captured(function, state, inputs, pool or capture.Pool())
 
 
 def double_(state, x):
@@ -111,12 +112,12 @@ def test_failed_capture_gives_the_stream_and_the_pool_back(cuda):
     def waiting(state, x):
         return [state.mul_(2), torch.nonzero(x)]
 
-    state = torch.ones(3)
+    state, pool = torch.ones(3), capture.Pool()
     with pytest.raises(RuntimeError, match="previous error during capture"):
-        captured(waiting, [state], [torch.ones(3)])
+        captured(waiting, [state], [torch.ones(3)], pool)
     assert is_as_before(cuda)
     torch.testing.assert_close(state, torch.ones(3))
-    assert captured(double_, [state], [torch.ones(3)])([torch.ones(3)])[0] == 9
+    assert captured(double_, [state], [torch.ones(3)], pool)([torch.ones(3)])[0] == 9
 
 
 def test_other_threads_may_allocate_during_a_capture(cuda):
@@ -228,6 +229,58 @@ def test_steps_on_a_gpu_do_not_wait_for_it():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(caught) < 320
+
+
+@pytest.mark.gpu
+def test_failed_capture_on_a_gpu_gives_the_stream_and_the_pool_back():
+    def waiting(state, x):
+        return [state.mul_(2), torch.nonzero(x)]
+
+    before = torch.cuda.current_stream()
+    state, pool, one = torch.ones(3, device="cuda"), capture.Pool(), torch.ones(3, device="cuda")
+    with pytest.raises(RuntimeError, match="captur"):
+        captured(waiting, [state], [one], pool)
+    assert torch.cuda.current_stream() == before
+    assert state.tolist() == [1, 1, 1]
+    assert captured(double_, [state], [one], pool)([one])[0].item() == 9
+    other = torch.cuda.Stream()
+    held = torch.cuda.memory_allocated()
+    used = torch.ones(2**20, device="cuda")
+    used.record_stream(other)
+    del used
+    torch.cuda.synchronize()
+    torch.ones(1, device="cuda")  # at which the allocator looks for what is free again
+    assert torch.cuda.memory_allocated() - held < 2**20
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_capture_on_another_gpu_than_the_current_one_trains(float64):
+    runs = vs.sweep(task("cuda:1"), lrs=LRS, num_steps=40)
+    assert "captured" in runs.engine
+    expected = vs.sweep(task("cuda:1"), lrs=LRS, num_steps=40, engine="sequential")
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layer", [nn.TransformerEncoderLayer(6, 2, 8, dropout=0.2), nn.GRU(6, 6, 2, dropout=0.2)])
+def test_models_that_draw_inside_train_in_one_pass_on_a_gpu(float64, layer):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = copy.deepcopy(layer).double(), nn.Linear(6, 3)
+
+        def forward(self, x):
+            y = self.layer(x)
+            return self.head(y[0] if isinstance(y, tuple) else y).mean(0)
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(5, 8, 6), torch.randint(3, (8,))) for _ in range(4)]
+    made = vs.Task(Model().cuda(), batches, F.cross_entropy, lambda params: torch.optim.SGD(params, lr=0.1))
+    runs = vs.sweep(made, lrs=LRS, num_steps=12)
+    assert runs.engine.startswith("vectorized")
+    expected = vs.sweep(made, lrs=LRS, num_steps=12, engine="sequential")
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
 
 
 @pytest.mark.gpu

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine.program import _num_off
+from vecsweep._engine.closeness import num_off
 
 every_device = pytest.mark.usefixtures("device")
 ENGINES = ["vectorized", "sequential"]
@@ -766,9 +766,9 @@ def test_loss_that_depends_on_more_than_it_is_given_is_not_traced(monkeypatch):
 def test_losses_are_compared_by_the_scale_that_they_had():
     """Those of a converged model are small differences of large numbers, in which rounding is all there is."""
     loss, fused = torch.tensor([2.38e-7, 1.19e-7]), torch.tensor([1.19e-7, 2.38e-7])
-    assert _num_off(fused, loss, rtol=1e-5) == 2
-    assert _num_off(fused, loss, rtol=1e-5, scale=2.3) == 0
-    assert _num_off(loss + 0.1, loss, rtol=1e-5, scale=2.3) == 2
+    assert num_off(fused, loss, rtol=1e-5) == 2
+    assert num_off(fused, loss, rtol=1e-5, scale=2.3) == 0
+    assert num_off(loss + 0.1, loss, rtol=1e-5, scale=2.3) == 2
 
 
 def test_unbatched_value_taken_out_of_a_batch_keeps_the_step_eager():

@@ -85,7 +85,7 @@ class Execution:
         compile: whether the batched step is compiled, which takes seconds at first; "auto" tries that where the run is
             long enough to pay for it, and takes the faster.
         chunk_size: members that are stepped together; "auto" keeps a chunk small enough for the caches of a CPU, takes
-            all members at once on a GPU, and times other sizes in long runs.
+            as many as fit on a GPU by an estimate, and times other sizes in long runs.
         accumulation_steps: batches in each step, whose gradients are averaged.
         max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
         divergence_factor: a member ends at the first loss that is not finite, and once 16 losses in a row, after the

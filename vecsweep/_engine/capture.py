@@ -52,6 +52,20 @@ def aside(device: torch.device) -> Iterator[None]:
             outside.wait_stream(stream)
 
 
+class Pool:
+    """Memory that captured functions share, which never run at the same time."""
+
+    def __init__(self) -> None:
+        self.handle = torch.cuda.graph_pool_handle()
+
+    def renew(self) -> None:
+        """Begin anew where nothing that was captured is left; PyTorch refuses a pool that has been given up."""
+        self.handle = torch.cuda.graph_pool_handle()
+
+
+_FAILED: list[torch.cuda.CUDAGraph] = []  # the allocator of pinned memory goes on asking them whether they capture
+
+
 class Captured:
     """A function of tensors that replays the kernels which it launched once.
 
@@ -59,7 +73,7 @@ class Captured:
         function: in place on the state; it has run before, inside `aside`.
         state: what it writes to; the replay works on this memory.
         inputs: what its other arguments look like; each call copies its own to where these were.
-        pool: memory that captured functions share, which never run at the same time.
+        pool: of memory.
 
     Raises:
         RuntimeError: it does what cannot be captured, such as waiting for the device; nothing has happened.
@@ -70,23 +84,24 @@ class Captured:
         function: Callable[..., list[Tensor]],
         state: Sequence[Tensor],
         inputs: Sequence[Tensor],
-        pool: Any,
+        pool: Pool,
     ) -> None:
         device = state[0].device
         # Kernels go to the current stream of the tensors' device, and only what goes to the one that is captured is
-        # part of a graph. The outer `stream` leaves it: `torch.cuda.graph` does not where its `capture_end` raises.
-        stream = _capture_stream(device)
-        with torch.cuda.device(device), torch.cuda.stream(stream), torch.no_grad():
+        # part of a graph. It is left by `aside`: `torch.cuda.graph` does not where its `capture_end` raises.
+        with aside(device), torch.no_grad():
             self._inputs = list(map(_place_for, inputs))
             self._copied = list(map(_once, self._inputs))
             copy_all_(self._copied, list(map(_once, inputs)))
-            self._graph = torch.cuda.CUDAGraph()
+            self._graph, stream = torch.cuda.CUDAGraph(), _capture_stream(device)
             try:
                 # By default what other threads do, such as one that pins batches, would break the capture.
-                with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(self._graph, pool=pool.handle, stream=stream, capture_error_mode="thread_local"):
                     self._results = function(*state, *self._inputs)
             except BaseException:
-                _end_allocating(device, pool)
+                _FAILED.append(self._graph)
+                _end_allocating(device, pool.handle)
+                pool.renew()
                 raise
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -96,14 +111,14 @@ class Captured:
         return self._results
 
 
-def _end_allocating(device: torch.device, pool: Any) -> None:
+def _end_allocating(device: torch.device, handle: Any) -> None:
     """Tell the allocator that a capture is over, where `capture_end` raised before it did.
 
     Until it is told, it frees no memory that was used on two streams, as that of batches is.
     """
     with suppress(RuntimeError):  # which says that it has been told
-        torch._C._cuda_endAllocateToPool(device.index, pool)
-        torch._C._cuda_releasePool(device.index, pool)
+        torch._C._cuda_endAllocateToPool(device.index, handle)
+        torch._C._cuda_releasePool(device.index, handle)
 
 
 def _place_for(tensor: Tensor) -> Tensor:

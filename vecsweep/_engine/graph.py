@@ -33,14 +33,14 @@ _BY_A_FACTOR = {torch.ops.aten.mul.Tensor, torch.ops.aten.div.Tensor}
 
 def simplify_(graph: Graph) -> None:
     """Take out what leaves a tensor as it is, copies of what nobody writes to, and what was computed before."""
-    written = {alias for node in graph.nodes for target in _written_by(node) for alias in _aliases(target)}
+    written = written_nodes(graph)
     computed: dict[Hashable, Node] = {}
     for node in list(graph.nodes):
         is_written = node in written or not written.isdisjoint(node.all_input_nodes)
         if _is_same_view(node) or (_is_same_value(node) and not is_written):
             same = node.args[0]
-        elif _is_pure(node) and not is_written:
-            same = computed.setdefault((node.target, _frozen(node.args), _frozen(node.kwargs)), node)
+        elif is_pure(node) and not is_written:
+            same = computed.setdefault((node.target, frozen(node.args), frozen(node.kwargs)), node)
         else:
             continue
         if same is not node:
@@ -58,12 +58,12 @@ def fold_copies_(graph: Graph, constants: nn.Module) -> None:
         graph: a traced step.
         constants: what it refers to; gets the copies.
     """
-    written = {alias for node in graph.nodes for target in _written_by(node) for alias in _aliases(target)}
+    written = written_nodes(graph)
     known: set[Node] = set()  # whose values are the same in each step
     for node in list(graph.nodes):
         if node.op == "get_attr" or (node.op == "call_function" and known.issuperset(node.all_input_nodes)):
             is_kept = node not in written and written.isdisjoint(node.all_input_nodes)
-            if is_kept and (node.op == "get_attr" or _is_pure(node)):
+            if is_kept and (node.op == "get_attr" or is_pure(node)):
                 known.add(node)
     moved = [node for node in graph.nodes if node in known and node.target is _TO_COPY and "device" in node.kwargs]
     for i, node in enumerate(moved):
@@ -172,6 +172,11 @@ def _written_by(node: Node) -> Iterator[Node]:
             yield value
 
 
+def written_nodes(graph: Graph) -> set[Node]:
+    """The nodes whose memory is written to after they were computed, by whatever name."""
+    return {alias for node in graph.nodes for target in _written_by(node) for alias in _aliases(target)}
+
+
 def _views_of(node: Node) -> Iterator[Node]:
     """A node and those that share its memory because they were made from it."""
     yield node
@@ -222,21 +227,22 @@ def _is_same_value(node: Node) -> bool:
     return bool(is_copy) and _is_alike(source, node)
 
 
-def _is_pure(node: Node) -> bool:
+def is_pure(node: Node, *, may_be_returned: bool = False) -> bool:
     """Whether an operator gives the same each time that it is given the same."""
-    if not isinstance(node.target, torch._ops.OpOverload) or any(user.op == "output" for user in node.users):
+    is_returned = not may_be_returned and any(user.op == "output" for user in node.users)
+    if not isinstance(node.target, torch._ops.OpOverload) or is_returned:
         return False
     return torch.Tag.nondeterministic_seeded not in node.target.tags and next(_written_by(node), None) is None
 
 
-def _frozen(argument: Any) -> Hashable:
+def frozen(argument: Any) -> Hashable:
     """An argument as part of a key: 1 is not 1.0 there, nor True, nor is -0.0 0.0."""
     if isinstance(argument, Node):
         return argument
     if isinstance(argument, list | tuple):
-        return tuple(map(_frozen, argument))
+        return tuple(map(frozen, argument))
     if isinstance(argument, dict):
-        return tuple((name, _frozen(value)) for name, value in argument.items())
+        return tuple((name, frozen(value)) for name, value in argument.items())
     return type(argument), repr(argument)
 
 

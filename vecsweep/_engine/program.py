@@ -12,13 +12,14 @@ of them is the capture's.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from vecsweep._engine.capture import Captured, aside, copy_all_
+from vecsweep._engine.capture import Captured, Pool, aside, copy_all_
+from vecsweep._engine.closeness import num_off, rtol_of
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import (
     CHECKED_CALLS,
@@ -28,6 +29,7 @@ from vecsweep._engine.graph import (
     split_off_scalars,
     write_in_place,
 )
+from vecsweep._engine.joining import join_alike_, join_copies_
 from vecsweep._engine.levels import Level
 from vecsweep._engine.memory import give_back
 from vecsweep._engine.packing import tree_flatten
@@ -39,12 +41,10 @@ from vecsweep.kernels._trace import Traced, try_to_trace
 from vecsweep.kernels.rules import Draw
 
 _Function = Callable[..., list[Tensor]]
-# Rounding, where operators are fused or sums reordered, by the least precise dtype that a step computes in.
 _SHARE_OFF = 0.1
 _LAST_CHECK_OF_STATE = 300  # calls
 _MAX_CAPTURES = 64  # of a program; chunks beyond that run without
 _CHECKED_MEMBERS = 4  # of a captured step
-_RTOL = {torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 class Inputs(NamedTuple):
@@ -103,7 +103,7 @@ class Program:
         *,
         is_traceable: bool,
         is_compilable: bool = True,
-        pool: Any = None,
+        pool: Pool | None = None,
     ) -> None:
         self._member_step = step
         outline = pytree.tree_map(lambda tensor: torch.empty_like(tensor, device="meta"), ensemble.tensors)
@@ -229,7 +229,7 @@ class Program:
         """The graph for the state in this memory, captured if it was not yet; None where there is none."""
         place = tuple(tensor.data_ptr() for tensor in state)
         is_due = self._warmed_up is self._fast and len(self._captures) < _MAX_CAPTURES
-        if place not in self._captures and is_due:
+        if place not in self._captures and is_due and self._pool is not None:
             try:
                 self._captures[place] = Captured(self._fast, state, inputs, self._pool)
             except RuntimeError:
@@ -280,8 +280,10 @@ class Program:
             return self._eager(*tensors)
         simplify_(traced.graph)
         fold_copies_(traced.graph, traced.constants)
+        join_alike_(traced.graph, len(self._ensemble))
         written = write_in_place(traced.graph, self._num_state)
         fuse_writes_(written)
+        join_copies_(written, len(self._ensemble))
         self._graph, self._traced = traced._replace(results=[]), traced.module(written).forward
         return traced.results
 
@@ -355,18 +357,16 @@ class Program:
         """
         assert self._graph is not None
         dtypes = {value.dtype for node in self._graph.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
-        rtol = next((rtol for dtype, rtol in _RTOL.items() if dtype in dtypes), 0.0)
-        if torch.float32 in dtypes and _has_tf32(state[0].device):
-            rtol = max(rtol, _RTOL[torch.float16])  # as many bits are kept of each factor
+        rtol = rtol_of(dtypes, state[0].device)
         loss = expected[self._num_state].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self._loss_scale = max(self._loss_scale, float(loss.abs().max()))
         are_losses_off = any(
-            _num_off(a, b, rtol, self._loss_scale) for a, b in zip(rest[:3], expected[self._num_state :], strict=False)
+            num_off(a, b, rtol, self._loss_scale) for a, b in zip(rest[:3], expected[self._num_state :], strict=False)
         )
         if are_losses_off or self._num_calls > _LAST_CHECK_OF_STATE:
             return not are_losses_off
         new = list(zip(state, expected[: self._num_state], strict=False))
-        return sum(_num_off(a, b, rtol) for a, b in new) <= _SHARE_OFF * sum(b.numel() for _, b in new)
+        return sum(num_off(a, b, rtol) for a, b in new) <= _SHARE_OFF * sum(b.numel() for _, b in new)
 
 
 def _inputs_of(inputs: Inputs, members: Sequence[int]) -> Inputs:
@@ -374,19 +374,3 @@ def _inputs_of(inputs: Inputs, members: Sequence[int]) -> Inputs:
     index = inputs.seed_index
     own_hyper = {name: of_members[members] for name, of_members in inputs.hyper.items()}
     return inputs._replace(seed_index=None if index is None else index[members], hyper=own_hyper)
-
-
-def _has_tf32(device: torch.device) -> bool:
-    """Whether products of float32 may be rounded to TF32, or not, as a kernel for one shape does and another does not.
-
-    PyTorch lets cuDNN's convolutions do so unless it is told otherwise, and matrix products if it is told to.
-    """
-    return device.type == "cuda" and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
-
-
-def _num_off(a: Tensor, b: Tensor, rtol: float, scale: float = 0.0) -> int:
-    """How many numbers differ by more than rounding, relative to the largest, or to a scale that is larger."""
-    if not a.is_floating_point() or a.numel() == 0:
-        return int((a != b).sum())
-    a, b = a.nan_to_num(), b.nan_to_num()
-    return int(((a - b).abs() > rtol * b.abs().max().clamp(min=scale)).sum())

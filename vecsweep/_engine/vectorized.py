@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep import kernels
 from vecsweep._engine.batches import Key, key_of, stack
-from vecsweep._engine.capture import Slots, copy_all_, is_capturable, upload
+from vecsweep._engine.capture import Pool, Slots, copy_all_, is_capturable, upload
 from vecsweep._engine.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
 from vecsweep._engine.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.learner import Learner, is_same
@@ -86,7 +86,7 @@ class Vectorized:
         self.num_done = 0  # steps before the window that is trained
         # The memory of captured steps, which take turns, is common to the programs; None where nothing can be captured.
         is_captured = is_capturable(list(self.pattern.parameters.values()))
-        self._pool = torch.cuda.graph_pool_handle() if is_captured else None
+        self._pool = Pool() if is_captured else None
         self._slots = Slots()
         self.measure = Measuring(self.pattern.objective)
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
@@ -115,13 +115,15 @@ class Vectorized:
         """Keep what was traced and compiled, but go through the levels as if for the first time."""
         for program in self._programs.values():
             program.restart()
-        self._slots.clear()
+        self.let_go()
 
     def let_go(self) -> None:
         """Give back the memory of captured steps, and that in which chunks train."""
         for program in self._programs.values():
             program.let_go()
         self._slots.clear()
+        if self._pool is not None:
+            self._pool.renew()
 
     def slot(self, state: Sequence[Tensor]) -> list[Tensor] | None:
         """Copy a chunk's flat state to where it trains; None where that is its own memory."""
