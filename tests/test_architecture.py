@@ -113,7 +113,7 @@ LAYERS = {
     "verbs": ["answer checking sweeps", "resuming"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
-        integrations.fastai""",
+        integrations._trainer integrations.fastai""",
         """finder.history finder.seeds finder.steps integrations._lightning integrations.ignite
         integrations.transformers""",
         "finder.lr_finder integrations.lightning integrations.peft",

@@ -766,7 +766,7 @@ def test_learning_rate_of_such_a_task_is_found_in_one_line(task_of):
     assert loss_of(answer.model()) < loss_of(untrained.model)
 
 
-def test_trainer_of_transformers_is_refused_with_what_to_pass():
+def test_what_has_a_model_and_is_no_trainer_is_refused_with_what_to_pass():
     class Trainer:
         model = make_bert()
 

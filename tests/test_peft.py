@@ -40,9 +40,12 @@ CONFIGS = {
 }
 
 
-def float64_loss(logits, labels, vocab_size, **_):
+def float64_loss(logits, labels, vocab_size, num_items_in_batch=None, **_):
     """The loss of a causal language model, without the cast to float32 of Transformers' own."""
-    return F.cross_entropy(logits[:, :-1].reshape(-1, vocab_size), labels[:, 1:].reshape(-1), ignore_index=-100)
+    logits, targets = logits[:, :-1].reshape(-1, vocab_size), labels[:, 1:].reshape(-1)
+    if num_items_in_batch is None:
+        return F.cross_entropy(logits, targets, ignore_index=-100)
+    return F.cross_entropy(logits, targets, ignore_index=-100, reduction="sum") / num_items_in_batch
 
 
 def make_gpt2(dropout=0.1, tied=True):

@@ -6,6 +6,7 @@ gradients are the same, for what a second pass would compute is what the first h
 
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,33 +16,45 @@ from torch.utils import checkpoint
 __all__ = ["checkpoints_run_through"]
 
 
+@dataclass
+class Checkpoints:
+    """What `checkpoints_run_through` has met: whether there was any."""
+
+    has_any: bool = False
+
+
 class _Reentrant:
     """`checkpoint(use_reentrant=True)`, which trains nothing in a function none of whose inputs requires a gradient."""
 
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+    def __init__(self, met: Checkpoints) -> None:
+        self._met = met
+
+    def apply(self, function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
         del preserve_rng_state
+        self._met.has_any = True
         has_gradients = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
         with torch.set_grad_enabled(torch.is_grad_enabled() and has_gradients):
             return function(*args)
 
 
-def _around(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Generator[None, None, None]:
-    """What `checkpoint(use_reentrant=False)` goes through before and after it calls the function itself."""
-    del function, args, kwargs
-    yield
-
-
 @contextmanager
-def checkpoints_run_through() -> Iterator[None]:
+def checkpoints_run_through() -> Iterator[Checkpoints]:
     """Let `torch.utils.checkpoint.checkpoint`, whoever has imported it, call its function and do nothing else.
 
     The function itself cannot be exchanged: models keep it. These are the two that it calls (torch 2.11 to 2.13).
     """
-    before = checkpoint.CheckpointFunction, checkpoint._checkpoint_without_reentrant_generator
-    _exchange(_Reentrant, _around)
-    try:
+    met = Checkpoints()
+
+    def around(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Generator[None, None, None]:
+        """What `checkpoint(use_reentrant=False)` goes through before and after it calls the function itself."""
+        del function, args, kwargs
+        met.has_any = True
         yield
+
+    before = checkpoint.CheckpointFunction, checkpoint._checkpoint_without_reentrant_generator
+    _exchange(_Reentrant(met), around)
+    try:
+        yield met
     finally:
         _exchange(*before)
 

@@ -61,7 +61,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     recorder, counter = Recorder(), WorkCounter()
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
     with watch.undisturbed():
-        with recorder:
+        with recorder, checkpoints_run_through() as checkpoints:
             loss, changed = _forward(learner, parameters, batch, counter)
         end = streams.mark("model", seed)
         nodes = _autograd_nodes(loss)
@@ -76,7 +76,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         if keeps or learner.constants:
             watch.restore()
             streams.rewind("model", seed, start)
-            with torch.no_grad():
+            with torch.no_grad(), checkpoints_run_through():
                 _, elsewhere = _forward(learner, {name: 1.1 * p + 0.01 for name, p in parameters.items()}, batch)
             # An average of weights that starts at the weights is changed only by other weights.
             member_buffers = frozenset(n for n in changed | elsewhere if not _is_equal(changed, elsewhere, n))
@@ -85,7 +85,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
             # What another pass has left, with other weights: is it read by the next, or does it count passes?
             streams.rewind("model", seed, start)
             after = Watch.of_pass(learner.task, learner.model, has_numbers=True)
-            again, _ = _forward(learner, parameters, batch)
+            with checkpoints_run_through():
+                again, _ = _forward(learner, parameters, batch)
             counting, replaced = after.grown()
             left = [] if is_same(loss, again) else [*watch.names(watch.changes()), *replaced]
             kept = [*counting, *left]
@@ -95,6 +96,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         obstacle = f"the forward pass keeps something for the next in {kept[0]}"
     elif written := [name for name, p in original.parameters.items() if not is_same(p, learner.parameters[name])]:
         obstacle = f"the forward pass changes the parameter {written[0]!r} in place"
+    elif checkpoints.has_any and changed:
+        obstacle = f"a recomputed checkpoint may change {next(iter(changed))!r} twice"
     elif not is_repeatable:
         obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
     elif hooked := _hooked(learner):
@@ -167,8 +170,7 @@ def _forward(
     lent = Lent(learner.objective.lent)
     tensors = parameters | {name: t.clone() for name, t in before.items() if name not in learner.objective.lent}
     batch = copy_batch(batch)
-    # Draws are open in a pass that is recorded, too.
-    with counter or OpenDraws(), checkpoints_run_through(), lent:
+    with counter or OpenDraws(), lent:  # draws are open in a pass that is recorded, too
         loss = learner.objective.evaluate(tensors, batch)
     tensors |= lent.changed
     return loss, {n: tensors[n] for n in before if n in tensors and not is_same(tensors[n], before[n])}

@@ -13,13 +13,14 @@ from torch import nn
 
 from vecsweep._types import Batch, Batches, ModelSource, OptimizerSource
 from vecsweep.integrations import transformers
+from vecsweep.integrations._trainer import is_trainer
 from vecsweep.results import Sweep
 from vecsweep.task import Task
 
 
 def make_task(
-    model: ModelSource,
-    batches: Batches,
+    model: ModelSource | Any,
+    batches: Batches | None = None,
     optimizer: OptimizerSource | None = None,
     val_batches: Batches | None = None,
     metrics: Mapping[str, Callable[[Any, Batch], Any]] | None = None,
@@ -30,7 +31,8 @@ def make_task(
     is but for what it refuses. LoRA in its variants, DoRA, IA3, prompt and prefix tuning are batched.
 
     Args:
-        model: the `PeftModel`, or a function that builds one: then each seed has an adapter, and a base, of its own.
+        model: the `PeftModel`; or a function that builds one, so that each seed has an adapter, and a base, of its own;
+            or a Trainer of one, such as TRL's SFTTrainer, which brings the rest along.
         batches: a DataLoader or other iterable of dicts (or `BatchEncoding`), whose items are the model's arguments.
         optimizer: as in `Task`; None for `AdamW(lr=5e-5, weight_decay=0)`. Groups at other learning rates, as LoRA+ has
             them, keep their ratios.
@@ -47,8 +49,9 @@ def make_task(
     Example:
         `task = make_task(get_peft_model(base, LoraConfig(task_type="CAUSAL_LM")), loader)`, then `vs.find_lr(task)`
     """
-    if isinstance(model, nn.Module):
-        _check_adapter(model)
+    adapted: Any = model.model if is_trainer(model) else model  # type: ignore[union-attr]
+    if isinstance(adapted, nn.Module):
+        _check_adapter(adapted)
     return transformers.make_task(model, batches, optimizer, val_batches, metrics)
 
 

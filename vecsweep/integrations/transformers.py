@@ -1,7 +1,7 @@
 """Hugging Face Transformers: a Task from a model that returns its own loss and a loader of dict batches.
 
-Transformers itself is not imported here: whoever has such a model has imported it. Not here: `transformers.Trainer`,
-whose parts go in as they are: `make_task(trainer.model, trainer.get_train_dataloader())`, with the caller's optimizer.
+Transformers itself is not imported here: whoever has such a model has imported it. Not here: what is read of a Trainer
+(`_trainer.py`).
 """
 
 import copy
@@ -16,15 +16,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vecsweep._types import Batch, Batches, Metric, ModelSource, OptimizerSource
+from vecsweep._types import Batch, Batches, Metric, ModelSource, OptimizerSource, TrainingStep
+from vecsweep.integrations._trainer import (
+    batches_of,
+    is_trainer,
+    model_of,
+    optimizer_of,
+    options_of,
+    step_of,
+    val_batches_of,
+)
 from vecsweep.task import Task
+
+__all__ = ["make_task", "options_of"]
 
 _LR = 5e-5
 
 
 def make_task(
-    model: ModelSource,
-    batches: Batches,
+    model: ModelSource | Any,
+    batches: Batches | None = None,
     optimizer: OptimizerSource | None = None,
     val_batches: Batches | None = None,
     metrics: Mapping[str, Callable[[Any, Batch], Any]] | None = None,
@@ -43,7 +54,10 @@ def make_task(
     difference but rounding, so that the step can be traced.
 
     Args:
-        model: the module, or a function without arguments that builds one.
+        model: the module, or a function without arguments that builds one; or a Trainer that has not been run (TRL's
+            SFTTrainer, too), which brings all the rest along, as far as it is not given. Then a pass over the batches
+            is its whole run, in its order for the first seed, and its losses are those that its `train()` gives at a
+            member's learning rate, with what `options_of(trainer)` says.
         batches: a DataLoader or other iterable of dicts (or `BatchEncoding`), whose items are the model's arguments.
         optimizer: as in `Task`; None for `AdamW(lr=5e-5, weight_decay=0)`, as `transformers.Trainer` has it unless it
             is told otherwise. Of its lr only the ratios between parameter groups matter to a sweep.
@@ -56,20 +70,33 @@ def make_task(
 
     Raises:
         TypeError: an argument is of the wrong kind.
+        ValueError: the Trainer has a loss of its own, or steps of unlike size.
 
     Example:
         `task = make_task(BertForSequenceClassification(config), loader)`, then `vs.range_test(task)`
     """
-    if not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
+    step: TrainingStep = _training_step
+    if is_trainer(model):
+        trainer: Any = model
+        step = step_of(trainer) or step
+        model = model_of(trainer)
+        batches = batches_of(trainer) if batches is None else _as_dicts(batches)
+        optimizer = optimizer_of(trainer) if optimizer is None else optimizer
+        val_batches = val_batches_of(trainer) if val_batches is None else val_batches
+    elif not isinstance(model, nn.Module) and isinstance(getattr(model, "model", None), nn.Module):
         raise TypeError(
-            f"`model` must be an nn.Module, or a function that builds one; got {type(model).__name__}. Pass its parts: "
-            "`make_task(trainer.model, trainer.get_train_dataloader())`."
+            f"`model` must be an nn.Module, a function that builds one, or a Trainer of Transformers; got "
+            f"{type(model).__name__}. Pass its parts: `make_task(trainer.model, trainer.get_train_dataloader())`."
         )
+    elif batches is None:
+        raise TypeError("`batches` must be given with a model; only a Trainer brings its own.")
+    else:
+        batches = _as_dicts(batches)
     return Task(
         model,
-        _as_dicts(batches),
+        batches,
         optimizer=_default_optimizer if optimizer is None else optimizer,
-        training_step=_training_step,
+        training_step=step,
         val_batches=None if val_batches is None else _as_dicts(val_batches),
         metrics={name: _bind(metric) for name, metric in (metrics or {}).items()},
     )

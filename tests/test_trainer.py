@@ -1,0 +1,205 @@
+"""Tasks from a Trainer of Transformers: its own `train()` is the oracle."""
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import vecsweep as vs
+from vecsweep.integrations import peft as for_peft
+from vecsweep.integrations.transformers import make_task, options_of
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what the peers' own imports warn of
+    import peft
+    import transformers
+
+transformers.logging.set_verbosity_error()
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:transformers"),
+]
+LRS = [1e-3, 1e-2]
+VOCABULARY, LENGTH = 40, 7
+
+
+class Texts(torch.utils.data.Dataset):
+    """Rows of tokens, of which more or fewer count."""
+
+    def __init__(self, num=24):
+        self.ids = torch.randint(0, VOCABULARY, (num, LENGTH), generator=torch.Generator().manual_seed(1))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        labels = self.ids[i].clone()
+        labels[: i % 4] = -100
+        return {"input_ids": self.ids[i], "attention_mask": torch.ones(LENGTH, dtype=torch.long), "labels": labels}
+
+
+def make_model(has_adapter=False):
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        vocab_size=VOCABULARY,
+        n_positions=16,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        use_cache=False,
+    )
+    model = transformers.GPT2LMHeadModel(config)
+    if has_adapter:
+        model = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True))
+    return model
+
+
+def make_trainer(folder, lr=LRS[1], model=None, kind=transformers.Trainer, parts=None, **how):
+    how = {"num_train_epochs": 2} | how
+    arguments = transformers.TrainingArguments(
+        str(folder),
+        learning_rate=lr,
+        per_device_train_batch_size=4,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+        **how,
+    )
+    model = make_model() if model is None else model
+    return kind(model, arguments, train_dataset=Texts(), eval_dataset=Texts(8), **parts or {})
+
+
+def losses_of(trainer):
+    """Those that `train()` logs, one a step."""
+    trainer.train()
+    return np.array([logged["loss"] for logged in trainer.state.log_history if "loss" in logged])
+
+
+@pytest.mark.parametrize(
+    ("has_adapter", "how"),
+    [
+        (False, {}),  # linear decay, shuffled batches, norms clipped at 1
+        (True, {"gradient_accumulation_steps": 2, "warmup_steps": 2, "weight_decay": 0.1}),
+        (True, {"lr_scheduler_type": "cosine", "max_grad_norm": 0.1, "max_steps": 9}),
+        (False, {"optim": "sgd", "lr_scheduler_type": "constant", "data_seed": 5, "num_train_epochs": 1.5}),
+        (False, {"train_sampling_strategy": "sequential", "dataloader_drop_last": True, "max_grad_norm": 0.0}),
+    ],
+)
+def test_member_at_a_trainers_learning_rate_has_the_losses_of_its_train(has_adapter, how, tmp_path, capsys):
+    trainer = make_trainer(tmp_path, model=make_model(has_adapter), **how)
+    before = copy.deepcopy(trainer.model.state_dict())
+    runs = vs.sweep(make_task(trainer), lrs=LRS, **options_of(trainer), engine="vectorized", divergence_factor=None)
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert trainer.optimizer is None
+    assert trainer.lr_scheduler is None
+    for i, lr in enumerate(LRS):
+        expected = losses_of(make_trainer(tmp_path, lr, make_model(has_adapter), **how))
+        np.testing.assert_allclose(runs.train_loss[:, i], expected, rtol=2e-5)
+    np.testing.assert_allclose(runs.train_loss[:, 1], losses_of(trainer), rtol=2e-5)  # which can still be run
+
+
+def mean_square(outputs, labels, num_items_in_batch=None):
+    return outputs.logits.square().sum() / num_items_in_batch + F.relu(labels).double().mean() * 0
+
+
+def test_trainers_own_loss_function_is_taken(tmp_path, capsys):
+    parts = {"compute_loss_func": mean_square}
+    trainer = make_trainer(tmp_path, parts=parts)
+    runs = vs.sweep(make_task(trainer), lrs=LRS, **options_of(trainer), divergence_factor=None)
+    np.testing.assert_allclose(runs.train_loss[:, 1], losses_of(make_trainer(tmp_path, parts=parts)), rtol=2e-5)
+
+
+def test_trainer_of_an_adapter_is_validated_on_its_own_data_set_and_seeds_have_other_orders(tmp_path):
+    trainer = make_trainer(tmp_path, model=make_model(has_adapter=True))
+    runs = vs.sweep(for_peft.make_task(trainer), lrs=LRS, seeds=2, **options_of(trainer))
+    assert runs.metrics["val_loss"].shape[1] == 4
+    first = {member.seed: loss for member, loss in zip(runs.members, runs.train_loss[0], strict=True)}
+    assert len(set(first.values())) == 2
+    expected = trainer.evaluate()["eval_loss"]
+    untrained = vs.sweep(for_peft.make_task(trainer), lrs=[1e-12], num_steps=1, val_every=1)
+    np.testing.assert_allclose(untrained.metrics["val_loss"][-1, 0], expected, rtol=1e-5)
+
+
+def test_learning_rate_of_a_trainers_run_is_found(tmp_path):
+    trainer = make_trainer(tmp_path, num_train_epochs=6)
+    answer = vs.find_lr(make_task(trainer), **options_of(trainer))
+    assert answer.interval[0] <= answer.lr <= answer.interval[1]
+    assert answer.num_steps == 36
+
+
+def make_tokenizer():
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {f"w{k}": k for k in range(VOCABULARY - 2)} | {"[PAD]": VOCABULARY - 2, "[EOS]": VOCABULARY - 1}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", eos_token="[EOS]")
+
+
+@pytest.mark.filterwarnings("ignore")  # what TRL and the libraries under it warn of
+def test_member_at_the_learning_rate_of_an_sft_trainer_has_the_losses_of_its_train(tmp_path, capsys):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    generator = np.random.default_rng(0)
+    rows = [" ".join(f"w{k}" for k in generator.integers(30, size=generator.integers(3, 7))) for _ in range(16)]
+
+    def make(lr=LRS[1]):
+        arguments = trl.SFTConfig(
+            str(tmp_path),
+            learning_rate=lr,
+            per_device_train_batch_size=4,
+            gradient_accumulation_steps=2,
+            num_train_epochs=3,
+            report_to=[],
+            logging_steps=1,
+            save_strategy="no",
+            use_cpu=True,
+            bf16=False,
+            disable_tqdm=True,
+            dataset_num_proc=1,
+        )
+        data = datasets.Dataset.from_dict({"text": rows})
+        lora = peft.LoraConfig(r=4, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+        torch.manual_seed(0)
+        return trl.SFTTrainer(
+            make_model(), arguments, train_dataset=data, processing_class=make_tokenizer(), peft_config=lora
+        )
+
+    trainer = make()
+    runs = vs.sweep(for_peft.make_task(trainer), lrs=LRS, **options_of(trainer), divergence_factor=None)
+    for i, lr in enumerate(LRS):
+        np.testing.assert_allclose(runs.train_loss[:, i], losses_of(make(lr)), rtol=1e-4)
+
+
+def test_what_cannot_be_read_of_a_trainer_is_refused(tmp_path):
+    class Own(transformers.Trainer):
+        def compute_loss(self, model, inputs, **_):
+            return model(**inputs).loss
+
+    with pytest.raises(ValueError, match=r"must compute its loss as Trainer does; Own has a `compute_loss`"):
+        make_task(make_trainer(tmp_path, kind=Own))
+    with pytest.raises(ValueError, match=r"must train on the model's own loss.*; got label smoothing"):
+        make_task(make_trainer(tmp_path, label_smoothing_factor=0.1))
+    with pytest.raises(ValueError, match=r"must divide the 6 batches of an epoch; got 4"):
+        make_task(make_trainer(tmp_path, gradient_accumulation_steps=4))
+    model = make_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+    trainer = make_trainer(tmp_path, model=model, parts={"optimizers": (optimizer, scheduler)})
+    assert make_task(trainer).optimizer is optimizer
+    with pytest.raises(ValueError, match=r"must make its scheduler by itself; got a StepLR"):
+        options_of(trainer)
+    trainer.eval_dataset = {"one": Texts(), "two": Texts()}
+    with pytest.raises(ValueError, match=r"must be one data set; got several, \['one', 'two'\]"):
+        make_task(trainer)
+    with pytest.raises(TypeError, match=r"`batches` must be given with a model"):
+        make_task(nn.Linear(2, 2))
