@@ -8,6 +8,7 @@ from torch.optim import Optimizer
 
 from vecsweep._arguments import RESTARTABLE
 from vecsweep._engine.run import count_batches, template_of
+from vecsweep._types import NormName
 from vecsweep.execution import Execution, check_count
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping
 from vecsweep.pruning import Prune, steps_of
@@ -30,6 +31,7 @@ class Request:
         prune: says which members go on where they are compared; None where all do.
         rungs: shares of the schedules' length after which it is asked; none where it is at each evaluation.
         rung_metric: that is measured for it; None if what is measured anyway will do.
+        recorded: the norms that are noted at each step.
         about: where it comes from, as `tell_origin` has it.
     """
 
@@ -42,6 +44,7 @@ class Request:
     prune: Prune | None = None
     rungs: tuple[float, ...] = ()
     rung_metric: str | None = None
+    recorded: tuple[NormName, ...] = ()
     about: dict[str, str] = field(default_factory=dict)
 
     def template(self, seed: int) -> Optimizer:

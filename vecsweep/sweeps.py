@@ -14,6 +14,7 @@ from torch.optim import SGD, Adadelta, Adagrad, Optimizer
 from vecsweep._arguments import (
     RESTARTABLE,
     check_lrs,
+    check_record,
     check_schedules,
     check_seeds,
     check_task,
@@ -22,7 +23,7 @@ from vecsweep._arguments import (
 )
 from vecsweep._engine.run import train
 from vecsweep._errors import Interrupted
-from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
+from vecsweep._types import Lrs, Method, Mode, NormName, Schedules, Seeds, Spacing
 from vecsweep.execution import ExecutionOptions, check_choice, check_count
 from vecsweep.origin import tell_origin
 from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
@@ -50,6 +51,7 @@ def sweep(
     prune: Literal["halving"] | Prune | None = None,
     monitor: str | None = None,
     mode: Mode | None = None,
+    record: Sequence[NormName] = (),
     tensorboard: str | os.PathLike[str] | None = None,
     **execution: Unpack[ExecutionOptions],
 ) -> Sweep:
@@ -85,6 +87,8 @@ def sweep(
             "mean_train_loss", the mean of the losses since the last evaluation; None for "val_loss", and for "halving"
             without `val_batches` "mean_train_loss".
         mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
+        record: what else to note of each member at each step, in the result's `norms`: "grad_norm", the norm of its
+            gradient before clipping, and "update_norm", that of the change of its parameters.
         tensorboard: a folder to which each member is written while it trains, to be watched there.
         **execution: `device`, `precision`, `engine`, `compile`, `chunk_size`, `accumulation_steps`, `max_grad_norm`,
             `divergence_factor`, `progress`, `seed`; see `Execution`.
@@ -146,6 +150,7 @@ def sweep(
         prune,
         rungs,
         rung_metric,
+        check_record(record),
         tell_origin(sweep, given, task, options),
     )
     whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))

@@ -21,10 +21,12 @@ class Curve(NamedTuple):
     Attributes:
         loss: before each update, float64; NaN from the step after a member diverged.
         alive: False from the step on at which a member diverged.
+        norms: those that are recorded, float64; NaN where no update was taken.
     """
 
     loss: Tensor
     alive: Tensor
+    norms: Mapping[str, Tensor] = {}
 
 
 class Chunk(Protocol):
@@ -81,10 +83,12 @@ class Engine(Protocol):
     Attributes:
         learners: one for each seed; the patterns of its members.
         execution: precision, clipping.
+        recorded: the norms that are noted at each step.
     """
 
     learners: Mapping[int, Learner]
     execution: Execution
+    recorded: Sequence[str]
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""

@@ -80,6 +80,7 @@ class Record:
         is_complete: False when Ctrl-C stopped the run; it then has fewer steps than the plan.
         in_doubt_from: the step from which on numbers may be wrong, because a later check of the traced step failed;
             None if none did.
+        norms: those that were recorded, by name, each `[step, member]`; NaN where no update was taken.
     """
 
     loss: FloatArray
@@ -94,6 +95,7 @@ class Record:
     is_batched: bool
     is_complete: bool
     in_doubt_from: int | None = None
+    norms: dict[str, FloatArray] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, num_members: int) -> "Record":
@@ -175,6 +177,7 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
         engine=f"{first.engine}, in each of {len(turns)} turns for the loader's workers",
         is_batched=all(record.is_batched for record in records),
         is_complete=is_complete,
+        norms=named("norms"),
         in_doubt_from=min((r.in_doubt_from for r in records if r.in_doubt_from is not None), default=None),
     )
 

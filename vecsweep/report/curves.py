@@ -59,7 +59,7 @@ def describe_part(name: str, runs: Curves, metric: str | None = None) -> dict[st
     looks = choose_looks([band.setting for band in bands])
     unit = find_unit(runs)
     first = name_metric(runs, metric)
-    names = [first, *(own for own in (*runs.metrics, "train_loss") if own != first)]
+    names = [first, *(own for own in (*runs.metrics, "train_loss", *runs.norms) if own != first)]
     return {
         "name": name,
         "x": describe_axis(unit),
@@ -93,7 +93,7 @@ def _describe_metric(runs: Curves, metric: str, unit: float) -> dict[str, Any] |
         "rows": pack(steps[::length] / unit),
         "view": [bottom, top],
         "log": bool(bottom > 0 and top > _LOG_RATIO * bottom),
-        "smoothed": len(steps) / _WINDOW if metric == "train_loss" else 0,
+        "smoothed": 0 if metric in runs.metrics else len(steps) / _WINDOW,
         "own": pack(means(values, length).T),  # [member, stretch]
     }
     if length > 1:

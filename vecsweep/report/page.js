@@ -16,6 +16,11 @@
     [170, 220, 50], [253, 231, 37],
   ];
   const DASHES = { solid: "", dash: "6 3", dot: "2 2", dashdot: "6 2 2 2", longdash: "9 3", longdashdot: "9 2 2 2" };
+  const SHAPES = {
+    square: "M8 1h10v10h-10z", diamond: "M13 0l6 6-6 6-6-6z", hexagon: "M10 1h6l4 5-4 5h-6l-4-5z",
+    "triangle-up": "M13 0l6 11h-12z", "triangle-down": "M13 12l6-11h-12z", cross: "M11 0h4v4h4v4h-4v4h-4v-4h-4v-4h4z",
+    star: "M13 0l1.5 4.3h4.5l-3.6 2.8 1.4 4.6-3.8-2.8-3.8 2.8 1.4-4.6-3.6-2.8h4.5z",
+  };
   const root = document.documentElement;
   const content = JSON.parse(document.getElementById("content").textContent);
   const charts = [];
@@ -247,7 +252,7 @@
       add("line", { x1: 0, x2: 26, y1: 6, y2: 6, stroke: tint(own.line?.color), "stroke-width": 2.5, "stroke-dasharray": dash });
     } else if (own.marker?.symbol?.startsWith("x")) {
       add("path", { d: "M8 1 L18 11 M18 1 L8 11", stroke: tint(own.marker.line?.color ?? own.marker.color), "stroke-width": 2 });
-    } else if (own.marker?.symbol === "square") add("rect", { x: 8, y: 1, width: 10, height: 10, fill: tint(own.marker.color) });
+    } else if (SHAPES[own.marker?.symbol]) add("path", { d: SHAPES[own.marker.symbol], fill: tint(own.marker.color) });
     else add("circle", { cx: 13, cy: 6, r: 5, fill: tint(own.marker?.color) });
     return svg;
   }
