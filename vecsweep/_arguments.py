@@ -1,17 +1,17 @@
 """What the verbs accept, checked at the call: each function returns what the rest of the library takes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, SupportsIndex
+from typing import Any, SupportsIndex, get_args
 
 import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
 from vecsweep._hyper import plain_options
-from vecsweep._types import FloatArray, Schedules, Seeds
+from vecsweep._types import FloatArray, NormName, Schedules, Seeds
 from vecsweep.cluster.sending import MadeTask
 from vecsweep.cluster.session import check_ray
-from vecsweep.execution import MOST_MEMBERS, MOST_SEED, Execution, ExecutionOptions, check_count
+from vecsweep.execution import MOST_MEMBERS, MOST_SEED, Execution, ExecutionOptions, check_choice, check_count
 from vecsweep.observers.audience import Audience
 from vecsweep.observers.observer import Observer
 from vecsweep.schedules import constant, parse
@@ -81,6 +81,15 @@ def check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:
     if repeated:
         raise ValueError(f"`{name}` must differ from each other; got {repeated[0]:g} again. Pass `seeds` for repeats.")
     return rates
+
+
+def check_record(record: Sequence[str]) -> tuple[NormName, ...]:
+    """Return the norms that are to be noted, without repeats."""
+    if isinstance(record, str) or not isinstance(record, Sequence):
+        raise TypeError(f'`record` must be a list of names, such as ["grad_norm"]; got {record!r}.')
+    for name in record:
+        check_choice("record", name, get_args(NormName))
+    return tuple(name for name in get_args(NormName) if name in record)
 
 
 def check_seeds(seeds: Seeds, execution: Execution, task: Task) -> list[int]:

@@ -30,5 +30,6 @@ PlotKind = Literal["curves", "final", "plan", "heatmap"]
 Spacing = Literal["exponential", "linear"]
 EngineName = Literal["auto", "vectorized", "sequential", "parallel"]
 Precision = Literal["bf16", "fp16"]
+NormName = Literal["grad_norm", "update_norm"]
 
 Hyper = dict[str, FloatArray]  # hyperparameters by name, each [step, member]

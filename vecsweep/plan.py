@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from vecsweep._hyper import plain_options
-from vecsweep._types import FloatArray, Hyper, IntArray, Mode, Spacing
+from vecsweep._types import FloatArray, Hyper, IntArray, Mode, NormName, Spacing
 from vecsweep.schedules.schedule import Schedule, evaluate, evaluate_momentum
 from vecsweep.schedules.torch_schedulers import RunningScheduler, TorchSchedule
 
@@ -119,6 +119,7 @@ class Evaluation:
         has_train_metrics: whether the metrics are measured on the training batches, too.
         stopping: which members are stopped; None for none.
         pruning: which others are; None for none.
+        recorded: the norms that are noted at each step.
     """
 
     steps: tuple[int, ...] = ()
@@ -126,6 +127,7 @@ class Evaluation:
     has_train_metrics: bool = False
     stopping: Stopping | None = None
     pruning: Pruning | None = None
+    recorded: tuple[NormName, ...] = ()
 
     @property
     def num(self) -> int:

@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from vecsweep._arguments import RESTARTABLE
 from vecsweep._engine.run import count_batches, template_of
+from vecsweep._types import NormName
 from vecsweep.checkpoint.journal import Journal
 from vecsweep.execution import Execution, check_count
 from vecsweep.observers.audience import Audience
@@ -31,6 +32,7 @@ class Request:
         prune: says which members go on where they are compared; None where all do.
         rungs: shares of the schedules' length after which it is asked; none where it is at each evaluation.
         rung_metric: that is measured for it; None if what is measured anyway will do.
+        recorded: the norms that are noted at each step.
         about: where it comes from, as `tell_origin` has it.
         journal: keeps what is trained as it goes; None where nobody does.
     """
@@ -44,6 +46,7 @@ class Request:
     prune: Prune | None = None
     rungs: tuple[float, ...] = ()
     rung_metric: str | None = None
+    recorded: tuple[NormName, ...] = ()
     about: dict[str, str] = field(default_factory=dict)
     journal: Journal | None = None
 

@@ -13,6 +13,7 @@ from vecsweep._arguments import (
     RESTARTABLE,
     check_callbacks,
     check_lrs,
+    check_record,
     check_schedules,
     check_seeds,
     check_task,
@@ -20,7 +21,7 @@ from vecsweep._arguments import (
     needs_epochs,
 )
 from vecsweep._interrupts import held
-from vecsweep._types import Lrs, Method, Mode, Schedules, Seeds, Spacing
+from vecsweep._types import Lrs, Method, Mode, NormName, Schedules, Seeds, Spacing
 from vecsweep.checkpoint.arguments import journal_of
 from vecsweep.execution import MOST_MEMBERS, ExecutionOptions, check_choice, check_count, check_flag, check_name
 from vecsweep.observers.observer import Observer
@@ -52,6 +53,7 @@ def sweep(
     prune: Literal["halving"] | Prune | None = None,
     monitor: str | None = None,
     mode: Mode | None = None,
+    record: Sequence[NormName] = (),
     tensorboard: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Observer] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -92,6 +94,8 @@ def sweep(
             "mean_train_loss", the mean of the losses since the last evaluation; None for "val_loss", and for "halving"
             without `val_batches` "mean_train_loss".
         mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
+        record: what else to note of each member at each step, in the result's `norms`: "grad_norm", the norm of its
+            gradient before clipping, and "update_norm", that of the change of its parameters.
         tensorboard: a folder to which each member is written while it trains, to be watched there.
         callbacks: who is told what members do, such as `vecsweep.observers.MLflow("digits")`, or one of your own.
         checkpoint: a folder in which the run is kept as it goes, so that it goes on where it stood, to the last bit,
@@ -164,6 +168,7 @@ def sweep(
         prune,
         rungs,
         rung_metric,
+        check_record(record),
         tell_origin(sweep, given, task, options),
     )
     whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))

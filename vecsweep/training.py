@@ -249,7 +249,7 @@ def _train(
         join: puts a sweep of these steps after what was before them.
         positions: of the members in what that gives.
     """
-    evaluation = request.evaluation(span, plan, courses[0])
+    evaluation = replace(request.evaluation(span, plan, courses[0]), recorded=request.recorded)
     if request.prune is not None:
         steps = request.pruned_at(span, evaluation, courses[0])
         view = lambda so_far: join(_view(plan, so_far, span, evaluation))  # noqa: E731 - of what is at hand here
@@ -320,6 +320,7 @@ def wrap(
         metrics=record.metrics,
         evaluated_at=np.array(evaluation.steps[:num_evaluated], dtype=np.int64) + span.begin,
         hyper={name: values for name, values in record.hyper.items() if name != "lr"},
+        norms=record.norms,
         phases=(span.begin,),
         steps_per_epoch=span.steps_per_epoch,
         engine=record.engine,
@@ -375,6 +376,10 @@ def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str
         hyper={
             name: after(before.hyper.get(name), now.hyper.get(name), num_steps, defaults[name])
             for name in dict.fromkeys((*before.hyper, *now.hyper))
+        },
+        norms={
+            name: after(before.norms.get(name), now.norms.get(name), num_steps, np.nan)
+            for name in dict.fromkeys((*before.norms, *now.norms))
         },
         phases=(*before.phases, *now.phases),
         steps_per_epoch=before.steps_per_epoch if before.steps_per_epoch is not None else now.steps_per_epoch,

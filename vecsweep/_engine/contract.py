@@ -24,10 +24,12 @@ class Curve(NamedTuple):
     Attributes:
         loss: before each update, float64; NaN from the step after a member diverged.
         alive: False from the step on at which a member diverged.
+        norms: those that are recorded, float64; NaN where no update was taken.
     """
 
     loss: Tensor
     alive: Tensor
+    norms: Mapping[str, Tensor] = {}
 
 
 class Seen(NamedTuple):
@@ -36,18 +38,21 @@ class Seen(NamedTuple):
     Attributes:
         loss: as the curve's.
         alive: likewise.
+        norms: likewise.
     """
 
     loss: FloatArray
     alive: NDArray[np.bool_]
+    norms: dict[str, FloatArray]
 
 
 def look_at(curves: Sequence[Curve]) -> list[Seen]:
     """Take the curves of a window to the host, all in one transfer, for each waits until the device is done."""
-    both = torch.cat([torch.cat([curve.loss, curve.alive.to(curve.loss.dtype)]) for curve in curves], dim=1)
-    loss, alive = np.split(both.cpu().numpy(), 2)
-    ends = np.cumsum([curve.loss.size(1) for curve in curves])[:-1]
-    return list(map(Seen, np.split(loss, ends, axis=1), np.split(alive > 0, ends, axis=1)))
+    names, ends = list(curves[0].norms), np.cumsum([curve.loss.size(1) for curve in curves])[:-1]
+    rows = [torch.cat([c.loss, c.alive.to(c.loss.dtype), *c.norms.values()]) for c in curves]
+    parts = np.split(torch.cat(rows, dim=1).cpu().numpy(), 2 + len(names))  # each [step, member]
+    of_curves = zip(*(np.split(part, ends, axis=1) for part in parts), strict=True)
+    return [Seen(loss, alive > 0, dict(zip(names, norms, strict=True))) for loss, alive, *norms in of_curves]
 
 
 class Chunk(Protocol):
@@ -108,10 +113,12 @@ class Engine(Protocol):
     Attributes:
         learners: one for each seed; the patterns of its members.
         execution: precision, clipping.
+        recorded: the norms that are noted at each step.
     """
 
     learners: Mapping[int, Learner]
     execution: Execution
+    recorded: Sequence[str]
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""

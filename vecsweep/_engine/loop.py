@@ -46,7 +46,7 @@ from vecsweep._engine.vectorized import Vectorized
 from vecsweep._engine.watch import Changes, Watch
 from vecsweep._engine.work import Work
 from vecsweep._errors import warn_of_fallback, warn_of_trouble
-from vecsweep._types import Batch
+from vecsweep._types import Batch, FloatArray
 from vecsweep._words import counted
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan, Pruning, SoFar, Stopping
@@ -137,6 +137,7 @@ class Loop:
         self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
         self.hyper = {name: values.copy() if self.feedback else values for name, values in plan.hyper.items()}
         self.loss = np.full(plan.lr.shape, np.nan)
+        self.norms: dict[str, FloatArray] = {name: np.full(plan.lr.shape, np.nan) for name in self.evaluation.recorded}
         self.num_evaluated = 0
         self.diverged_at = np.full(len(plan.members), -1)
         self.stopped_at = np.full(len(plan.members), -1)
@@ -325,6 +326,7 @@ class Loop:
             in_doubt_from=self.in_doubt_from,
             earlier_s=0.0 if self.snapshot is None else self.snapshot.duration_s,
             error=error,
+            norms={name: values[:num_done] for name, values in self.norms.items()},
         )
 
     def describe(self) -> str:
@@ -352,7 +354,7 @@ class Loop:
             self.fall_back(self.mover)
             return
         seen = probe(self.learners[seed], first, seed, self.streams)
-        self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
+        self.engine = Sequential(self.learners, self.execution, self.streams, self.moved, self.evaluation.recorded)
         if asked == "parallel":
             self.use_processes(first, seen.is_stateful)
         elif asked != "sequential":
@@ -374,7 +376,8 @@ class Loop:
         unbatched = self._without_batching(first, seen.work)
         if seen.obstacle is None:
             hyper = tuple(self.plan.hyper)
-            batched = Vectorized(self.learners, self.execution, self.streams, first, seen, hyper)
+            recorded = self.evaluation.recorded
+            batched = Vectorized(self.learners, self.execution, self.streams, first, seen, hyper, recorded)
             self.choice = choose_way(batched, self.plan, self.batches, self.streams, self.execution, unbatched)
             batched.is_compiling = self.choice.way.is_compiled
             if self.choice.way.engine == "vectorized":
@@ -397,7 +400,7 @@ class Loop:
         return without_batching(work, self.plan, num, keeps_states=self.keeps_states)
 
     def _in_processes(self, num: int) -> Parallel:
-        engine = Parallel(self.learners, self.execution, self.streams, num)
+        engine = Parallel(self.learners, self.execution, self.streams, num, self.evaluation.recorded)
         self.closing.callback(engine.close)
         return engine
 
@@ -427,7 +430,7 @@ class Loop:
         )
         self.obstacle = reason
         self.note_doubt()
-        self.engine = Sequential(self.learners, self.execution, self.streams, self.moved)
+        self.engine = Sequential(self.learners, self.execution, self.streams, self.moved, self.evaluation.recorded)
 
     def note_doubt(self) -> None:
         """Note from which step on the engine that is now in use may have been wrong."""
@@ -683,9 +686,11 @@ class Loop:
 
     def _settle(self, group: Group, seen: Seen, start: int) -> list[Group]:
         """Note what a chunk did in a window, and take out what diverged, where that makes the chunk cheaper."""
-        loss, alive = seen
+        loss, alive, norms = seen
         was_alive = self._is_alive()[group.members]
         self.loss[start : start + len(loss), group.columns] = np.where(was_alive, loss, np.nan)
+        for name, norm in norms.items():
+            self.norms[name][start : start + len(loss), group.columns] = np.where(was_alive, norm, np.nan)
         is_new = ~alive[-1] & was_alive
         self.diverged_at[np.array(group.members)[is_new]] = start + (~alive[:, is_new]).argmax(axis=0)
         self._keep_states(group, np.flatnonzero(is_new))

@@ -69,16 +69,23 @@ class Parallel:
         execution: precision, clipping.
         streams: the random streams of the run.
         num_processes: of at least two, each with one thread.
+        recorded: the norms that are noted at each step.
     """
 
     def __init__(
-        self, learners: Mapping[int, Learner], execution: Execution, streams: Streams, num_processes: int
+        self,
+        learners: Mapping[int, Learner],
+        execution: Execution,
+        streams: Streams,
+        num_processes: int,
+        recorded: Sequence[str] = (),
     ) -> None:
         self.learners = learners
         self.execution = execution
+        self.recorded = recorded
         self.streams = streams
         self.num_processes = num_processes
-        self._sequential = Sequential(learners, execution, streams)
+        self._sequential = Sequential(learners, execution, streams, recorded=recorded)
         self._workers: list[Worker] = []
         self._warned: set[str] = set()
 
@@ -136,9 +143,12 @@ class ParallelChunk:
         streams = self._engine.streams
         starts = {seed: streams.mark("model", seed) for seed in set(self._seeds)}
         shape = len(window), len(self)
-        curve = Curve(torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.bool))
-        for own, (loss, alive, ends) in self._ask("run", window, dict(hyper), starts):
-            curve.loss[:, own], curve.alive[:, own] = loss, alive
+        norms = {name: torch.empty(shape, dtype=torch.float64) for name in self._engine.recorded}
+        curve = Curve(torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.bool), norms)
+        for own, (part, ends) in self._ask("run", window, dict(hyper), starts):
+            curve.loss[:, own], curve.alive[:, own] = part.loss, part.alive
+            for name, values in part.norms.items():
+                norms[name][:, own] = values
             starts |= ends
         for seed, end in starts.items():
             streams.rewind("model", seed, end)

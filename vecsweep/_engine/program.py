@@ -74,12 +74,14 @@ class Outputs(NamedTuple):
         loss: `[member]`.
         alive: `[member]`.
         is_stepped: `[member]`.
+        norms: by name, `[member]`.
         grads: by parameter name.
     """
 
     loss: Tensor
     alive: Tensor
     is_stepped: Tensor
+    norms: dict[str, Tensor]
     grads: Grads
 
 
@@ -113,6 +115,7 @@ class Program:
         leaves, self._input_structure = pytree.tree_flatten(inputs)
         self._constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
+        self._norm_names: list[str] = []
         self._grad_names: list[str] = []
         self._graph: Traced | None = None  # pure
         self._traced: _Function | None = None  # the same, but writes the new state over the old
@@ -191,9 +194,11 @@ class Program:
         A step that raises leaves them between two steps.
         """
         tensors = [*state, *inputs.tensors]
-        loss, alive, is_stepped, *grads = self._run(tensors, now)
-        named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, grads, strict=True))
-        return Outputs(loss, alive, is_stepped, named)
+        loss, alive, is_stepped, *rest = self._run(tensors, now)
+        num_norms = len(self._norm_names)
+        norms = dict(zip(self._norm_names, rest, strict=False))
+        named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, rest[num_norms:], strict=True))
+        return Outputs(loss, alive, is_stepped, norms, named)
 
     def _run(self, tensors: Sequence[Tensor], now: int) -> list[Tensor]:
         self._num_calls += 1
@@ -261,9 +266,10 @@ class Program:
             ensemble, inputs = ensemble.select(members), _inputs_of(inputs, members)
         result = self._member_step(ensemble, *inputs)
         grads = {name: grad for name, grad in result.grads.items() if grad is not None}
-        self._grad_names = list(grads)
+        self._norm_names, self._grad_names = list(result.norms), list(grads)
         new_state = pytree.tree_leaves(result.ensemble.tensors)
-        return [*new_state, result.loss, result.ensemble.fate.alive, result.is_stepped, *grads.values()]
+        alive = result.ensemble.fate.alive
+        return [*new_state, result.loss, alive, result.is_stepped, *result.norms.values(), *grads.values()]
 
     def _written(self, tensors: Sequence[Tensor], results: list[Tensor]) -> list[Tensor]:
         """Write a new state over the old; return the rest."""

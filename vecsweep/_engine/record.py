@@ -86,6 +86,7 @@ class Record:
             None if none did.
         error: what stopped the run, where it was not Ctrl-C.
         earlier_s: seconds that it took in other processes, before this one went on with it.
+        norms: those that were recorded, by name, each `[step, member]`; NaN where no update was taken.
     """
 
     loss: FloatArray
@@ -102,6 +103,7 @@ class Record:
     in_doubt_from: int | None = None
     error: Exception | None = None
     earlier_s: float = 0.0
+    norms: dict[str, FloatArray] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, num_members: int) -> "Record":
@@ -188,6 +190,7 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
         is_batched=all(record.is_batched for record in records),
         is_complete=is_complete,
         earlier_s=sum(record.earlier_s for record in records),
+        norms=named("norms"),
         in_doubt_from=min((r.in_doubt_from for r in records if r.in_doubt_from is not None), default=None),
         error=records[-1].error,
     )

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from vecsweep._engine.batches import copy_batch
@@ -37,6 +38,7 @@ class Sequential:
         execution: precision, clipping.
         streams: the random streams of the run.
         moved: by seed, what reading batches has changed outside the model; kept up to date by who reads them.
+        recorded: the norms that are noted at each step.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class Sequential:
         execution: Execution,
         streams: Streams,
         moved: Mapping[int, Changes] | None = None,
+        recorded: Sequence[str] = (),
     ) -> None:
         self.learners = learners
         self.execution = execution
+        self.recorded = recorded
         self.streams = streams
         pattern = next(iter(learners.values()))
         self.outside = Watch.outside(pattern.task, pattern.model)
@@ -121,9 +125,13 @@ class SequentialChunk:
                 ends[member.seed] = streams.mark("model", member.seed)
         for seed, end in ends.items():
             streams.rewind("model", seed, end)
-        loss, alive = np.array(curves).transpose(2, 1, 0)  # [member, step, 2]
+        loss, alive, *norms = np.array(curves).transpose(2, 1, 0)  # [member, step, 2 and the norms]
         device = self._members[0].device
-        return Curve(torch.tensor(loss, device=device), torch.tensor(alive, dtype=torch.bool, device=device))
+        return Curve(
+            torch.tensor(loss, device=device),
+            torch.tensor(alive, dtype=torch.bool, device=device),
+            {name: torch.tensor(own, device=device) for name, own in zip(self._engine.recorded, norms, strict=True)},
+        )
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Put the members at the weights that they are evaluated at."""
@@ -164,6 +172,7 @@ class _Member:
     def __init__(self, engine: Sequential, member: MemberState, seed: int) -> None:
         self.seed = seed
         self._execution = engine.execution
+        self._recorded = engine.recorded
         self._pattern = engine.learners[seed]
         self._learner = self._pattern.copy()
         self._learner.keep_(member.kept, self._pattern)
@@ -192,10 +201,11 @@ class _Member:
         """Give the gradients' memory back."""
         self._learner.optimizer.zero_grad()
 
-    def step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> tuple[float, bool]:
-        """Take one step; return its loss and whether the member is alive after it."""
+    def step(self, batches: Sequence[Batch], hyper: Mapping[str, float]) -> tuple[float, ...]:
+        """Take one step; return its loss, whether the member is alive after it, and the norms that are recorded."""
+        norms: dict[str, float] = dict.fromkeys(self._recorded, math.nan)
         if not self.is_alive:
-            return math.nan, False
+            return math.nan, False, *norms.values()
         optimizer, parameters = self._learner.optimizer, list(self._learner.parameters.values())
         optimizer.zero_grad()
         loss = 0.0
@@ -209,11 +219,17 @@ class _Member:
             self._own_(self._lent.changed)
         self._streak, self.is_alive = judge(self._ceiling, self._streak, loss)
         if self.is_alive and self._unscale_(parameters):
+            if "grad_norm" in norms:
+                norms["grad_norm"] = float(get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            before = [p.detach().clone() for p in parameters] if "update_norm" in norms else []
             if self._execution.max_grad_norm is not None:
                 torch.nn.utils.clip_grad_norm_(parameters, self._execution.max_grad_norm)
             self._learner.set_hyper(hyper)
             step_(optimizer, self._kernel)
-        return loss, self.is_alive
+            if "update_norm" in norms:
+                changes = [p.detach() - old for p, old in zip(parameters, before, strict=True)]
+                norms["update_norm"] = float(get_total_norm(changes))
+        return loss, self.is_alive, *norms.values()
 
     def measure(self, batch: Batch) -> Tensor:
         """Compute the loss and the metrics of a batch: `[metric]`."""

@@ -70,6 +70,7 @@ class Snapshot:
         num_evaluated: times that the members were evaluated.
         loss: `[step, member]`.
         hyper: what the updates used, each `[step, member]`.
+        norms: those that are recorded, likewise.
         metrics: by name, each `[evaluation, member]`.
         diverged_at: `[member]`, as in `Record`.
         stopped_at: `[member]`, likewise.
@@ -90,6 +91,7 @@ class Snapshot:
     num_evaluated: int
     loss: FloatArray
     hyper: Hyper
+    norms: dict[str, FloatArray]
     metrics: dict[str, FloatArray]
     diverged_at: IntArray
     stopped_at: IntArray

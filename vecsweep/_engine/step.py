@@ -33,12 +33,15 @@ class StepResult(NamedTuple):
         ensemble: the members after it.
         loss: `[member]` float64, before the update; NaN for members that had diverged.
         is_stepped: `[member]`, whose parameters were to be updated.
+        norms: those that are recorded, `[member]` float64; NaN for members that were not to be updated. Where there is
+            no stacked update, that of the update is not among them.
         grads: where there is no stacked update, what each member's own optimizer is to step with; else empty.
     """
 
     ensemble: Ensemble
     loss: Tensor
     is_stepped: Tensor
+    norms: dict[str, Tensor]
     grads: Grads
 
 
@@ -49,6 +52,7 @@ class Step:
         objective: one member's loss.
         update: the optimizer's formula; None to return the gradients.
         max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
+        recorded: the norms that are noted.
     """
 
     def __init__(
@@ -57,10 +61,12 @@ class Step:
         update: StackedUpdate | None,
         *,
         max_grad_norm: float | None,
+        recorded: Sequence[str] = (),
     ) -> None:
         self._objective = objective
         self._update = update
         self._max_grad_norm = max_grad_norm
+        self._recorded = recorded
 
     def __call__(
         self,
@@ -81,6 +87,9 @@ class Step:
                 grads, is_finite = _unscale(grads, scale)
                 is_stepped = is_stepped & is_finite
                 scale = scale.after(is_finite)
+            norms: dict[str, Tensor] = {}
+            if "grad_norm" in self._recorded:
+                norms["grad_norm"] = norm_of(grads, loss)
             if self._max_grad_norm is not None:
                 grads = _clip(grads, self._max_grad_norm)
             parameters, optimizer = ensemble.parameters, ensemble.optimizer
@@ -92,13 +101,16 @@ class Step:
                         name: {k: _where(is_stepped, v, ensemble.optimizer[name][k]) for k, v in state.items()}
                         for name, state in optimizer.items()
                     }
+                if "update_norm" in self._recorded:
+                    norms["update_norm"] = norm_of({n: p - ensemble.parameters[n] for n, p in parameters.items()}, loss)
                 grads = {}
+            norms = {name: torch.where(is_stepped, norm, torch.nan) for name, norm in norms.items()}
             buffers = {
                 name: _where(was_alive, b, ensemble.buffers[name]) if name in ensemble.member_buffers else b
                 for name, b in buffers.items()
             }
             after = Ensemble(ensemble.seeds, parameters, buffers, ensemble.member_buffers, optimizer, fate, scale)
-            return StepResult(after, torch.where(was_alive, loss, torch.nan), is_stepped, grads)
+            return StepResult(after, torch.where(was_alive, loss, torch.nan), is_stepped, norms, grads)
 
     def _gradients(
         self,
@@ -184,6 +196,16 @@ def _clip(grads: Grads, max_norm: float) -> Grads:
     """Clip each member's gradient to a norm, as torch.nn.utils.clip_grad_norm_ does one model's."""
     if all(g is None for g in grads.values()):
         return grads
-    norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in grads.values() if g is not None]
-    coefficient = (max_norm / (torch.linalg.vector_norm(torch.stack(norms), dim=0) + 1e-6)).clamp(max=1.0)
+    coefficient = (max_norm / (_norm(grads) + 1e-6)).clamp(max=1.0)
     return {name: g if g is None else g * per_member(coefficient, g) for name, g in grads.items()}
+
+
+def norm_of(tensors: Grads, like: Tensor) -> Tensor:
+    """Compute each member's norm of all its tensors together, `[member]`, in the dtype of `like`; 0 of none."""
+    return torch.zeros_like(like) if all(t is None for t in tensors.values()) else _norm(tensors).to(like.dtype)
+
+
+def _norm(tensors: Grads) -> Tensor:
+    """The same of some tensors, as torch.nn.utils.clip_grad_norm_ takes one model's: the norm of their norms."""
+    norms = [torch.linalg.vector_norm(t.flatten(1), dim=1) for t in tensors.values() if t is not None]
+    return torch.linalg.vector_norm(torch.stack(norms), dim=0)

@@ -52,12 +52,12 @@ def step_as(loop: "Loop", manner: Manner, first: Batch) -> None:
     loop.window_steps, loop.num_chunks = manner.window_steps, manner.num_chunks
     loop.obstacle, loop.is_short_of_memory = manner.obstacle, manner.is_short_of_memory
     loop.choice = Choice(Way(manner.engine, manner.chunk_size, manner.is_compiled), manner.why)
-    loop.engine = Sequential(loop.learners, loop.execution, loop.streams, loop.moved)
+    loop.engine = Sequential(loop.learners, loop.execution, loop.streams, loop.moved, loop.evaluation.recorded)
     if manner.stepping is not None:
         seen = probe(loop.learners[seed], first, seed, loop.streams)
         if seen.obstacle is None:
-            hyper = tuple(loop.plan.hyper)
-            loop.engine = Vectorized(loop.learners, loop.execution, loop.streams, first, seen, hyper)
+            hyper, recorded = tuple(loop.plan.hyper), loop.evaluation.recorded
+            loop.engine = Vectorized(loop.learners, loop.execution, loop.streams, first, seen, hyper, recorded)
             loop.engine.go_on(manner.stepping)
             loop.engine.is_compiling = manner.is_compiled
         else:
@@ -82,6 +82,7 @@ def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Sna
         loop.num_evaluated,
         loop.loss[:num_done].copy(),
         {name: values[:num_done].copy() for name, values in loop.hyper.items()},
+        {name: values[:num_done].copy() for name, values in loop.norms.items()},
         {name: values[: loop.num_evaluated].copy() for name, values in loop.metrics.items()},
         loop.diverged_at.copy(),
         loop.stopped_at.copy(),
@@ -108,6 +109,8 @@ def take_up(loop: "Loop", snapshot: Snapshot) -> None:
     num_done, num_evaluated = snapshot.num_done, snapshot.num_evaluated
     loop.in_doubt_from = snapshot.in_doubt_from
     loop.loss[:num_done] = snapshot.loss
+    for name, values in snapshot.norms.items():
+        loop.norms[name][:num_done] = values
     loop.metrics = {name: np.full((loop.evaluation.num, len(loop.plan.members)), np.nan) for name in snapshot.metrics}
     for name, values in snapshot.metrics.items():
         loop.metrics[name][:num_evaluated] = values

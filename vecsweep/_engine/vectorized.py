@@ -35,7 +35,7 @@ from vecsweep._engine.optimizer import MemberOptimizers, StackedUpdate
 from vecsweep._engine.probe import Probe, probe
 from vecsweep._engine.program import Inputs, Program
 from vecsweep._engine.rng import Streams
-from vecsweep._engine.step import Step
+from vecsweep._engine.step import Step, norm_of
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
@@ -57,6 +57,7 @@ class Vectorized:
         first: the first batch of the first seed.
         seen: what passes over it have shown; no obstacle.
         varied: the names of the hyperparameters that members have for themselves.
+        recorded: the norms that are noted at each step.
     """
 
     def __init__(
@@ -67,9 +68,11 @@ class Vectorized:
         first: Batch,
         seen: Probe,
         varied: Iterable[str] = ("lr",),
+        recorded: Sequence[str] = (),
     ) -> None:
         self.learners = learners
         self.execution = execution
+        self.recorded = recorded
         self.streams = streams
         self.pattern = next(iter(learners.values()))
         self.update = StackedUpdate(self.pattern, varied) if StackedUpdate.suits(self.pattern) else None
@@ -233,6 +236,7 @@ class Vectorized:
             self.pattern.objective,
             self.update,
             max_grad_norm=self.execution.max_grad_norm,
+            recorded=self.recorded,
         )
         num_traced = sum(program.is_traced for program in self._programs.values())
         program = Program(
@@ -380,16 +384,36 @@ class VectorizedChunk:
         rows = upload(np.array(list(hyper.values()), order="C"), device)  # [name, step, member]
         losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
         alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
+        norms = {name: torch.empty_like(losses) for name in self._engine.recorded}
         for t, step_batches in enumerate(window):
             own_hyper = dict(zip(hyper, rows[:, t], strict=True))
             kinds = [key_of(batch) for batch in step_batches[self._seeds[0]]]
             inputs = Inputs(*self._gather(step_batches, kinds), self._seed_index, own_hyper)
             take_step = self._engine.program(self._ensemble, inputs, kinds, len(self._seeds))
-            losses[t], alive[t], is_stepped, grads = take_step(state, inputs, self._engine.num_done + t)
+            losses[t], alive[t], is_stepped, found, grads = take_step(state, inputs, self._engine.num_done + t)
             if self._optimizers is not None:
                 own_rows = {name: values[t].tolist() for name, values in hyper.items()}
-                self._optimizers.step_(grads, own_rows, is_stepped.tolist())
-        return Curve(losses, alive)
+                found |= self._step_each(self._optimizers, grads, own_rows, is_stepped)
+            for name, norm in found.items():
+                norms[name][t] = norm
+        return Curve(losses, alive, norms)
+
+    def _step_each(
+        self,
+        optimizers: MemberOptimizers,
+        grads: Mapping[str, Tensor | None],
+        hyper: Mapping[str, Sequence[float]],
+        is_stepped: Tensor,
+    ) -> dict[str, Tensor]:
+        """Let each member's own optimizer step; return the norm of the update, if it is recorded."""
+        is_recorded = "update_norm" in self._engine.recorded
+        parameters = self._ensemble.parameters
+        before = {name: p.clone() for name, p in parameters.items()} if is_recorded else {}
+        optimizers.step_(grads, hyper, is_stepped.tolist())
+        if not is_recorded:
+            return {}
+        norm = norm_of({name: p - before[name] for name, p in parameters.items()}, self._ensemble.fate.ceiling)
+        return {"update_norm": torch.where(is_stepped, norm, torch.nan)}
 
     def _gather(
         self, step_batches: StepBatches, kinds: Sequence[Key]

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vecsweep._engine.contract import Window
+from vecsweep._engine.contract import Curve, Window
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.memory import keep_memory
 from vecsweep._engine.messages import Message, receive
@@ -123,7 +123,7 @@ class Share:
 
     def run(
         self, members: Sequence[int], window: Window, hyper: Hyper, starts: Mapping[int, State]
-    ) -> tuple[Tensor, Tensor, dict[int, State]]:
+    ) -> tuple[Curve, dict[int, State]]:
         """Train some members; return also where the streams stand of the seeds that still train."""
         own = [k for k, member in enumerate(members) if member in self._positions]
         seeds = [self._seeds[members[k]] for k in own]
@@ -131,7 +131,7 @@ class Share:
             self._engine.streams.rewind("model", seed, starts[seed])
         curve = self._select(members).run(window, {name: values[:, own] for name, values in hyper.items()})
         alive = {seed for seed, is_alive in zip(seeds, curve.alive[-1].tolist(), strict=True) if is_alive}
-        return curve.loss, curve.alive, {seed: self._engine.streams.mark("model", seed) for seed in alive}
+        return curve, {seed: self._engine.streams.mark("model", seed) for seed in alive}
 
     def begin_evaluating(self, members: Sequence[int]) -> None:
         """Put members at the weights that they are evaluated at."""

@@ -120,6 +120,7 @@ def _pack(own: Trained) -> dict[str, Any]:
             "prune": _pack_prune(request.prune),
             "rungs": list(request.rungs),
             "rung_metric": request.rung_metric,
+            "recorded": list(request.recorded),
             "execution": {
                 own.name: pack(getattr(request.execution, own.name))
                 for own in fields(Execution)
@@ -157,4 +158,5 @@ def _unpack_request(value: Mapping[str, Any], task: Task, prune: Prune | None) -
         prune=prune,
         rungs=tuple(value["rungs"]),
         rung_metric=value["rung_metric"],
+        recorded=tuple(value["recorded"]),
     )

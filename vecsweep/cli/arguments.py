@@ -190,6 +190,11 @@ def report_file(text: str) -> Path:
     return path
 
 
+def names(text: str) -> list[str]:
+    """Read names, as in grad_norm,update_norm."""
+    return [name for _, name in _items(text)]
+
+
 def schedules(text: str) -> list[str]:
     """Read names of schedules, as in constant,one-cycle(div=10, pct_start=0.3), whose arguments may hold commas."""
     parts, depth = [""], 0

@@ -16,6 +16,7 @@ from vecsweep.cli.arguments import (
     add_seeds,
     given,
     merged,
+    names,
     numbers,
     output_file,
     output_folder,
@@ -41,7 +42,19 @@ from vecsweep.tasks import load_task
 WHAT = "train at several learning rates, schedules and seeds side by side, and rank them"
 EXAMPLE = "vecsweep sweep digits --lrs 0.03,0.1,0.3 --schedules constant,one-cycle --seeds 3 --epochs 10"
 
-_OPTIONS = ("lrs", "schedules", "seeds", "num_steps", "epochs", "until", "val_every", "patience", "prune", "monitor")
+_OPTIONS = (
+    "lrs",
+    "schedules",
+    "seeds",
+    "num_steps",
+    "epochs",
+    "until",
+    "val_every",
+    "patience",
+    "prune",
+    "monitor",
+    "record",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,6 +91,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode", choices=("min", "max"), default=None, help="less or more is better (default: by its name)"
     )
     judged.add_argument("--val-every", type=int, metavar="N", help="updates between evaluations (default: an epoch)")
+    judged.add_argument(
+        "--record",
+        type=names,
+        metavar="NAME,NAME",
+        help="norms to note of each member at each step: grad_norm, update_norm (default: none)",
+    )
     judged.add_argument(
         "--train-metrics", action="store_true", help="measure the metrics on the training data, too (default: no)"
     )

@@ -10,6 +10,7 @@ from vecsweep._types import FloatArray
 from vecsweep._words import counted
 from vecsweep.report.blocks import CurveChart, pack
 from vecsweep.report.looks import choose_looks
+from vecsweep.report.marks import is_wide
 from vecsweep.report.steps import describe_axis, find_ends, find_unit
 from vecsweep.report.thinning import extremes, find_stretch, highest, lowest, means
 from vecsweep.results.curves import Curves
@@ -17,7 +18,6 @@ from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band
 from vecsweep.results.views import find_mode, find_usual, find_view, name_metric
 
-_LOG_RATIO = 30  # of the highest to the lowest value in view, from which on a value axis begins logarithmic
 _WINDOW = 50  # part of the run that the training loss is first averaged over
 _WENT_ON, _DIVERGED, _STOPPED = range(3)  # how a member ended, as the page's script has it
 
@@ -59,7 +59,7 @@ def describe_part(name: str, runs: Curves, metric: str | None = None) -> dict[st
     looks = choose_looks([band.setting for band in bands])
     unit = find_unit(runs)
     first = name_metric(runs, metric)
-    names = [first, *(own for own in (*runs.metrics, "train_loss") if own != first)]
+    names = [first, *(own for own in (*runs.metrics, "train_loss", *runs.norms) if own != first)]
     return {
         "name": name,
         "x": describe_axis(unit),
@@ -92,8 +92,8 @@ def _describe_metric(runs: Curves, metric: str, unit: float) -> dict[str, Any] |
         "per": max(1, round(float(np.median(np.diff(steps))))) if len(steps) > 1 else 1,
         "rows": pack(steps[::length] / unit),
         "view": [bottom, top],
-        "log": bool(bottom > 0 and top > _LOG_RATIO * bottom),
-        "smoothed": len(steps) / _WINDOW if metric == "train_loss" else 0,
+        "log": is_wide(bottom, top),
+        "smoothed": 0 if metric in runs.metrics else len(steps) / _WINDOW,
         "own": pack(means(values, length).T),  # [member, stretch]
     }
     if length > 1:

@@ -23,6 +23,7 @@ from vecsweep._version import __version__
 from vecsweep.report.blocks import Block, Cell, Chart, CurveChart, Facts, Page, Table
 from vecsweep.results._files import replace_file
 
+_SCRIPTS = ("colors.js", "chart.js", "figures.js", "curves.js", "tables.js", "page.js")  # each uses those before it
 _UNREADABLE = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 
 
@@ -50,8 +51,8 @@ def render_page(page: Page, plotly: str) -> str:
         page: what is in it.
         plotly: Plotly's script.
     """
-    style, script = (_read(name) for name in ("page.css", "page.js"))
-    scripts = [plotly.replace("\r\n", "\n"), script]
+    own = "\n".join(map(_read, _SCRIPTS))
+    scripts = [plotly.replace("\r\n", "\n"), f'"use strict";\n(() => {{\n{own}}})();\n']
     policy = (
         f"default-src 'none'; script-src {' '.join(map(_hash_of, scripts))}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -70,7 +71,7 @@ def render_page(page: Page, plotly: str) -> str:
 <meta name="generator" content="vecsweep {escape(__version__)}">
 <title>{escape(page.title)} - vecsweep</title>
 <link rel="icon" href="data:,">
-<style>{style}</style>
+<style>{_read("page.css")}</style>
 </head>
 <body>
 <a class="skip" href="#block-0">Skip to the results</a>
@@ -164,7 +165,7 @@ def _hash_of(script: str) -> str:
 
 
 def _read(name: str) -> str:
-    return (files("vecsweep.report") / name).read_text(encoding="utf-8")
+    return (files("vecsweep.report") / "page" / name).read_text(encoding="utf-8")
 
 
 def _plotly() -> str:

@@ -9,18 +9,13 @@ import numpy as np
 
 from vecsweep._types import Mode
 from vecsweep._words import counted
-from vecsweep.report.against_lr import (
-    chart_final,
-    chart_race,
-    chart_range_test,
-    table_rules,
-    table_trials,
-)
+from vecsweep.report.against_lr import chart_final, chart_range_test, table_rules
 from vecsweep.report.blocks import Block, Page, Table
 from vecsweep.report.curves import chart_curves
 from vecsweep.report.document import write_page
 from vecsweep.report.members import describe_run, table_members
 from vecsweep.report.plans import chart_plans
+from vecsweep.report.race import chart_race, table_trials
 from vecsweep.report.settings import chart_heatmaps, chart_ranking, table_ranking, table_sensitivity
 from vecsweep.results.curves import Curves
 from vecsweep.results.ranking import Ranking

@@ -8,11 +8,11 @@ import numpy as np
 from vecsweep._types import FloatArray
 from vecsweep.report.blocks import Chart, Figure, Trace, pack
 from vecsweep.report.looks import choose_looks
+from vecsweep.report.marks import value_axis
 from vecsweep.report.steps import describe_axis, find_ends, find_unit
 from vecsweep.results.curves import Curves
 from vecsweep.results.ranking import Setting
 
-_LOG_RATIO = 30  # of the highest to the lowest value, from which on the axis begins logarithmic
 _MOST_POINTS = 400  # of a line
 
 
@@ -50,10 +50,10 @@ def _draw_plan(title: str, runs: Curves, name: str, label: str) -> Figure:
         line = {"color": look.color, "width": 2, "dash": look.dash}
         traces.append(common | {"x0": 0, "y": pack(course.run[::every]), "line": line, "name": look.name})
     drawn = np.concatenate([course.run[np.isfinite(course.run)] for course in courses])
-    is_log = bool(drawn.size and drawn.min() > 0 and drawn.max() > _LOG_RATIO * drawn.min())
+    view = (float(drawn.min()), float(drawn.max())) if drawn.size else None
     layout = {
         "xaxis": {"title": {"text": describe_axis(unit)}},
-        "yaxis": {"title": {"text": label}, "type": "log" if is_log else "linear"},
+        "yaxis": value_axis(label, view),
     }
     return Figure(traces=traces, layout=layout, name=title)
 

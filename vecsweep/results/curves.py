@@ -31,6 +31,8 @@ class Curves:
         metrics: by name, such as "val_loss", each `[evaluation, member]`; NaN likewise.
         evaluated_at: `[evaluation]`, the updates that had been taken before each.
         hyper: other hyperparameters that members have for themselves, by name, each `[step, member]`.
+        norms: what was recorded of each step, by name, each `[step, member]`: "grad_norm", "update_norm". NaN where no
+            update was taken.
         phases: the steps at which training was taken up, the first of them 0.
         steps_per_epoch: updates in one pass over the batches; None if nobody counted.
         engine: how the members were stepped, in words.
@@ -47,6 +49,7 @@ class Curves:
     metrics: dict[str, FloatArray] = field(default_factory=dict)
     evaluated_at: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     hyper: Hyper = field(default_factory=dict)
+    norms: dict[str, FloatArray] = field(default_factory=dict)
     phases: tuple[int, ...] = (0,)
     steps_per_epoch: float | None
     engine: str
@@ -78,7 +81,7 @@ class Curves:
         """Return a curve of every member, and the updates that had been taken before each of its values.
 
         Args:
-            name: "train_loss", "lr", one of `hyper`, or one of `metrics`.
+            name: "train_loss", "lr", one of `hyper`, of `norms`, or of `metrics`.
 
         Returns:
             `[step]` and `[step, member]`; of a metric, `[evaluation]` and `[evaluation, member]`.
@@ -90,7 +93,7 @@ class Curves:
         steps = np.arange(len(self.train_loss))
         if name in self.metrics:
             return self.evaluated_at, self.metrics[name]
-        by_step = {"train_loss": self.train_loss, "lr": self.lr, **self.hyper}
+        by_step = {"train_loss": self.train_loss, "lr": self.lr, **self.hyper, **self.norms}
         if name not in by_step:
             known = [*self.metrics, *by_step]
             hint = did_you_mean(name, known) + ("" if self.metrics else " Validation needs `val_batches` in the task.")
@@ -292,9 +295,9 @@ class Curves:
         """Return the curves in long format: a row for each member, step and metric, up to where the member ended.
 
         Columns: member, lr (the base learning rate), schedule, a column for each hyperparameter that was varied, seed,
-        step, epoch (None if unknown), metric ("train_loss", "lr" for the rate of that step, a name of `hyper` or of
-        `metrics`; a metric's step is the number of updates before it), value, and diverged (whether the member had
-        diverged).
+        step, epoch (None if unknown), metric ("train_loss", "lr" for the rate of that step, a name of `hyper`,
+        `norms` or `metrics`; a metric's step is the number of updates before it), value, and diverged (whether it
+        had diverged).
 
         Example:
             `pandas.DataFrame(runs.records())`
@@ -315,7 +318,7 @@ class Curves:
             own = (i, member.lr, member.schedule, *member.hyper.values(), member.seed)
             end = len(self.train_loss) if member.stopped_at is None else member.stopped_at
             end = end if member.diverged_at is None else member.diverged_at + 1
-            for metric in ("train_loss", "lr", *self.hyper, *self.metrics):
+            for metric in ("train_loss", "lr", *self.hyper, *self.norms, *self.metrics):
                 steps, values = self.curve(metric)
                 is_measured = metric in self.metrics
                 kept = ~np.isnan(values[:, i]) if is_measured else steps < end
@@ -342,6 +345,7 @@ class Curves:
             train_loss=self.train_loss[:, columns],
             metrics={name: values[:, columns] for name, values in self.metrics.items()},
             hyper={name: values[:, columns] for name, values in self.hyper.items()},
+            norms={name: values[:, columns] for name, values in self.norms.items()},
         )
 
 

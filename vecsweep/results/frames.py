@@ -23,7 +23,7 @@ def make_frame(runs: Curves) -> "DataFrame":
         import pandas as pd
     except ImportError as error:
         raise ImportError("`to_pandas` needs pandas. Run: pip install 'vecsweep[pandas]'") from error
-    parts = [_columns_of(runs, metric) for metric in ("train_loss", "lr", *runs.hyper, *runs.metrics)]
+    parts = [_columns_of(runs, metric) for metric in ("train_loss", "lr", *runs.hyper, *runs.norms, *runs.metrics)]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["member"], kind="stable")  # member by member, and of each metric by metric
     frame = pd.DataFrame({name: values[order] for name, values in columns.items()})

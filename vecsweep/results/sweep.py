@@ -274,6 +274,7 @@ class Sweep(Curves):
         arrays = {"lr": self.lr, "train_loss": self.train_loss, "evaluated_at": self.evaluated_at}
         arrays |= {f"metrics/{name}": values for name, values in self.metrics.items()}
         arrays |= {f"hyper/{name}": values for name, values in self.hyper.items()}
+        arrays |= {f"norms/{name}": values for name, values in self.norms.items()}
         return write_result(path, header, arrays)
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
@@ -353,6 +354,7 @@ class Sweep(Curves):
                 evaluated_at=arrays["evaluated_at"],
                 metrics=_under("metrics/", arrays),
                 hyper=_under("hyper/", arrays),
+                norms=_under("norms/", arrays),
                 **own,
             )
         except (KeyError, TypeError, ValueError) as error:
