@@ -9,7 +9,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo test-latest data test test-trackers bench gpu lint types clean
+.PHONY: docs demo test-latest data test test-trackers bench gpu lint types clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/python -m vecsweep demo $(ARGS)
@@ -27,6 +27,13 @@ test: lint types
 test-trackers: $(STAMP)
 	$(PIP) --editable '.[test,mlflow,trackio,wandb]'
 	$(BIN)/python -m pytest tests/test_trackers.py
+
+# The site of the documentation, into site/; links are checked, and nothing is fetched to look at it.
+docs: $(DEMO_STAMP)
+	$(PIP) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	! grep -rE '(src|rel="stylesheet" href)="https?://' site --include=*.html
+	@echo "Open site/index.html; for the search, $(BIN)/python -m http.server -d site"
 
 # For example make bench ARGS="-k digits --threads 1"; bench/README.md has the options.
 bench: $(BENCH_STAMP)
