@@ -6,10 +6,10 @@ DEMO_STAMP := .venv/.installed-demo
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
-TORCH_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 LAYOUT := .venv/layout/vecsweep
 
-.PHONY: demo test-latest data test test-trackers soak bench gpu lint types clean
+.PHONY: docs demo test-latest data test test-trackers soak bench gpu lint types clean
 
 demo: $(DEMO_STAMP)
 	$(BIN)/python -m vecsweep demo $(ARGS)
@@ -33,6 +33,13 @@ soak: $(STAMP)
 	VECSWEEP_FUZZED_CALLS=10000 VECSWEEP_FUZZED_FILES=2000 $(BIN)/python -m pytest tests/test_fuzz.py
 	VECSWEEP_SOAK_PRESSES=450 $(BIN)/python -m pytest tests/test_interrupts.py
 
+# The site of the documentation, into site/; links are checked, and nothing is fetched to look at it.
+docs: $(DEMO_STAMP)
+	$(PIP) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	! grep -rE '(src|rel="stylesheet" href)="https?://' site --include=*.html
+	@echo "Open site/index.html; for the search, $(BIN)/python -m http.server -d site"
+
 # For example make bench ARGS="-k digits --threads 1"; bench/README.md has the options.
 bench: $(BENCH_STAMP)
 	$(BIN)/python -m pytest bench $(ARGS)
@@ -53,14 +60,15 @@ types: $(STAMP)
 	cd .venv/layout && ../bin/mypy --config-file ../../pyproject.toml --package vecsweep
 
 # What the demo needs and nothing else. Where there is no GPU, PyTorch's build for the CPU, a tenth of the other's size:
-# from where pip looks anyway, if it is there, else from PyTorch's own index. Where neither can be had, the next line
-# installs whatever there is.
+# from where pip looks anyway, if it is there, else from the index that is named, as in make demo TORCH_INDEX=URL with
+# the URL that PyTorch's "Get started" page gives for the CPU. Where neither can be had, the next line installs
+# whatever there is.
 $(DEMO_STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	@echo "Installing PyTorch, scikit-learn and vecsweep into .venv: a minute or two ..."
 	@nvidia-smi >/dev/null 2>&1 \
 	|| $(PIP) '$(TORCH)+cpu' 2>/dev/null \
-	|| $(PIP) --index-url $(TORCH_INDEX) --timeout 20 --retries 1 '$(TORCH)' 2>/dev/null \
+	|| { test -n '$(TORCH_INDEX)' && $(PIP) --index-url '$(TORCH_INDEX)' '$(TORCH)'; } \
 	|| echo "PyTorch's build for the CPU is not to be had; installing the one with CUDA."
 	$(PIP) --editable '.[demo]'
 	touch $@

@@ -12,7 +12,7 @@ from vecsweep._engine.batches import copy_batch
 from vecsweep._engine.copying import hooks_of
 from vecsweep._engine.learner import Learner, is_same
 from vecsweep._engine.lending import Lent
-from vecsweep._engine.rng import Streams, is_same_state
+from vecsweep._engine.rng import Streams, is_same_but_for_numbers, is_same_state
 from vecsweep._engine.watch import Watch
 from vecsweep._engine.work import Work, WorkCounter
 from vecsweep._types import Batch
@@ -31,6 +31,7 @@ class Probe:
         is_stateful: whether it is that a pass keeps something in Python for the next.
         activation_bytes: what one member keeps for its backward pass, parameters and the batch aside.
         work: of one member's step.
+        draws_numbers: whether a pass draws from the generators of Python or NumPy.
     """
 
     draws: list[Draw]
@@ -40,6 +41,7 @@ class Probe:
     is_stateful: bool
     activation_bytes: int
     work: Work
+    draws_numbers: bool = False
 
 
 def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
@@ -70,7 +72,9 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         streams.rewind("model", seed, start)
         for draw in recorder.draws:
             draw()
-        is_repeatable = is_same_state(streams.mark("model", seed), end)
+        repeated = streams.mark("model", seed)
+        is_repeatable = is_same_but_for_numbers(repeated, end)
+        draws_numbers = not is_same_state(repeated, end)
         keeps = bool(watch.changes())
         kept, member_buffers = list[str](), frozenset[str]()
         if keeps or learner.constants:
@@ -104,7 +108,16 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         obstacle = f"gradients pass through a hook of {hooked}"
     num_parameters = sum(p.numel() for p in learner.parameters.values())
     work = Work(counter.num_operators, counter.flops, counter.num_bytes, num_parameters)
-    return Probe(recorder.draws, frozenset(changed), member_buffers, obstacle, bool(kept), activation_bytes, work)
+    return Probe(
+        recorder.draws,
+        frozenset(changed),
+        member_buffers,
+        obstacle,
+        bool(kept),
+        activation_bytes,
+        work,
+        draws_numbers,
+    )
 
 
 def _autograd_nodes(loss: Tensor) -> list[Any]:

@@ -123,9 +123,14 @@ def _seed_of(stream: tuple[str, int]) -> int:
 
 def is_same_state(a: State, b: State) -> bool:
     """Whether two marks are equal, bit for bit."""
-    (python_a, numpy_a, torch_a), (python_b, numpy_b, torch_b) = a, b
+    (python_a, numpy_a, _), (python_b, numpy_b, _) = a, b
     return (
         python_a == python_b
         and all(np.array_equal(x, y) for x, y in zip(numpy_a, numpy_b, strict=True))
-        and all(torch.equal(x, y) for x, y in zip(torch_a, torch_b, strict=True))
+        and is_same_but_for_numbers(a, b)
     )
+
+
+def is_same_but_for_numbers(a: State, b: State) -> bool:
+    """Whether two marks differ at most in the generators of Python and NumPy, which draw numbers and not tensors."""
+    return all(torch.equal(x, y) for x, y in zip(a[2], b[2], strict=True))

@@ -93,6 +93,8 @@ class Vectorized:
         self._slots = Slots()
         self.measure = Measuring(self.pattern.objective)
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
+        self.draws_numbers = False
+        self._note_numbers(seen)
 
     @property
     def stepping(self) -> Stepping:
@@ -218,7 +220,13 @@ class Vectorized:
         if not (seen.changed_buffers <= self._changed and seen.member_buffers <= self._stacked):
             raise Unmappable("some batches change buffers that the first batch leaves alone")
         self._keep(key, seen)
+        self._note_numbers(seen)
         return seen
+
+    def _note_numbers(self, seen: Probe) -> None:
+        """Note that a step draws numbers, which no graph can hold: it stays eager, and draws once for all members."""
+        if seen.draws_numbers:
+            self.draws_numbers, self.is_measured_at_once = True, False
 
     def _keep(self, key: Key, seen: Probe) -> None:
         alike = self._forms.get(key.form, [])
@@ -243,7 +251,7 @@ class Vectorized:
             step,
             ensemble,
             inputs,
-            is_traceable=is_plain and num_traced < _MAX_GRAPHS,
+            is_traceable=is_plain and num_traced < _MAX_GRAPHS and not self.draws_numbers,
             is_compilable=self.is_worth_compiling,
             pool=self._pool,
         )
@@ -424,7 +432,7 @@ class VectorizedChunk:
         draws = [self._engine.probe(b, kind, seeds[0]).draws for b, kind in zip(of_first, kinds, strict=True)]
         drawn = {}
         for seed in seeds:
-            if any(draws):
+            if any(draws) or self._engine.draws_numbers:
                 self._engine.streams.use("model", seed)
             drawn[seed] = [[draw() for draw in of_batch] for of_batch in draws]
         if self._seed_index is None:
@@ -436,7 +444,9 @@ class VectorizedChunk:
         )
 
     def _check_seeds_agree(self, window: Window) -> None:
-        """Raise SeedsDiffer unless the seeds have batches of one kind in every step."""
+        """Raise SeedsDiffer unless the seeds have batches of one kind in every step, and draw no numbers."""
+        if self._engine.draws_numbers:
+            raise SeedsDiffer
         for step_batches in window:
             for of_seeds in zip(*(step_batches[seed] for seed in self._seeds), strict=True):
                 kinds = {key_of(batch) for batch in of_seeds}

@@ -1,0 +1,68 @@
+"""The pages of docs/: each runs as one program, what they link to is there, and their commands are understood."""
+
+import re
+import shlex
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))}
+PROGRAMS = [
+    name for name, text in PAGES.items() if "```python" in text and name != "migration.md"
+]  # it has its own test
+LINKS = [(name, link) for name, text in PAGES.items() for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", text)]
+BLOCKS = [block for text in PAGES.values() for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
+COMMANDS = [line for block in BLOCKS for line in re.findall(r"^vecsweep .*$", block, re.MULTILINE)]
+COMMANDS += [line for text in PAGES.values() for line in re.findall(r"^`(vecsweep [^`\n]*)`$", text, re.MULTILINE)]
+
+
+def slug(heading):
+    """A heading's anchor, as Markdown's table of contents makes it."""
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_code_of_a_page_runs_from_its_first_block_to_its_last(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    program = "\n".join(re.findall(r"```python\n(.*?)```", PAGES[name], re.DOTALL))
+    with warnings.catch_warnings():
+        if name in ("lightning.md", "hugging-face.md"):
+            warnings.simplefilter("ignore")  # what these packages warn of when they are imported
+        exec(compile(program, f"docs/{name}", "exec"), {"__name__": "docs"})
+
+
+@pytest.mark.parametrize(("name", "link"), LINKS)
+def test_link_leads_somewhere(name, link):
+    file, _, anchor = link.partition("#")
+    assert (ROOT / "docs" / (file or name)).exists()
+    if anchor:
+        headings = re.findall(r"^#+ (.*)$", PAGES[file or name], re.MULTILINE)
+        assert anchor in map(slug, headings)
+
+
+@pytest.mark.parametrize("line", sorted(set(COMMANDS)))
+def test_command_is_understood(line):
+    from vecsweep.cli.parser import make_parser
+
+    assert callable(make_parser().parse_args(shlex.split(line.split("#")[0])[1:]).run)
+
+
+def test_every_page_is_found_from_the_menu():
+    menu = re.findall(r": ([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(menu) == sorted(PAGES)
+
+
+def test_every_public_name_is_in_the_reference():
+    import vecsweep as vs
+
+    named = {line.split(".")[-1] for line in re.findall(r"^::: (\S+)", PAGES["api.md"], re.MULTILINE)}
+    assert set(vs.__all__) <= named
+
+
+def test_pages_ask_nothing_of_the_network_when_they_are_looked_at():
+    settings = (ROOT / "mkdocs.yml").read_text()
+    assert "font: false" in settings
+    assert not re.search(r"https?://", settings)
+    assert not any(re.search(r"!\[[^\]]*\]\(https?:|<(?:script|img|link)\b", text) for text in PAGES.values())
