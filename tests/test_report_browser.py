@@ -24,6 +24,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="no chromium with its chromedriver on PATH")
 
 PHONE, DESKTOP = 390, 1200
+_PATIENCE_S = 90  # on a machine that has much else to do
 BUTTONS = {"Download plot as a PNG", "Zoom", "Pan", "Zoom in", "Zoom out", "Reset axes"}
 
 
@@ -43,6 +44,7 @@ def browser(downloads):
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     started = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    started.set_script_timeout(_PATIENCE_S)
     yield started
     started.quit()
 
@@ -64,7 +66,7 @@ class Opened:
     def run(self, script, *arguments):
         return self.browser.execute_script(script, *arguments)
 
-    def wait(self, script, *arguments, timeout_s=20):
+    def wait(self, script, *arguments, timeout_s=_PATIENCE_S):
         """Wait until a script returns what is true, and return that."""
         end = time.monotonic() + timeout_s
         while not (found := self.run(script, *arguments)):
@@ -124,7 +126,7 @@ class Opened:
         """What was asked for besides the file itself, over a network or not."""
         messages = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
         urls = [own["params"]["request"]["url"] for own in messages if own["method"] == "Network.requestWillBeSent"]
-        return [url for url in urls if not url.startswith(("data:", "blob:")) and url != self.path.as_uri()]
+        return [url for url in urls if not url.startswith(("data:", "blob:", "chrome:")) and url != self.path.as_uri()]
 
 
 @pytest.fixture
@@ -333,7 +335,7 @@ def test_table_is_sorted_by_number_and_by_text_and_downloaded_with_all_its_digit
 
 
 def _wait_for_csv(path):
-    end = time.monotonic() + 20
+    end = time.monotonic() + _PATIENCE_S
     while not path.exists():
         assert time.monotonic() < end
         time.sleep(0.05)

@@ -44,7 +44,10 @@ def report_sweep(
         table_members(parts),
         describe_run(parts),
     ]
-    page = Page(title="Sweep", answer=_answer_of(ranking, runs), remarks=_remarks(parts), blocks=_those(blocks))
+    remarks = _remarks(parts)
+    if num := int((runs.diverged_at >= 0).sum()):  # which in a range test is what it is for
+        remarks.append(f"{num} of {counted(len(runs.members), 'member')} diverged.")
+    page = Page(title="Sweep", answer=_answer_of(ranking, runs), remarks=remarks, blocks=_those(blocks))
     return write_page(page, path)
 
 
@@ -178,6 +181,4 @@ def _remarks(parts: Sequence[tuple[str, Curves]]) -> list[str]:
             remarks.append(f"{where}Interrupted after {counted(len(runs.train_loss), 'step')}.")
         if runs.in_doubt_from is not None:
             remarks.append(f"{where}From step {runs.in_doubt_from} on the curves may be wrong: a later check failed.")
-        if num := int((runs.diverged_at >= 0).sum()):
-            remarks.append(f"{where}{num} of {counted(len(runs.members), 'member')} diverged.")
     return remarks

@@ -1,6 +1,7 @@
 """How settings compare: the ranking with its intervals, heat maps of two hyperparameters, and sensitivity to the lr."""
 
 import math
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -36,6 +37,31 @@ def chart_ranking(ranking: Ranking) -> Chart | None:
     if len(rows) < 2:
         return None
     rows.reverse()  # the best on top
+    edge = _edge_of([own for _, own in rows])
+    layout = {
+        "xaxis": {"title": {"text": f"{ranking.metric}, difference to the best"}, "range": edge, "zeroline": True},
+        "yaxis": {
+            "tickmode": "array",
+            "tickvals": list(range(len(rows))),
+            "ticktext": [name for name, _ in rows],
+            "range": [-0.7, len(rows) - 0.3],
+            "automargin": True,
+        },
+        "height": 140 + 22 * len(rows),
+        "hovermode": "closest",
+    }
+    left_out = len(ranking.standings) - len(rows)
+    note = (
+        f"Settings are compared seed by seed; bars are {ranking.confidence:.0%} intervals of the differences to the "
+        "best. One that holds 0 is no worse beyond chance."
+    )
+    note += f" {left_out} more are in the table." if left_out else ""
+    alt = f"Differences in {ranking.metric} to the best setting, {rows[-1][0]}, with intervals."
+    return Chart(title="Ranking", note=note, alt=alt, figures=[Figure(traces=_trace_standings(rows), layout=layout)])
+
+
+def _trace_standings(rows: Sequence[tuple[str, Standing]]) -> list[Trace]:
+    """A point and its interval for each setting, by what chance can tell of it."""
     traces: list[Trace] = []
     for is_tied, name, symbol, color in (
         (True, "the best, and what chance cannot tell from it", "circle", "@0"),
@@ -58,27 +84,7 @@ def chart_ranking(ranking: Ranking) -> Chart | None:
                 "hovertemplate": "%{text}: %{x:.4~g}<extra></extra>",
             }
         )
-    edge = _edge_of([own for _, own in rows])
-    layout = {
-        "xaxis": {"title": {"text": f"{ranking.metric}, difference to the best"}, "range": edge, "zeroline": True},
-        "yaxis": {
-            "tickmode": "array",
-            "tickvals": list(range(len(rows))),
-            "ticktext": [name for name, _ in rows],
-            "range": [-0.7, len(rows) - 0.3],
-            "automargin": True,
-        },
-        "height": 140 + 22 * len(rows),
-        "hovermode": "closest",
-    }
-    left_out = len(ranking.standings) - len(rows)
-    note = (
-        f"Settings are compared seed by seed; bars are {ranking.confidence:.0%} intervals of the differences to the "
-        "best. One that holds 0 is no worse beyond chance."
-    )
-    note += f" {left_out} more are in the table." if left_out else ""
-    alt = f"Differences in {ranking.metric} to the best setting, {rows[-1][0]}, with intervals."
-    return Chart(title="Ranking", note=note, alt=alt, figures=[Figure(traces=traces, layout=layout)])
+    return traces
 
 
 def _edge_of(standings: list[Standing]) -> list[float]:
