@@ -168,7 +168,7 @@ def test_members_of_all_shards_are_compared_at_rungs(nodes):
 def test_answer_is_that_of_one_device(nodes):
     expected = vs.find_lr(make_task(), num_steps=32, budget=2.5)
     answer = vs.find_lr(make_task(), num_steps=32, budget=2.5, cluster=nodes.address)
-    assert (answer.lr, answer.interval) == pytest.approx((expected.lr, expected.interval))
+    assert (answer.lr, *answer.interval) == pytest.approx((expected.lr, *expected.interval))
     assert answer.cost == pytest.approx(expected.cost)
 
 
@@ -366,7 +366,9 @@ def test_ctrl_c_keeps_what_was_trained_and_leaves_no_worker(nodes, tmp_path):
     assert 16 <= num_steps < 200_000
     expected = vs.sweep(make_task(), lrs=LRS, num_steps=num_steps).train_loss
     is_done = ~np.isnan(runs.train_loss)
-    assert is_done[:16].all()
+    has_begun = is_done.any(axis=0)
+    assert has_begun.sum() >= 2
+    assert is_done[:16, has_begun].all()
     np.testing.assert_allclose(runs.train_loss[is_done], expected[is_done], rtol=1e-9)
     assert not np.isnan(runs.lr).any()
     wait_for(lambda: not any(is_alive(int(path.name)) for path in readers.iterdir()), "workers are left")
