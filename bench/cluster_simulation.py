@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from vecsweep.cluster.shares import Shares
 
+PER_DEVICE = 100  # members
 GREET_S = 20.0  # from when a worker is asked for until it has the task, and was timed
 
 
@@ -19,8 +20,8 @@ class Scenario:
 
     Attributes:
         num_devices: at the start; none are replaced.
-        num_members: of the plan; a tenth as many seeds.
-        member_s: that a member takes on a device of speed 1, alone or beside others: a device that is filled.
+        num_members: of the plan; ten of each seed.
+        ideal_s: what all devices together would take, if they were of the middle speed and none failed.
         start_s: that a shard takes besides: reading, tracing.
         failures: of a device, in an hour.
         speeds: that devices may have.
@@ -29,11 +30,17 @@ class Scenario:
 
     num_devices: int
     num_members: int
-    member_s: float
+    ideal_s: float
     start_s: float = 20.0
     failures: float = 0.01
     speeds: tuple[float, ...] = (1.0, 1.7, 3.0)
     error: float = 0.05
+
+    @property
+    def member_s(self) -> float:
+        """What a member takes on a device of speed 1, alone or beside others: a device that is filled."""
+        middle = sorted(self.speeds)[len(self.speeds) // 2]
+        return self.ideal_s * middle * self.num_devices / self.num_members
 
 
 @dataclass
@@ -43,17 +50,16 @@ class Outcome:
     Attributes:
         makespan_s: until the last member was trained.
         ideal_s: the same work divided without a rest among all devices, none of which fails or has to start.
+        left_s: likewise, but without what those devices that failed would have done afterwards.
         num_failed: devices.
-        num_restarts: of shards.
-        num_lost: members.
         num_shards: that were trained to their end.
+        trained: members, in the order in which they were done.
     """
 
     makespan_s: float
     ideal_s: float
+    left_s: float
     num_failed: int
-    num_restarts: int
-    num_lost: int
     num_shards: int
     trained: list[int] = field(repr=False)
 
@@ -62,18 +68,23 @@ class Outcome:
         """How many times longer than the ideal it took."""
         return self.makespan_s / self.ideal_s
 
+    @property
+    def ratio_of_what_is_left(self) -> float:
+        """Likewise of the ideal of those devices that were there."""
+        return self.makespan_s / self.left_s
+
 
 def simulate(scenario: Scenario, seed: int = 0) -> Outcome:
     """Run a scenario once."""
     draw = random.Random(seed)
-    seeds = [k % max(1, scenario.num_members // 10) for k in range(scenario.num_members)]
+    seeds = [k // 10 for k in range(scenario.num_members)]
     shares = Shares(seeds, max_restarts=3)
     speeds = {i: draw.choice(scenario.speeds) for i in range(scenario.num_devices)}
     measured = {i: max(0.1, speed * draw.gauss(1, scenario.error)) for i, speed in speeds.items()}
-    failures = {i: draw.expovariate(scenario.failures / 3600) for i in speeds}
-    events = sorted((at, "fails", i) for i, at in failures.items())
+    fails_at = {i: draw.expovariate(scenario.failures / 3600) for i in speeds}
+    events = [(at, "fails", i) for i, at in fails_at.items()]
     heapq.heapify(events)
-    free, now, num_failed, trained = set(speeds), GREET_S, 0, list[int]()
+    free, now, last, num_shards, trained = set(speeds), GREET_S, 0.0, 0, list[int]()
     while True:
         for i, shard in shares.deal({i: measured[i] for i in sorted(free)}).items():
             free.discard(i)
@@ -82,13 +93,14 @@ def simulate(scenario: Scenario, seed: int = 0) -> Outcome:
         if not shares.running:
             break
         now, kind, i = heapq.heappop(events)
-        if kind == "ends" and failures[i] > now:
-            trained += shares.done(i).members
-            free.add(i)
-            last = now
-        elif kind == "fails":
+        if kind == "fails":
             shares.lose(i)
             free.discard(i)
-            num_failed += 1
-    ideal_s = scenario.num_members * scenario.member_s / sum(speeds.values())
-    return Outcome(last, ideal_s, num_failed, shares.num_restarts, len(shares.lost), 0, trained)
+        elif fails_at[i] > now:
+            trained += shares.done(i).members
+            free.add(i)
+            last, num_shards = now, num_shards + 1
+    work = scenario.num_members * scenario.member_s
+    failed = [i for i, at in fails_at.items() if at < last]
+    left = sum(speed * min(last, fails_at[i]) for i, speed in speeds.items()) / last
+    return Outcome(last, work / sum(speeds.values()), work / left, len(failed), num_shards, trained)

@@ -93,10 +93,9 @@ LAYERS = {
         "_engine.run",
     ],
     "cluster": [
-        "cluster.sending cluster.shares",
-        "cluster.rungs cluster.worker",
-        "cluster.session",
-        "cluster.joining",
+        "cluster.job cluster.sending cluster.shares",
+        "cluster.joining cluster.rungs cluster.worker",
+        "cluster.retelling cluster.session",
         "cluster.driver",
         "cluster",
     ],

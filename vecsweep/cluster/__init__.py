@@ -5,6 +5,7 @@ places for them, moves objects and tells who has died; it is imported when it is
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -35,23 +36,20 @@ def train(
         ConnectionError: there is no cluster at the address.
         RuntimeError: no worker can be had, or all members were lost with theirs.
     """
+    asked: dict[str, Any] = {
+        "dtype": dtype,
+        "keeps_states": keeps_states,
+        "evaluation": evaluation,
+        "start": start,
+        "observer": observer,
+    }
     if not isinstance(execution.cluster, Cluster):
-        return run.train(
-            task,
-            plan,
-            execution,
-            dtype=dtype,
-            keeps_states=keeps_states,
-            evaluation=evaluation,
-            start=start,
-            observer=observer,
-            keepers=keepers,
-        )
+        return run.train(task, plan, execution, keepers=keepers, **asked)
     from vecsweep.cluster.driver import Driver
+    from vecsweep.cluster.job import Job
     from vecsweep.cluster.sending import pack_task
     from vecsweep.cluster.session import connected
 
     packed = pack_task(task)
     with connected(execution.cluster, len(plan.members)) as session:
-        driver = Driver(session, packed, plan, execution, dtype, keeps_states, evaluation, start, observer)
-        return driver.train(task)
+        return Driver(session, Job(task=task, plan=plan, execution=execution, **asked), packed).train()

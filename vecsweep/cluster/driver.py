@@ -9,22 +9,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from vecsweep._engine.record import Observer, Part, Record, Start
+from vecsweep._engine.record import Record
 from vecsweep._errors import warn_of_fallback, warn_of_loss
-from vecsweep._types import FloatArray, IntArray
 from vecsweep._words import counted
+from vecsweep.cluster.job import Job
 from vecsweep.cluster.joining import join_shards, with_weights
+from vecsweep.cluster.retelling import Retelling
 from vecsweep.cluster.rungs import Rungs
 from vecsweep.cluster.sending import pack, unpack
 from vecsweep.cluster.session import Gone, Session
 from vecsweep.cluster.shares import Shard, Shares
 from vecsweep.cluster.worker import Asked, Ended, Greeting, Left, Losses, Metrics, News, Order
-from vecsweep.execution import Execution
-from vecsweep.plan import Evaluation, Plan, SoFar
-from vecsweep.task import Task
+from vecsweep.plan import SoFar
 
 _PATIENCE_S = 30.0  # with workers that are slower to come than the first, before members are dealt out without them
 _STANDSTILL_S = 10.0  # in which all that have members wait for others that have no place, until one makes room
@@ -57,62 +55,36 @@ class Driver:
 
     Args:
         session: the cluster.
-        packed: the task.
-        plan: of all members.
-        execution: how.
-        dtype: of parameters, buffers and batches; None leaves them as they are.
-        keeps_states: whether to return the members' states.
-        evaluation: when members are evaluated; None for never.
-        start: where an earlier run ended; None for the beginning.
-        observer: who is told of losses and metrics as they come.
+        job: the run.
+        packed: its task.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        packed: bytes,
-        plan: Plan,
-        execution: Execution,
-        dtype: torch.dtype | None,
-        keeps_states: bool,
-        evaluation: Evaluation | None,
-        start: Start | None,
-        observer: Observer | None,
-    ) -> None:
+    def __init__(self, session: Session, job: Job, packed: bytes) -> None:
         self._session = session
+        self._job = job
+        self._plan = job.plan
         self._task = session.share(packed)
-        self._plan = plan
-        self._execution = execution
-        self._dtype = dtype
-        self._keeps_states = keeps_states
-        self._evaluation = evaluation
-        self._start = start
-        self._observer = observer
+        self._retelling = None if job.observer is None else Retelling(job.observer, job.plan)
+        evaluation = job.evaluation
         has_rungs = evaluation is not None and evaluation.pruning is not None
-        self._rungs = Rungs(plan, evaluation) if evaluation is not None and has_rungs else None
+        self._rungs = Rungs(job.plan, evaluation) if evaluation is not None and has_rungs else None
         # Where shards wait for each other, a part of one that is lost would keep the others from going on.
-        self._shares = Shares(plan.seeds, session.max_restarts, is_whole=has_rungs)
+        self._shares = Shares(job.plan.seeds, session.max_restarts, is_even=not session.is_uneven, is_whole=has_rungs)
         self._hands: dict[int, _Hand] = {}
         self._num_hired = 0
         self._num_failed = 0
-        self._names: set[int] = set()  # of the workers that had a shard
+        self._used: set[int] = set()  # of the workers that had a shard
         self._parts: list[tuple[Sequence[int], Record]] = []
-        self._told = np.zeros((2, len(plan.members)), dtype=np.int64)  # steps of which losses, and metrics, were told
-        self._left: set[int] = set()  # of whose end was told
         self._warned: set[str] = set()
         self._is_over = False
         self._room = session.num_devices
         self._looked_at = self._moved_at = self._first_at = time.monotonic()
 
-    def train(self, task: Task) -> Record:
-        """Train all members, or as many as Ctrl-C leaves the time for.
-
-        Args:
-            task: what is trained, as it is here.
-        """
+    def train(self) -> Record:
+        """Train all members, or as many as Ctrl-C leaves the time for."""
         total = self._plan.num_steps * len(self._plan.members)
         try:
-            with tqdm(total=total, unit=" steps", unit_scale=True, disable=self._execution.hides_progress) as bar:
+            with tqdm(total=total, unit=" steps", unit_scale=True, disable=self._job.execution.hides_progress) as bar:
                 try:
                     while not self._is_done:
                         self._work(bar)
@@ -121,7 +93,7 @@ class Driver:
         finally:
             for hand in self._hands.values():
                 self._session.dismiss(hand.actor)
-        return self._joined(task)
+        return self._joined()
 
     @property
     def _is_done(self) -> bool:
@@ -142,7 +114,7 @@ class Driver:
             self._room, self._looked_at = self._session.num_devices, now
         num_waiting, busy = self._shares.num_waiting, self._shares.running
         for _ in range(min(self._room, len(busy) + num_waiting) - len(self._hands)):
-            actor = self._session.hire(self._task, self._execution, self._dtype)
+            actor = self._session.hire(self._task, self._job.execution, self._job.dtype)
             answer = actor.greet.remote(float(self._plan.lr[0].min()), self._plan.seeds[0], self._session.is_uneven)
             self._hands[self._num_hired] = _Hand(actor, answer)
             self._num_hired += 1
@@ -181,7 +153,7 @@ class Driver:
         """Go on without a worker."""
         if self._hands.pop(worker).speed is None:
             self._num_failed += 1
-            if self._num_failed >= _MAX_FAILED:
+            if self._num_failed >= _MAX_FAILED and all(hand.speed is None for hand in self._hands.values()):
                 raise RuntimeError(
                     f"No worker could be started on the cluster; the last one said: {reason} Is vecsweep installed on "
                     "all of its machines?"
@@ -214,27 +186,27 @@ class Driver:
 
     def _begin(self, worker: int, shard: Shard) -> None:
         hand = self._hands[worker]
-        evaluation = self._evaluation
+        evaluation = self._job.evaluation
         if evaluation is not None and evaluation.pruning is not None:  # whose function stays here
             evaluation = replace(evaluation, pruning=replace(evaluation.pruning, keep=_nobody))
         start, states = None, None
-        if self._start is not None:
-            own = self._start.select(shard.members)
+        if self._job.start is not None:
+            own = self._job.start.select(shard.members)
             start, states = replace(own, states=[], learners={}), pack(own.states)
         places = {i: k for k, i in enumerate(shard.members)}
         order = Order(
             plan=self._plan.select(shard.members),
-            keeps_states=self._keeps_states,
+            keeps_states=self._job.keeps_states,
             evaluation=evaluation,
             states=states,
             start=start,
-            is_watched=self._observer is not None,
+            is_watched=self._retelling is not None,
             kept={step: _places(kept, places) for step, kept in self._rungs.kept.items()} if self._rungs else {},
         )
         hand.num_done, hand.num_alive = 0, len(shard.members)
         hand.actor.begin.remote(pack(order))
         hand.answer = hand.actor.news.remote()
-        self._names.add(worker)
+        self._used.add(worker)
         self._moved_at = time.monotonic()
 
     def _take(self, worker: int, news: News) -> None:
@@ -243,11 +215,14 @@ class Driver:
         self._moved_at = time.monotonic()
         if isinstance(news, Losses):
             hand.num_done, hand.num_alive = news.start + news.num_steps, news.num_alive
-            self._show_losses(shard, news)
+            if self._retelling is not None:
+                self._retelling.losses(shard, news)
         elif isinstance(news, Metrics):
-            self._show_metrics(shard, news)
+            if self._retelling is not None:
+                self._retelling.metrics(shard, news)
         elif isinstance(news, Left):
-            self._show_end(shard.members[news.member], news)
+            if self._retelling is not None:
+                self._retelling.ended(shard, news)
         elif isinstance(news, Asked):
             if self._rungs is not None and not self._is_over:
                 self._rungs.tell(worker, shard.members, news.so_far)
@@ -287,53 +262,21 @@ class Driver:
             self._hands[worker].actor.stop.remote()
             self._moved_at = time.monotonic()
 
-    def _show_losses(self, shard: Shard, news: Losses) -> None:
-        """Pass losses on to the observer, but for what it was told before members began anew."""
-        if self._observer is None or news.loss is None or news.hyper is None:
-            return
-        members = list(shard.members)
-        steps = np.arange(news.start, news.start + news.num_steps)[:, None]
-        loss = np.where(steps < self._told[0, members], np.nan, news.loss)
-        if self._note_told(0, members, loss, news.start + news.num_steps):
-            Part(self._observer, members, self._plan).losses(news.start, loss, news.hyper)
-
-    def _show_metrics(self, shard: Shard, news: Metrics) -> None:
-        """Likewise metrics."""
-        if self._observer is None or not news.values:
-            return
-        members = list(shard.members)
-        is_old = news.num_done <= self._told[1, members]
-        values = {name: np.where(is_old, np.nan, own) for name, own in news.values.items()}
-        if self._note_told(1, members, np.stack(list(values.values())), news.num_done):
-            Part(self._observer, members, self._plan).metrics(news.num_done, values)
-
-    def _show_end(self, member: int, news: Left) -> None:
-        """Likewise that a member has come to its end, which one that began anew comes to again."""
-        if self._observer is not None and member not in self._left:
-            self._left.add(member)
-            self._observer.ended(member, news.step, has_diverged=news.has_diverged)
-
-    def _note_told(self, row: int, members: list[int], values: FloatArray, num_done: int) -> bool:
-        """Note up to which step members were told of; False if there is nothing new."""
-        is_new = ~np.isnan(values).all(axis=0)
-        told: IntArray = self._told[row, members]
-        self._told[row, members] = np.where(is_new, np.maximum(told, num_done), told)
-        return bool(is_new.any())
-
     def _show(self, bar: Any) -> None:
         """Show where all members stand."""
         busy = [(self._hands[worker], shard) for worker, shard in self._shares.running.items()]
         done = sum(len(members) for members, _ in self._parts) + len(self._shares.lost)
         ended = sum(int(((r.diverged_at < 0) & (r.stopped_at < 0)).sum()) for _, r in self._parts)
         alive = ended + self._shares.num_waiting + sum(hand.num_alive for hand, _ in busy)
-        bar.n = self._plan.num_steps * done + sum(hand.num_done * len(shard.members) for hand, shard in busy)
+        num_done = self._plan.num_steps * done + sum(hand.num_done * len(shard.members) for hand, shard in busy)
         words = [
             f"{alive} of {len(self._plan.members)} members alive",
             f"{counted(len(busy), 'shard')} on {counted(len(self._hands), 'worker')}",
         ]
         words += [f"{self._shares.num_restarts} restarted"] * (self._shares.num_restarts > 0)
         words += [f"{len(self._shares.lost)} lost"] * bool(self._shares.lost)
-        bar.set_postfix_str(", ".join(words))
+        bar.set_postfix_str(", ".join(words), refresh=False)
+        bar.update(num_done - bar.n)  # members that begin anew take it back
 
     def _wind_up(self) -> None:
         """Let workers end where they are, and take what they have done; another Ctrl-C leaves it."""
@@ -347,10 +290,10 @@ class Driver:
         except KeyboardInterrupt:
             pass
 
-    def _joined(self, task: Task) -> Record:
+    def _joined(self) -> Record:
         """One record of all."""
         lost = sorted(self._shares.lost)
-        parts = [part for part in self._parts if self._is_over is False or len(part[1].loss)]
+        parts = [(members, own) for members, own in self._parts if own.is_complete or len(own.loss)]
         if not parts:
             if self._is_over:
                 return Record.empty(len(self._plan.members))
@@ -358,10 +301,9 @@ class Driver:
                 f"All members were lost: each worker was gone {self._session.max_restarts + 1} times, as the warnings "
                 "say. Look at the memory of the machines first."
             )
-        record = join_shards(self._plan, parts, lost, len(self._names), self._shares.num_restarts)
-        if not (record.is_complete and self._keeps_states):
-            return record
-        return with_weights(record, parts, lost, self._plan, task, self._execution, self._dtype, self._start)
+        record = join_shards(self._plan, parts, lost, len(self._used), self._shares.num_restarts)
+        is_kept = record.is_complete and self._job.keeps_states
+        return with_weights(record, self._job, parts, lost) if is_kept else record
 
 
 def _places(kept: frozenset[int], places: dict[int, int]) -> list[int]:

@@ -6,15 +6,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from vecsweep._engine.record import End, Record, Start, join
+from vecsweep._engine.record import End, Record, join
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.run import learners_of
 from vecsweep._engine.sequential import Sequential
 from vecsweep._types import FloatArray
 from vecsweep._words import counted
-from vecsweep.execution import Execution
+from vecsweep.cluster.job import Job
 from vecsweep.plan import Plan
-from vecsweep.task import Task
 
 Part = tuple[Sequence[int], Record]  # the positions of members, and what they did
 
@@ -52,25 +51,17 @@ def join_shards(plan: Plan, parts: Sequence[Part], lost: Sequence[int], num_work
     )
 
 
-def with_weights(
-    record: Record,
-    parts: Sequence[Part],
-    lost: Sequence[int],
-    plan: Plan,
-    task: Task,
-    execution: Execution,
-    dtype: torch.dtype | None,
-    start: Start | None,
-) -> Record:
+def with_weights(record: Record, job: Job, parts: Sequence[Part], lost: Sequence[int]) -> Record:
     """Add what makes models of states, on the CPU; members that were lost have the weights that they began with."""
-    here = replace(execution, cluster=None, device=torch.device("cpu"))
-    learners = learners_of(task, plan.seeds, here, dtype)
+    here = replace(job.execution, cluster=None, device=torch.device("cpu"))
+    learners = learners_of(job.task, job.plan.seeds, here, job.dtype)
     states = {i: state for members, own in parts for i, state in zip(members, own.states, strict=True)}
     if lost:
         beginning = Sequential(learners, here, Streams(torch.device("cpu")))
         for i in lost:
-            states[i] = start.states[i] if start is not None else beginning.start(plan.seeds[i]).copy()
-    return replace(record, states=[states[i] for i in range(len(plan.members))], learners=learners)
+            began_with = beginning.start(job.plan.seeds[i]) if job.start is None else job.start.states[i]
+            states[i] = began_with.copy()
+    return replace(record, states=[states[i] for i in range(len(job.plan.members))], learners=learners)
 
 
 def _completed(values: FloatArray, planned: FloatArray) -> FloatArray:

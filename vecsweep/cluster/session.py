@@ -12,10 +12,14 @@ import torch
 from vecsweep.cluster.worker import Worker
 from vecsweep.execution import Cluster, Execution
 
+_AUTH_MODE = "RAY_AUTH_MODE"
 _RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
-# Ray's own switches, for a Ray that is started here. With the first, which is named for the systems where that is so by
-# default, it listens on the loopback address alone. The second keeps Ray from announcing a change to come.
-_LOCAL_SETTINGS = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+_LOCAL_SETTINGS = {  # Ray's own switches, for a Ray that is started here
+    # It listens on the loopback address alone: named for the systems where that is so by default.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    # It announces no change to come.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 
 
 class Gone(Exception):  # noqa: N818 - a state of the other side, that is expected
@@ -41,7 +45,7 @@ def connected(cluster: Cluster, num_members: int) -> Iterator["Session"]:
         ImportError: Ray is not installed.
     """
     check_ray()
-    is_ours = False
+    is_ours, has_mode = False, _AUTH_MODE in os.environ
     logger = logging.getLogger("ray")
     level = logger.level
     # Set before Ray is imported, which looks at them then.
@@ -67,6 +71,16 @@ def connected(cluster: Cluster, num_members: int) -> Iterator["Session"]:
         if is_ours:
             ray.shutdown()
             logger.setLevel(level)
+            if not has_mode:
+                _forget_mode()
+
+
+def _forget_mode() -> None:
+    """Have this process ask for no token again: Ray does when it is started here, and a cluster may have none."""
+    from ray._raylet import Config
+
+    os.environ.pop(_AUTH_MODE, None)
+    Config.initialize("")
 
 
 @contextmanager

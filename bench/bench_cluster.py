@@ -1,0 +1,64 @@
+"""A cluster against one device: what it costs to have one, and how well members are divided among many devices.
+
+`bench_overhead` is one worker against none, on a run of about a minute: Ray is started and stopped in it.
+`bench_workers` is two workers against one. `bench_makespan` trains nothing: `cluster_simulation.py` deals members out
+to as many devices as are asked for, some of which fail.
+"""
+
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from cluster_simulation import PER_DEVICE, Scenario, simulate
+from conftest import Compare, Record
+from workloads import mnist_mlp
+
+import vecsweep as vs
+from vecsweep.execution import Cluster
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'vecsweep[cluster]'")
+
+HOUR_S = 3600
+
+
+def _sweep(num_members: int, num_steps: int, num_workers: int | None) -> Callable[[], vs.Sweep]:
+    task, lrs = mnist_mlp(), np.geomspace(1e-3, 0.1, num_members)
+    cluster = None if num_workers is None else Cluster(kind="cpu", num_workers=num_workers)
+    return lambda: vs.sweep(task, lrs=lrs, num_steps=num_steps, cluster=cluster, compile=False, engine="vectorized")
+
+
+def bench_overhead(compare: Compare, tiny: bool) -> None:
+    """Train the same members in this process and in a worker."""
+    num_members, num_steps = (2, 3) if tiny else (16, 1500)
+    arms = {"one worker": _sweep(num_members, num_steps, 1), "no cluster": _sweep(num_members, num_steps, None)}
+    compare(arms, rounds=1 if tiny else 3, num_members=num_members, num_steps=num_steps)
+
+
+def bench_workers(compare: Compare, tiny: bool) -> None:
+    """Train the same members in two workers and in one."""
+    num_members, num_steps = (2, 3) if tiny else (16, 1500)
+    arms = {"two workers": _sweep(num_members, num_steps, 2), "one worker": _sweep(num_members, num_steps, 1)}
+    compare(arms, rounds=1 if tiny else 3, num_members=num_members, num_steps=num_steps)
+
+
+@pytest.mark.parametrize("hours", [1, 8])
+@pytest.mark.parametrize("num_devices", [10, 100, 1_000, 10_000])
+def bench_makespan(num_devices: int, hours: int, record: Record, tiny: bool) -> None:
+    """Deal members out to devices of three speeds, of which a hundredth fails in an hour and is not replaced."""
+    num_devices = min(num_devices, 10) if tiny else num_devices
+    scenario = Scenario(num_devices, PER_DEVICE * num_devices, hours * HOUR_S)
+    outcomes = [simulate(scenario, seed) for seed in range(1 if tiny else 20 if num_devices <= 100 else 3)]
+    for own in outcomes:
+        assert sorted(own.trained) == list(range(scenario.num_members)), "a member was lost"
+    ratios = [own.ratio for own in outcomes]
+    record(
+        num_devices=num_devices,
+        hours=hours,
+        num_runs=len(outcomes),
+        failed=statistics.mean(own.num_failed for own in outcomes),
+        shards=statistics.mean(own.num_shards for own in outcomes),
+        times_ideal=statistics.median(ratios),
+        worst=max(ratios),
+        times_ideal_of_what_is_left=statistics.median(own.ratio_of_what_is_left for own in outcomes),
+    )
