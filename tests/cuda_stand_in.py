@@ -15,6 +15,10 @@ ELSEWHERE = torch.device("cuda", 7)  # the current device of the caller
 _WAITING = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.bincount.default")
 
 
+def tensors_in(tree):
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 class Stream:
     """A queue of kernels on a device: the current one unless another is named."""
 
@@ -62,7 +66,7 @@ class Graph:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         if str(func) not in self.stream.set_up:
             raise AssertionError(f"{func} sets itself up inside of a capture")
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = tensors_in((args, kwargs))
         for tensor in tensors:
             place = tensor.untyped_storage().data_ptr()
             if place not in self.own and place not in self.old:
@@ -70,16 +74,16 @@ class Graph:
                 self.old[place] = (whole, whole.clone())
         results = func(*args, **kwargs)
         given = {tensor.untyped_storage().data_ptr() for tensor in tensors}
-        made = [x for x in pytree.tree_leaves(results) if x.untyped_storage().data_ptr() not in given]
+        made = [x for x in tensors_in(results) if x.untyped_storage().data_ptr() not in given]
         self.own |= {x.untyped_storage().data_ptr(): x for x in made}
-        self.calls.append((func, args, kwargs, pytree.tree_leaves(results), {id(x) for x in made}))
+        self.calls.append((func, args, kwargs, tensors_in(results), {id(x) for x in made}))
         return results
 
     def replay(self):
         self.num_replays += 1
         self.cuda.log.append(("replay", self))
         for func, args, kwargs, results, made in self.calls:
-            for old, new in zip(results, pytree.tree_leaves(func(*args, **kwargs)), strict=True):
+            for old, new in zip(results, tensors_in(func(*args, **kwargs)), strict=True):
                 if id(old) in made:
                     old.copy_(new)
 

@@ -93,6 +93,21 @@ def test_joined_step_writes_the_new_counters_over_the_old_at_once():
         assert torch.equal(own, new)
 
 
+def test_number_that_is_a_part_of_the_old_state_is_not_written_with_the_others():
+    def step(a, b, c, d, pairs):
+        return [pairs[:, 0], a + 1, b + 1, c + 1, pairs + 1]
+
+    tensors = [torch.rand(NUM_MEMBERS, dtype=torch.float64) for _ in range(4)]
+    tensors.append(torch.rand(NUM_MEMBERS, 2, dtype=torch.float64))
+    expected = step(*[tensor.clone() for tensor in tensors])
+    graph = write_in_place(traced(step, tensors), 5)
+    join_copies_(graph, NUM_MEMBERS)
+    joined = [node for node in graph.nodes if node.target is ATEN._foreach_copy_.default]
+    assert [len(node.args[0]) for node in joined] == [3]
+    GraphModule({}, graph)(*tensors)
+    assert all(torch.equal(own, new) for own, new in zip(tensors, expected, strict=True))
+
+
 def swapped(a, b, c, lr):
     return [b * lr + 1, a * lr + 1, c * lr + 1, (b * lr).exp(), (c * lr).exp(), (a * lr).exp(), c - a, a - b, b - c]
 

@@ -174,7 +174,7 @@ def _written_by(node: Node) -> Iterator[Node]:
 
 def written_nodes(graph: Graph) -> set[Node]:
     """The nodes whose memory is written to after they were computed, by whatever name."""
-    return {alias for node in graph.nodes for target in _written_by(node) for alias in _aliases(target)}
+    return {alias for node in graph.nodes for target in _written_by(node) for alias in aliases_of(target)}
 
 
 def _views_of(node: Node) -> Iterator[Node]:
@@ -197,7 +197,7 @@ def _arguments(node: Node) -> Iterator[tuple[Any, Any]]:
         yield argument, node.args[i] if i < len(node.args) else node.kwargs.get(argument.name)
 
 
-def _aliases(node: Node) -> set[Node]:
+def aliases_of(node: Node) -> set[Node]:
     """All nodes that may share a node's memory."""
     pending, found = [node], set[Node]()
     while pending:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from vecsweep._engine.graph import frozen, is_pure, written_nodes
+from vecsweep._engine.graph import aliases_of, frozen, is_pure, written_nodes
 
 _FEWEST = 3  # that are worth it
 _STACK = torch.ops.aten.stack.default
@@ -62,7 +62,9 @@ def join_copies_(graph: Graph, num_members: int) -> None:
     """Write the numbers `[member]` of a new state over the old by one operator for each dtype."""
     kinds: dict[torch.dtype, list[Node]] = {}
     for node in graph.nodes:
-        if node.target is _COPY and _is_numbers(node.args[0], num_members):
+        if node.target is not _COPY or not _is_numbers(node.args[0], num_members):
+            continue
+        if not any(alias.op == "placeholder" for alias in aliases_of(node.args[1])):  # which others may overwrite
             kinds.setdefault(node.args[0].meta["val"].dtype, []).append(node)
     for copies in kinds.values():
         if len(copies) >= _FEWEST:
