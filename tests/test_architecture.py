@@ -51,7 +51,7 @@ LAYERS = {
         "results.member results.trial",
         "results.curves",
         "results.sweep",
-        "results.answer results.range_test",
+        "results.answer results.joining results.range_test",
         "results",
     ],
     "looking": [

@@ -23,7 +23,7 @@ from vecsweep.check import CheckReport, check
 from vecsweep.execution import Execution
 from vecsweep.finder import LRFinder
 from vecsweep.integrations.fastai import lr_find
-from vecsweep.results import Answer, RangeTest, Sweep, load
+from vecsweep.results import Answer, RangeTest, Sweep, join, load
 from vecsweep.suggest import Suggestion
 from vecsweep.sweeps import range_test, sweep
 from vecsweep.task import Task
@@ -42,6 +42,7 @@ __all__ = [
     "Task",
     "check",
     "find_lr",
+    "join",
     "load",
     "lr_find",
     "range_test",
