@@ -53,7 +53,7 @@ LAYERS = {
         "results.curves",
         "results.frames results.views",
         "results.sweep",
-        "results.answer results.range_test",
+        "results.answer results.joining results.range_test",
         "results",
     ],
     "looking": [

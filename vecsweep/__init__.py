@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vecsweep.execution import Execution
     from vecsweep.finder import LRFinder
     from vecsweep.integrations.fastai import lr_find
-    from vecsweep.results import Answer, RangeTest, Sweep
+    from vecsweep.results import Answer, RangeTest, Sweep, join
     from vecsweep.resuming import load, resume
     from vecsweep.suggest import Suggestion
     from vecsweep.sweeps import range_test, sweep
@@ -48,6 +48,7 @@ __all__ = [
     "Task",
     "check",
     "find_lr",
+    "join",
     "load",
     "lr_find",
     "range_test",
@@ -65,7 +66,7 @@ _HOMES = {
     "execution": ("Execution",),
     "finder": ("LRFinder",),
     "integrations.fastai": ("lr_find",),
-    "results": ("Answer", "RangeTest", "Sweep"),
+    "results": ("Answer", "RangeTest", "Sweep", "join"),
     "resuming": ("load", "resume"),
     "suggest": ("Suggestion",),
     "sweeps": ("range_test", "sweep"),

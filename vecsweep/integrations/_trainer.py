@@ -165,11 +165,13 @@ def _loader_of(trainer: Any, name: str) -> DataLoader[Any]:
 
 def optimizer_of(trainer: Any) -> Optimizer:
     """The optimizer that the trainer would make, or has been given; a template."""
-    maker = copy.copy(trainer)
-    given = getattr(trainer, "optimizer", None)
-    if given is not None:
-        return getattr(given, "optimizer", given)  # in accelerate's wrapper, after a run
-    return maker.create_optimizer()
+    if trainer.optimizer is not None:
+        given: Optimizer = getattr(
+            trainer.optimizer, "optimizer", trainer.optimizer
+        )  # in accelerate's wrapper, after a run
+        return given
+    made: Optimizer = copy.copy(trainer).create_optimizer()  # which keeps it in the trainer
+    return made
 
 
 def step_of(trainer: Any) -> TrainingStep | None:
