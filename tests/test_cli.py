@@ -1,6 +1,7 @@
 """The command line: what it prints, writes and returns; mistakes in one line; Ctrl-C."""
 
 import dataclasses
+import errno
 import inspect
 import json
 import os
@@ -709,7 +710,7 @@ def test_a_reader_that_goes_away_ends_the_command_without_a_traceback():
 
 
 def test_sweep_that_sigterm_ended_is_resumed_from_another_folder(folder, run, tmp_path_factory, monkeypatch):
-    how = ["--epochs", "100", "--engine", "vectorized", "--no-compile", "--json"]
+    how = ["--epochs", "100", "--engine", "vectorized", "--no-compile", "--json", "--output-dir", "sweep"]
     asked = ["sweep", "digits", "--lrs", "0.03,0.1", *how]
     command = [sys.executable, "-m", "vecsweep", *asked, "--checkpoint", "kept", "--checkpoint-every", "100 steps"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -717,7 +718,8 @@ def test_sweep_that_sigterm_ended_is_resumed_from_another_folder(folder, run, tm
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
-    assert (process.returncode, out, err) == (143, "", "")
+    assert (process.returncode, out) == (143, "")
+    assert "Traceback" not in err
     done = run("sweep", "digits", "--lrs", "0.5", *how, "--checkpoint", "kept")
     assert_is_one_line_of_error(done.status, done.err)
     assert "kept holds another call: `lrs` was [0.03, 0.1] and is [0.5]" in done.err
@@ -738,3 +740,65 @@ def test_resume_of_what_python_began_says_how_to_go_on(run, folder):
     done = run("resume", "nowhere")
     assert_is_one_line_of_error(done.status, done.err)
     assert "nowhere holds no checkpoint" in done.err
+
+
+def test_result_that_cannot_be_written_where_it_was_asked_for_is_saved_elsewhere(run, monkeypatch, folder):
+    save, asked = vs.Sweep.save, []
+
+    def full(self, path):
+        asked.append(Path(path))
+        if len(asked) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, path)
+
+    monkeypatch.setattr(vs.Sweep, "save", full)
+    done = run("sweep", "own.py:make_task", "--lrs", "0.01,0.1", "--num-steps", "4", "--output-dir", "out")
+    assert done.status == 2
+    (elsewhere,) = re.findall(r"No space left on device\. The result is in (\S+\.npz) instead", done.err)
+    assert len(vs.load(elsewhere).train_loss) == 4
+
+
+def test_error_of_the_task_saves_what_was_computed(folder):
+    (folder / "breaks.py").write_text(
+        "import dataclasses\nimport own\n"
+        "def task():\n"
+        "    plain = own.make_task()\n"
+        "    def batches():\n"
+        "        yield from list(plain.batches)[:1] * 20\n"
+        "        raise LookupError('the data end here')\n"
+        "    return dataclasses.replace(plain, batches=batches)\n"
+    )
+    command = [sys.executable, "-m", "vecsweep", "sweep", "breaks.py:task", "--lrs", "0.01", "--num-steps", "40"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "vecsweep: stopped by LookupError after 16 steps; what they found is in" in done.stderr
+    assert "LookupError: the data end here" in done.stderr, "with its traceback: that code is what has to be mended"
+    assert len(vs.load(folder / "sweep-interrupted.npz").train_loss) == 16
+
+
+def test_output_folder_without_room_is_told_before_the_work(run, monkeypatch):
+    def full(**options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    monkeypatch.setattr(vs, "sweep", lambda *_, **__: pytest.fail("it trains"))
+    done = run("sweep", "own.py:make_task", "--lrs", "0.01", "--num-steps", "4", "--output-dir", "full")
+    assert done.status == 2
+    assert "full cannot be written: No space left on device. Choose another place" in done.err
+
+
+def test_picture_that_fails_half_way_leaves_the_one_that_was_there(run, monkeypatch):
+    from matplotlib.figure import Figure
+
+    save_range_test("found.npz")
+    run("plot", "found.npz")
+    before = Path("found.png").read_bytes()
+
+    def half(self, path, **options):
+        Path(path).write_bytes(before[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", half)
+    assert run("plot", "found.npz").status == 2
+    assert Path("found.png").read_bytes() == before
+    assert not list(Path().glob(".found.png*"))

@@ -1,8 +1,11 @@
 """What goes wrong while members train: nothing that was computed is lost, and nothing of the caller's is changed."""
 
+import asyncio
 import errno
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from contextlib import contextmanager
@@ -173,8 +176,9 @@ def fail():
     ("how", "error", "said"),
     [
         (fail, LookupError, "sample 330"),
-        (die, (RuntimeError, EOFError), "DataLoader worker|^$"),  # the latter where it ends while it hands a batch over
-        (be_killed, (RuntimeError, EOFError), "DataLoader worker|^$"),
+        # The others where it ends while it hands a batch over.
+        (die, (RuntimeError, ConnectionError, EOFError), "DataLoader worker|Connection reset|^$"),
+        (be_killed, (RuntimeError, ConnectionError, EOFError), "DataLoader worker|Connection reset|^$"),
     ],
 )
 def test_loader_worker_that_fails_dies_or_is_killed_keeps_what_was_trained(how, error, said):
@@ -273,3 +277,69 @@ def test_empty_epoch_after_the_first_keeps_what_was_trained():
     with pytest.raises(ValueError, match="must yield at least one batch") as caught:
         vs.sweep(make_task(Once()), lrs=[0.1], num_steps=60)
     assert len(caught.value.result.train_loss) == 16
+
+
+# Where a sweep is called from.
+
+
+def sweep_losses():
+    return vs.sweep(make_task(), lrs=[0.01, 0.1], num_steps=20).train_loss
+
+
+def test_sweep_inside_an_event_loop_trains_as_outside():
+    async def main():
+        here = sweep_losses()
+        return here, await asyncio.to_thread(sweep_losses)
+
+    for losses in asyncio.run(main()):
+        np.testing.assert_array_equal(losses, sweep_losses())
+
+
+def test_sweeps_in_two_threads_take_turns():
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(sweep_losses())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for losses in found:
+        np.testing.assert_array_equal(losses, sweep_losses())
+
+
+class Sweeping(Dataset):
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, i):
+        return torch.from_numpy(sweep_losses())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked workers")
+def test_sweep_in_the_worker_of_a_loader_trains_as_outside():
+    expected = sweep_losses()
+    (losses,) = DataLoader(Sweeping(), num_workers=1, multiprocessing_context="fork")
+    np.testing.assert_array_equal(losses[0], expected)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forked processes")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_process_that_is_forked_while_a_thread_sweeps_can_sweep():
+    is_under_way, may_end = threading.Event(), threading.Event()
+
+    def loss(outputs, targets):
+        is_under_way.set()
+        may_end.wait(60)
+        return F.cross_entropy(outputs, targets)
+
+    thread = threading.Thread(
+        target=lambda: vs.sweep(make_task(loss_fn=loss), lrs=[0.01], num_steps=2, engine="sequential")
+    )
+    thread.start()
+    is_under_way.wait()
+    child = multiprocessing.get_context("fork").Process(target=sweep_losses)
+    child.start()
+    child.join(timeout=60)
+    may_end.set()
+    thread.join()
+    assert child.exitcode == 0
+    child.close()

@@ -116,8 +116,8 @@ class Execution:
         check_choice("engine", self.engine, get_args(EngineName))
         if self.precision is not None:
             check_choice("precision", self.precision, get_args(Precision), note=", or None")
-        if not _is_auto(self.compile):
-            check_flag("compile", self.compile, ', or "auto"')
+        if not _is_auto(self.compile) and not isinstance(self.compile, bool):
+            raise TypeError(f'`compile` must be True, False or "auto"; got {self.compile!r:.80}.')
         if self.progress is not None:
             check_flag("progress", self.progress, ", or None for where there is a terminal")
         if not _is_auto(self.chunk_size):

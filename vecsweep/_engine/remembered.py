@@ -7,7 +7,6 @@ lies on disk may be anybody's; whatever is not a choice is as if it were not the
 
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -116,9 +115,9 @@ def _change(change: Callable[[Entries], object]) -> None:
         with FileLock(path.with_suffix(".lock"), timeout=_LOCK_S):
             known = {key: entry for key, entry in _load().items() if _read(entry) is not None}
             change(known)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".json", delete=False) as file:
-                json.dump(dict(list(known.items())[-_MAX_REMEMBERED:]), file, indent=1)
-            Path(file.name).replace(path)
+            part = path.with_suffix(".part")  # nobody else writes it, and what a killed process left is written over
+            part.write_text(json.dumps(dict(list(known.items())[-_MAX_REMEMBERED:]), indent=1))
+            part.replace(path)
 
 
 def _load() -> Entries:

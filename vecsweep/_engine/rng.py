@@ -1,6 +1,7 @@
 """Random streams that take turns at the global generators, which the caller gets back as they were."""
 
 import hashlib
+import os
 import random
 import threading
 from collections.abc import Hashable, Iterator, Sequence
@@ -16,7 +17,9 @@ State = tuple[Any, ...]
 
 _LOOK_S = 0.5
 
-_LOCK = threading.RLock()  # the generators are global: sweeps in several threads take turns
+# The generators are global: sweeps in several threads take turns. By process, because one that is forked while a thread
+# sweeps has the lock without the thread that would let it go.
+_LOCKS: dict[int, Any] = {}
 
 
 class Streams:
@@ -51,7 +54,8 @@ class Streams:
     @contextmanager
     def borrowed(self) -> Iterator[None]:
         """Give the caller's generators back at the end, also after an exception; other threads wait meanwhile."""
-        while not _LOCK.acquire(timeout=_LOOK_S):
+        lock = _LOCKS.setdefault(os.getpid(), threading.RLock())
+        while not lock.acquire(timeout=_LOOK_S):
             interrupts.check()
         try:
             callers = self._capture()
@@ -61,7 +65,7 @@ class Streams:
                 self._restore(callers)
                 self._current = None
         finally:
-            _LOCK.release()
+            lock.release()
 
     def use(self, name: str, seed: int) -> None:
         """Put a stream in place. Those of weights and of models begin as after `torch.manual_seed(seed)`."""

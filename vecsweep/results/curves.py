@@ -5,8 +5,9 @@ Losses are stored as they were, before each update and without smoothing.
 Not here: weights, pictures and files (`sweep.py`), and curves of loss against learning rate (`range_test.py`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Self
 
 import numpy as np
@@ -322,18 +323,26 @@ class Curves:
                 steps, values = self.curve(metric)
                 is_measured = metric in self.metrics
                 kept = ~np.isnan(values[:, i]) if is_measured else steps < end
-                for step, value in zip(steps[kept].tolist(), values[kept, i].tolist(), strict=True):
-                    epoch = self._epoch(step, is_measured=is_measured)
-                    yield (*own, step, epoch, metric, value, step == member.diverged_at)
+                own_steps = steps[kept]
+                yield from zip(
+                    *map(repeat, own),
+                    own_steps.tolist(),
+                    self._epochs(own_steps, is_measured=is_measured),
+                    repeat(metric),
+                    values[kept, i].tolist(),
+                    (own_steps == (-1 if member.diverged_at is None else member.diverged_at)).tolist(),
+                    strict=False,
+                )
 
     def _metric(self, metric: str | None) -> str:
         return metric if metric is not None else "val_loss" if "val_loss" in self.metrics else "train_loss"
 
-    def _epoch(self, step: int, *, is_measured: bool) -> int | None:
-        """The epoch that a step is in; of a measurement, the one that it comes at the end of."""
+    def _epochs(self, steps: IntArray, *, is_measured: bool) -> Iterable[int | None]:
+        """The epochs that steps are in; of measurements, those that they come at the end of."""
         if self.steps_per_epoch is None:
-            return None
-        return int(max(0, step - is_measured) // self.steps_per_epoch)
+            return repeat(None)
+        epochs: list[int] = (np.maximum(0, steps - is_measured) // self.steps_per_epoch).astype(np.int64).tolist()
+        return epochs
 
     def _take(self, members: Sequence[int]) -> Self:
         """The same with some members only."""
