@@ -47,7 +47,7 @@ LAYERS = {
         "plan",
     ],
     "results": [
-        "results._checks results._files results.ranking",
+        "results._checks results._files results.prediction results.ranking",
         "results.member results.trial",
         "results.curves",
         "results.sweep",
