@@ -39,7 +39,7 @@ def run(name: str, *arguments: object, here: bool = False, **environment: str) -
 def importing() -> dict[str, float]:
     """Import the library, after torch."""
     started = time.perf_counter()
-    import vecsweep  # noqa: F401
+    from vecsweep import sweep  # noqa: F401  # names are imported when they are asked for
 
     return {"import_s": time.perf_counter() - started}
 

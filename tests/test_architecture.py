@@ -47,7 +47,7 @@ LAYERS = {
         "plan",
     ],
     "results": [
-        "results._checks results._files results._html",
+        "results._checks results._files results._html results.prediction",
         "results.ranking",
         "results.member results.trial",
         "results.curves",

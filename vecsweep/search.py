@@ -60,7 +60,7 @@ class Search:
         budget: float,
     ) -> None:
         self.request = request
-        self.watching_race = request.audience.part("race")
+        self.watching_race = Audience()
         self.named = named
         self.seeds = seeds
         self.span = span
@@ -78,11 +78,11 @@ class Search:
         By the metric of the race, unless validating takes longer than the scan: then by the training loss.
         """
         num_steps = scan_steps(self.span.num_steps)
+        spacing = scan_spacing(self.budget, self.span.num_steps, len(combinations))
         task = self.request.task
         metric = self.metric if _is_validated_soon(task, num_steps) else "train_loss"
         scanned = task if metric == self.metric else replace(task, val_batches=None)
         request = replace(self.request, task=scanned, audience=self.request.audience.part("scan"))
-        spacing = scan_spacing(self.budget, self.span.num_steps, len(combinations))
         scans = {own: Scan() for own in combinations}
         missing = dict.fromkeys(combinations, scan_lrs(spacing))
         while missing:
@@ -118,6 +118,7 @@ class Search:
         its neighbours.
         """
         num_seeds = len(self.seeds)
+        self.watching_race = self.request.audience.part("race")
         strategy = strategy_for(self.budget - self.cost, scans.values(), self.span.num_steps, num_seeds)
         race = Race(strategy)
         starting = [replace(own, lr=float(lr)) for own, scan in scans.items() for lr in scan.window(strategy.spacing)]

@@ -80,8 +80,8 @@ class _Joined:
             ValueError: always.
         """
         raise ValueError(
-            f"A folder holds the sweep of one task; this one is of {len(self.sweeps)}. Save each of them, or the curves "
-            f"of all to a file, {path.with_suffix('.npz').name!r}."
+            f"A folder holds the sweep of one task; this one is of {len(self.sweeps)}. Save each of them, or the "
+            f"curves of all to a file, {path.with_suffix('.npz').name!r}."
         )
 
     def model(self, i: int, *, copy_frozen: bool) -> nn.Module:

@@ -5,21 +5,22 @@ members train further (`training.py`).
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from vecsweep._errors import ResultFileError
-from vecsweep._types import FloatArray, Lrs, Mode, PlotKind, Schedules
+from vecsweep._types import Batch, FloatArray, Lrs, Mode, PlotKind, Schedules
 from vecsweep.results._checks import check_content
 from vecsweep.results._files import Arrays, read_result, replace_file, write_csv, write_result
 from vecsweep.results._html import html_paragraph, html_picture
 from vecsweep.results.curves import Curves
 from vecsweep.results.member import MemberRecord
+from vecsweep.results.prediction import predict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -143,6 +144,33 @@ class Sweep(Curves):
             ValueError: the result is of a range test, or was loaded from a file; neither holds weights.
         """
         return self._weights().model(self._index(i), copy_frozen=copy_frozen)
+
+    def predict(self, batches: Iterable[Batch], *, member: int | Sequence[int] | None = None) -> Tensor:
+        """Return what a trained member says of batches, or the mean of what several say.
+
+        In eval mode and without gradients. Softmax, or taking the largest, is left to the caller: outputs are averaged
+        as the model gives them.
+
+        Args:
+            batches: tensors, pairs `(inputs, targets)` whose targets are left alone, or dicts of the model's arguments.
+            member: which, or a list of those to average; None for `best()`.
+
+        Returns:
+            The outputs for all samples, `[sample, ...]`.
+
+        Raises:
+            IndexError: there is no such member.
+            TypeError: a model's output is no tensor, and has no tensor `logits`.
+            ValueError: there are no batches, no members are named, or the weights are not here.
+
+        Example:
+            `runs.predict(loader, member=[0, 3]).argmax(-1)`
+        """
+        chosen = self.best() if member is None else member
+        members = [chosen] if isinstance(chosen, SupportsIndex) else list(chosen)
+        if not members:
+            raise ValueError("`member` must name at least one member; got an empty list. Leave it out for the best.")
+        return predict([self.model(int(i)) for i in members], batches)
 
     def save_model(self, i: int, path: str | os.PathLike[str]) -> Path:
         """Write member i's trained weights to a safetensors file, with its lr, schedule and seed as metadata.
