@@ -402,6 +402,11 @@ def test_arguments_are_checked_before_the_folder_is_made(how, match, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_folder_must_be_a_path():
+    with pytest.raises(TypeError, match="`checkpoint` must be the path of a folder; got 5"):
+        vs.sweep(make_task(), lrs=[0.1], num_steps=3, checkpoint=5)
+
+
 def test_iterator_is_refused_at_the_start(tmp_path):
     with pytest.raises(ValueError, match=r"`checkpoint` needs batches that can be read again.*got an iterator"):
         vs.sweep(make_task(batches=lambda: iter(BATCHES)), lrs=[0.1], num_steps=3, checkpoint=tmp_path / "runs")

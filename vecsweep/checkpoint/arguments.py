@@ -42,6 +42,7 @@ def journal_of(
         restart: whether to begin anew if there is something already.
 
     Raises:
+        TypeError: the folder is no path.
         ValueError: they do not fit together, or the batches cannot go back to their place.
     """
     interval = Interval.parse(every)
@@ -53,6 +54,8 @@ def journal_of(
         raise ValueError(
             f"`checkpoint` needs batches that can be read again, up to their place; got an iterator. {RESTARTABLE}"
         )
+    if not isinstance(checkpoint, str | os.PathLike):
+        raise TypeError(f"`checkpoint` must be the path of a folder; got {checkpoint!r:.80}. Pass 'runs/lr', say.")
     folder = Path(checkpoint)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`checkpoint` must be a folder; {folder} is a file. Name another.")
