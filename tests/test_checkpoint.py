@@ -222,6 +222,18 @@ def test_loader_with_workers_draws_the_same_noise_again(tmp_path, monkeypatch):
     np.testing.assert_array_equal(again.train_loss, whole.train_loss)
 
 
+@pytest.mark.skipif(NUM_KILLS <= 10, reason="compiling takes long")
+def test_compiled_step_goes_on_compiled(tmp_path, monkeypatch):
+    task, how = make_task(noisy, shuffled), {"lrs": [0.01, 0.1], "epochs": 5, "engine": "vectorized", "compile": True}
+    whole = vs.sweep(task, **how)
+    assert "compiled" in whole.engine
+    die_after(monkeypatch, 2)
+    with pytest.raises(DiesError):
+        vs.sweep(task, **how, checkpoint=tmp_path, checkpoint_every="1 steps")
+    monkeypatch.undo()
+    assert_same(vs.sweep(task, **how, checkpoint=tmp_path, checkpoint_every="1 steps"), whole)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
 def test_sweep_in_processes_goes_on_in_others(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
@@ -388,6 +400,11 @@ def test_arguments_are_checked_before_the_folder_is_made(how, match, tmp_path):
     with pytest.raises(ValueError, match=match):
         vs.sweep(make_task(), **{"lrs": [0.1], "num_steps": 3, "checkpoint": tmp_path / "runs"} | how)
     assert not (tmp_path / "runs").exists()
+
+
+def test_folder_must_be_a_path():
+    with pytest.raises(TypeError, match="`checkpoint` must be the path of a folder; got 5"):
+        vs.sweep(make_task(), lrs=[0.1], num_steps=3, checkpoint=5)
 
 
 def test_iterator_is_refused_at_the_start(tmp_path):

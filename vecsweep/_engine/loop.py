@@ -145,9 +145,9 @@ class Loop:
         self.batches: dict[int, BatchStream] = {}
         self.is_over = self.snapshot is not None and self.snapshot.num_done == plan.num_steps
         if not self.is_over:
-            machine = describe_machine(self.device)
-            if self.snapshot is not None and is_another_machine(machine, self.snapshot.machine):
-                self.snapshot = self.snapshot.roughly()
+            before = self.snapshot
+            if before is not None and is_another_machine(describe_machine(self.device), before.machine):
+                self.snapshot = before.roughly()
             self._prepare(task, dtype, has_evaluation=evaluation is not None)
         if self.snapshot is not None:
             take_up(self, self.snapshot)

@@ -34,6 +34,7 @@ def journal_of(
         given: its arguments by name, as `locals()` has them at its first line.
 
     Raises:
+        TypeError: the folder is no path.
         ValueError: they do not fit together, or the batches cannot go back to their place.
     """
     interval = Interval.parse(given["checkpoint_every"])
@@ -44,6 +45,10 @@ def journal_of(
     if given["task"].is_one_pass:
         raise ValueError(
             f"`checkpoint` needs batches that can be read again, up to their place; got an iterator. {RESTARTABLE}"
+        )
+    if not isinstance(given["checkpoint"], str | os.PathLike):
+        raise TypeError(
+            f"`checkpoint` must be the path of a folder; got {given['checkpoint']!r:.80}. Pass 'runs/lr', say."
         )
     if options.cluster is not None:
         raise ValueError(

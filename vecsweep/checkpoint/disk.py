@@ -188,7 +188,9 @@ def _checksum_of(whole: Json) -> str:
 
 
 def flush(path: Path) -> None:
-    """Have the system put a file, or the names in a folder, on the disk itself."""
+    """Have the system put a file, or the names in a folder, on the disk itself; Windows opens no folders."""
+    if os.name == "nt" and path.is_dir():
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
