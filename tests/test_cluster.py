@@ -182,7 +182,8 @@ def test_eight_cores_of_this_machine_are_eight_workers_and_nothing_is_left_of_ra
 
         return read
 
-    runs = vs.sweep(make_task(batches), lrs=np.geomspace(1e-3, 0.3, 9), num_steps=7, device=["cpu"] * 8)
+    task = make_task(batches, val_batches=None)
+    runs = vs.sweep(task, lrs=np.geomspace(1e-3, 0.3, 9), num_steps=7, device=["cpu"] * 8)
     assert "9 members in 8 shards on 8 workers" in runs.engine
     stock.assert_equal(runs, make_task(), 7)
     assert not ray.is_initialized()
