@@ -153,7 +153,8 @@ class Session:
         self._num_members = num_members
         num_here = min(self.num_devices, num_members)
         num_cores = int(ray.cluster_resources().get("CPU", 1))
-        self._num_cores = max(1, num_cores // num_here) if cluster.is_here else 1  # of each worker
+        is_one = cluster.is_here and not self.is_uneven
+        self._num_cores = max(1, num_cores // num_here) if is_one else 1  # of each worker
 
     @property
     def num_devices(self) -> int:
