@@ -94,10 +94,9 @@ def wait_for(condition, what):
 
 def is_alive(pid):
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
 
 
 # Equal to one device
@@ -165,9 +164,16 @@ def test_members_of_all_shards_are_compared_at_rungs(nodes):
     assert {member.stopped_at for member in expected.members} == {5, 10, None}
 
 
-def test_answer_is_that_of_one_device(nodes):
+def test_answer_is_that_of_one_device_and_takes_the_ray_that_is_there(nodes):
     expected = vs.find_lr(make_task(), num_steps=32, budget=2.5)
-    answer = vs.find_lr(make_task(), num_steps=32, budget=2.5, cluster=nodes.address)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(nodes.address, log_to_driver=False)
+    try:
+        answer = vs.find_lr(make_task(), num_steps=32, budget=2.5, cluster="auto")
+        assert ray.is_initialized()
+    finally:
+        ray.shutdown()
     assert (answer.lr, *answer.interval) == pytest.approx((expected.lr, *expected.interval))
     assert answer.cost == pytest.approx(expected.cost)
 
@@ -182,7 +188,8 @@ def test_eight_cores_of_this_machine_are_eight_workers_and_nothing_is_left_of_ra
 
         return read
 
-    runs = vs.sweep(make_task(batches), lrs=np.geomspace(1e-3, 0.3, 9), num_steps=7, device=["cpu"] * 8)
+    task = make_task(batches, val_batches=None)
+    runs = vs.sweep(task, lrs=np.geomspace(1e-3, 0.3, 9), num_steps=7, device=["cpu"] * 8)
     assert "9 members in 8 shards on 8 workers" in runs.engine
     stock.assert_equal(runs, make_task(), 7)
     assert not ray.is_initialized()
@@ -301,6 +308,7 @@ def test_members_of_a_node_that_goes_are_trained_on_others(nodes, third, tmp_pat
         try:
             wait_for(lambda: len(list(readers.iterdir())) == 3, "three workers begin")
             remove()
+            wait_for(lambda: not all(is_alive(int(path.name)) for path in readers.iterdir()), "one of them goes")
         finally:
             go.touch()
 

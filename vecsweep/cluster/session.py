@@ -45,42 +45,48 @@ def connected(cluster: Cluster, num_members: int) -> Iterator["Session"]:
         ImportError: Ray is not installed.
     """
     check_ray()
-    is_ours, has_mode = False, _AUTH_MODE in os.environ
-    logger = logging.getLogger("ray")
-    level = logger.level
+    has_mode = _AUTH_MODE in os.environ
     # Set before Ray is imported, which looks at them then.
-    settings = _LOCAL_SETTINGS if cluster.is_here else {}
+    settings = dict(_LOCAL_SETTINGS) if cluster.is_here else {}
     if cluster.indices:
-        settings = settings | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, cluster.indices))}
-    with _environment(settings):
-        import ray
-
-        if not ray.is_initialized():
-            is_ours = True
-            logger.setLevel(logging.ERROR)
-            try:
-                _start(cluster)
-            except ConnectionError as error:
-                raise ConnectionError(
-                    "`cluster` must be the address of a Ray cluster that runs; nothing answered at "
-                    f'{cluster.address!r}. Start one with `ray start --head`, or pass "auto" for this machine alone.'
-                ) from error
+        settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cluster.indices))
+    is_ours = False
     try:
+        with _environment(settings), _quiet():
+            import ray
+
+            is_ours = not ray.is_initialized()
+            if is_ours:
+                _start(cluster)
         yield Session(cluster, num_members)
     finally:
         if is_ours:
             ray.shutdown()
-            logger.setLevel(level)
             if not has_mode:
                 _forget_mode()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let Ray tell of errors alone."""
+    logger = logging.getLogger("ray")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def _forget_mode() -> None:
-    """Have this process ask for no token again: Ray does when it is started here, and a cluster may have none."""
-    from ray._raylet import Config
+    """Show no token any longer: a process does in which Ray was started, and clusters that have none refuse it."""
+    from ray import _raylet
 
     os.environ.pop(_AUTH_MODE, None)
-    Config.initialize("")
+    inner: Any = _raylet
+    if hasattr(inner, "AuthenticationTokenLoader"):  # older ones know of no tokens
+        inner.Config.initialize("")
+        inner.AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextmanager
@@ -101,10 +107,17 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
 
 def _start(cluster: Cluster) -> None:
     import ray
+    from ray._private import ray_constants
 
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     if not cluster.is_here:
-        ray.init(cluster.address, **quiet)
+        try:
+            ray.init(cluster.address, **quiet)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"`cluster` must be the address of a Ray cluster that runs; nothing answered at {cluster.address!r}. "
+                'Start one with `ray start --head`, or pass "auto" for this machine alone.'
+            ) from error
         return
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_gpus = 0 if cluster.kind == "cpu" else len(cluster.indices) or torch.cuda.device_count()
@@ -114,7 +127,12 @@ def _start(cluster: Cluster) -> None:
         raise ValueError(
             "`device` must be available; got 'cuda', and PyTorch sees no GPU. Leave it out, or pass 'cpu'."
         )
-    ray.init("local", num_cpus=max(num_cores, num_gpus), num_gpus=num_gpus, include_dashboard=False, **quiet)
+    # What the first of the settings comes to, for a Ray that was imported before.
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        ray.init("local", num_cpus=max(num_cores, num_gpus), num_gpus=num_gpus, include_dashboard=False, **quiet)
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 class Session:
@@ -135,7 +153,8 @@ class Session:
         self._num_members = num_members
         num_here = min(self.num_devices, num_members)
         num_cores = int(ray.cluster_resources().get("CPU", 1))
-        self._num_cores = max(1, num_cores // num_here) if cluster.is_here else 1  # of each worker
+        is_one = cluster.is_here and not self.is_uneven
+        self._num_cores = max(1, num_cores // num_here) if is_one else 1  # of each worker
 
     @property
     def num_devices(self) -> int:
