@@ -298,10 +298,10 @@ def test_process_is_sound_whenever_ctrl_c_came(engine):
     whole = vs.sweep(make_task(), **options, num_steps=64)
     random = np.random.default_rng(0)
     for _ in range(NUM_PRESSES):
-        timer = threading.Timer(random.exponential(0.2), press_ctrl_c)
+        task, timer = make_task(), threading.Timer(0.05 + random.exponential(0.2), press_ctrl_c)
         timer.start()
         with pytest.raises(vs.Interrupted) as caught:
-            vs.sweep(make_task(), **options, num_steps=10**5)
+            vs.sweep(task, **options, num_steps=10**5)
         timer.join()
         stopped = caught.value.result
         if stopped is not None:

@@ -655,3 +655,31 @@ def test_results_can_be_told_apart_and_kept_in_sets():
     assert a != b
     assert b in [a, b]
     assert len({a, b, a}) == 2
+
+
+def test_what_a_killed_process_left_of_a_file_is_removed_by_a_later_save(tmp_path):
+    left = [tmp_path / f".runs.npz.{k * 32}" for k in "ab"]
+    others = [tmp_path / ".runs.npz.backup", tmp_path / f".other.npz.{'a' * 32}"]
+    for path in (*left, *others):
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0))
+    os.utime(left[1])  # this one may still be written
+    RESULTS["sweep"]().save(tmp_path / "runs.npz")
+    assert not left[0].exists()
+    assert all(path.exists() for path in (left[1], *others))
+
+
+def test_weights_that_cannot_be_written_are_an_os_error(tmp_path, monkeypatch):
+    import safetensors.torch
+
+    def full(*_):
+        raise safetensors.SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    model = nn.Linear(3, 1)
+    batches = [(torch.ones(4, 3), torch.zeros(4, 1))]
+    task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
+    runs = vs.sweep(task, lrs=[0.1], num_steps=2)
+    monkeypatch.setattr(safetensors.torch, "save_model", full)
+    with pytest.raises(OSError, match=r"best\.safetensors cannot be written.*No space left"):
+        runs.save_model(0, tmp_path / "best")
+    assert list(tmp_path.iterdir()) == []
