@@ -646,27 +646,23 @@ def fork(function):
 def test_sweep_that_is_killed_at_any_moment_goes_on_bit_for_bit(case, tmp_path):
     whole, rng, kills = call(case), np.random.default_rng(len(case)), 0
     schedules = CASES[case][1].get("schedules")
-
-    def train():
-        call(case, tmp_path / "runs").save(tmp_path / "whole")
-
+    given = schedules if isinstance(schedules, dict) else None
     started = time.monotonic()
     os.waitpid(fork(lambda: call(case, tmp_path / "timed")), 0)
     duration_s = time.monotonic() - started
     while kills < NUM_KILLS:
-        child = fork(train)
-        time.sleep(rng.uniform(0, 0.6 * duration_s))
-        os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):
-            assert os.WEXITSTATUS(status) == 0
-            break  # it was done sooner
-        kills += 1
-    _, status = os.waitpid(fork(train), 0)
-    assert status == 0
-    given = None if schedules is None or isinstance(schedules, list) else schedules
-    assert_same(vs.load(tmp_path / "whole", task=make_task(**CASES[case][0]), schedules=given), whole)
-    assert not list((tmp_path / "runs" / "run-000").glob(".*"))
+        folder, status = tmp_path / f"{kills}", None
+        while status is None:
+            child = fork(lambda: call(case, folder).save(tmp_path / "whole"))  # noqa: B023
+            if kills < NUM_KILLS:
+                time.sleep(rng.uniform(0, 0.6 * duration_s))
+                os.kill(child, signal.SIGKILL)
+            _, ended = os.waitpid(child, 0)
+            kills += os.WIFSIGNALED(ended)
+            status = None if os.WIFSIGNALED(ended) else os.WEXITSTATUS(ended)
+        assert status == 0
+        assert_same(vs.load(tmp_path / "whole", task=make_task(**CASES[case][0]), schedules=given), whole)
+        assert not list((folder / "run-000").glob(".*"))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no forks")
