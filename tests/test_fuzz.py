@@ -48,7 +48,9 @@ ODD = [
     *({"a": lambda p: p}, {"a": "cosine"}, {"a": 3}, ["cosine"], ["cosine", "cosine"], [lambda p: "x"], "cosine"),
     *(lambda: 0, lambda *_: None, lambda *_: 1, lambda *_: [0], lambda *_: "x"),
 ]
-NUMBERS = st.one_of(st.integers(-3, 6), st.integers(), st.floats(), st.text(max_size=3))
+# None between, which would be a number of steps that somebody may mean, and take as long.
+INTEGERS = st.one_of(st.integers(-3, 6), st.integers(min_value=10**10), st.integers(max_value=-3))
+NUMBERS = st.one_of(INTEGERS, st.floats(), st.text(max_size=3))
 ANYTHING = st.one_of(st.sampled_from(ODD), NUMBERS, st.lists(NUMBERS, max_size=3), st.binary(max_size=3))
 
 
