@@ -256,8 +256,11 @@ def test_members_are_lost_with_workers_that_die_again_and_again_and_the_others_s
     assert runs.best("train_loss") in (0, 2)
 
 
-def gated(folder, go, *, at=2):
-    """Batches that say who reads them, and wait at one until there is a file. Nobody must have to count them."""
+def gated(folder, go, *, at=10):
+    """Batches that say who reads them, and wait at one until there is a file: after the 7 that a worker is timed with.
+
+    Nobody must have to count them.
+    """
 
     def batches(data):
         num_read = 0
