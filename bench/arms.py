@@ -45,7 +45,7 @@ class PausedSweep:
         def train() -> vs.Sweep:
             options = {"num_steps": _PLANNED_STEPS, "divergence_factor": None, "progress": False, **how}
             try:
-                with mock.patch("vecsweep._engine.loop._WINDOW_STEPS", window_steps):
+                with mock.patch("vecsweep._engine.windows._WINDOW_STEPS", window_steps):
                     return vs.sweep(replace(task, batches=self._gate), lrs=lrs, **options)
             except vs.Interrupted as stopped:
                 return stopped.result

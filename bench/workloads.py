@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import vecsweep as vs
-from vecsweep._engine.loop import _WINDOW_STEPS as WINDOW_STEPS
+from vecsweep._engine.windows import _WINDOW_STEPS as WINDOW_STEPS
 
 
 @dataclass(frozen=True)

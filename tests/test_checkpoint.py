@@ -306,14 +306,14 @@ def test_range_test_goes_on_where_it_stood(method, tmp_path, monkeypatch):
 
 
 def test_way_of_stepping_is_taken_over_and_not_timed_again(tmp_path, monkeypatch):
-    from vecsweep._engine import loop
+    from vecsweep._engine import engines
 
     how = {"lrs": np.linspace(0.01, 0.5, 40), "num_steps": 48, "checkpoint": tmp_path, "checkpoint_every": "1 steps"}
     die_after(monkeypatch, 1)
     with pytest.raises(DiesError):
         vs.sweep(make_task(), **how)
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "choose_way", lambda *_: pytest.fail("it was chosen again"))
+    monkeypatch.setattr(engines, "choose_way", lambda *_: pytest.fail("it was chosen again"))
     vs.sweep(make_task(), **how)
 
 

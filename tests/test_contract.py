@@ -97,7 +97,8 @@ def test_negative_losses_neither_end_a_member_nor_hide_its_divergence(engine):
 def test_nan_in_the_data_ends_every_member_and_still_gives_a_result(engine):
     task = mlp_task()
     task.batches[2][0][0, 0] = torch.nan
-    found = vs.range_test(task, start_lr=1e-4, end_lr=1e-1, num_lrs=5, num_steps=10, engine=engine)
+    with pytest.warns(RuntimeWarning, match="All 5 members of seed 0 diverged at step 2, whose batch holds NaN"):
+        found = vs.range_test(task, start_lr=1e-4, end_lr=1e-1, num_lrs=5, num_steps=10, engine=engine)
     assert [m.diverged_at for m in found.members] == [2] * 5
     assert np.isnan(found.train_loss[2:]).all()
     assert np.isnan(found.scores).all()

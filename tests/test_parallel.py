@@ -493,7 +493,7 @@ def test_work_is_counted():
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vecsweep._engine.loop.probe", spy)
+        patch.setattr("vecsweep._engine.engines.probe", spy)
         vs.sweep(task, lrs=[1e-3, 1e-2], num_steps=3)
     work = seen[0].work
     assert work.flops == 2 * 16 * (12 * 16 + 16 * 3)

@@ -65,7 +65,7 @@ def test_members_of_a_lost_worker_are_divided_among_those_that_are_left():
 
 
 def test_whole_shards_come_back_as_they_were():
-    shares = Shares([0] * 12, max_restarts=3, is_whole=True)
+    shares = Shares([0] * 12, max_restarts=3, is_even=True, is_whole=True)
     dealt = shares.deal({0: 1.0, 1: 1.0})
     shares.lose(1)
     shares.done(0)
@@ -73,7 +73,7 @@ def test_whole_shards_come_back_as_they_were():
 
 
 def test_shard_that_makes_room_is_dealt_out_after_those_that_wait():
-    shares = Shares([0] * 9, max_restarts=3, is_whole=True)
+    shares = Shares([0] * 9, max_restarts=3, is_even=True, is_whole=True)
     shares.deal({0: 1.0, 1: 1.0}, num_coming=1)
     made_room = shares.put_back(0)
     other = shares.deal({0: 1.0})[0]

@@ -118,7 +118,7 @@ def time_ways(task: Task, plan: Plan, execution: Execution, *, is_compiling: boo
     streams = Streams(_device_of(task, execution), _own_generators(task))
     with streams.borrowed(), modes_set_aside(), _watch(task).undisturbed():
         loop = Loop(task, plan, execution, streams, None, keeps_states=False)
-        return time_each(loop.engine, plan, loop.batches, streams, is_compiling=is_compiling)
+        return time_each(loop.engine, plan, loop.windows.streams, streams, is_compiling=is_compiling)
 
 
 def count_batches(task: Task, seed: int, execution: Execution, most: int | None) -> int | None:

@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vecsweep._engine.choices import Choice, Way
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.fingerprint import fingerprint
-from vecsweep._engine.parallel import Parallel
-from vecsweep._engine.probe import probe
 from vecsweep._engine.record import End
-from vecsweep._engine.sequential import Sequential
-from vecsweep._engine.snapshot import Manner, Snapshot, describe_machine
-from vecsweep._engine.vectorized import Vectorized
-from vecsweep._types import Batch
+from vecsweep._engine.snapshot import Snapshot, describe_machine
 
 if TYPE_CHECKING:
     from vecsweep._engine.loop import Group, Loop
@@ -27,54 +21,14 @@ if TYPE_CHECKING:
 _RTOL = 1e-6  # between what machines make of a schedule
 
 
-def manner_of(loop: "Loop") -> Manner:
-    """How members are stepped, as another process can take it over."""
-    if loop.snapshot is not None and loop.is_over:
-        return loop.snapshot.manner
-    is_batched = isinstance(loop.engine, Vectorized)
-    return Manner(
-        "vectorized" if is_batched else "parallel" if isinstance(loop.engine, Parallel) else "sequential",
-        loop.choice.way.chunk_size,
-        loop.choice.way.is_compiled,
-        loop.choice.why,
-        loop.num_chunks,
-        loop.window_steps,
-        loop.obstacle,
-        loop.mover,
-        loop.is_short_of_memory,
-        loop.engine.stepping if isinstance(loop.engine, Vectorized) else None,
-    )
-
-
-def step_as(loop: "Loop", manner: Manner, first: Batch) -> None:
-    """Step members as another process did."""
-    seed = loop.plan.seeds[0]
-    loop.window_steps, loop.num_chunks = manner.window_steps, manner.num_chunks
-    loop.obstacle, loop.is_short_of_memory = manner.obstacle, manner.is_short_of_memory
-    loop.choice = Choice(Way(manner.engine, manner.chunk_size, manner.is_compiled), manner.why)
-    loop.engine = Sequential(loop.learners, loop.execution, loop.streams, loop.moved, loop.evaluation.recorded)
-    if manner.stepping is not None:
-        seen = probe(loop.learners[seed], first, seed, loop.streams)
-        if seen.obstacle is None:
-            hyper, recorded = tuple(loop.plan.hyper), loop.evaluation.recorded
-            loop.engine = Vectorized(loop.learners, loop.execution, loop.streams, first, seen, hyper, recorded)
-            loop.engine.go_on(manner.stepping)
-            loop.engine.is_compiling = manner.is_compiled
-        else:
-            loop.fall_back(seen.obstacle)
-    if manner.engine == "parallel":
-        loop.use_processes(first, is_stateful=False)
-
-
 def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Snapshot:
     """Copy all that it takes to go on from here."""
-    loop.note_doubt()
     states = dict[int, MemberState]()
     for group in groups:
         for position, i in enumerate(group.members):  # one by one: a GPU has no memory for them twice
             states[i] = group.chunk.members([position])[0].on("cpu")
     ended = {i: state.on("cpu") for i, state in enumerate(loop.states) if state is not None}
-    places = {seed: loop.place_of(seed) for seed in loop.learners}
+    places = {seed: loop.windows.place_of(seed) for seed in loop.learners}
     marks = {seed: loop.streams.mark("model", seed) for seed in loop.learners}
     earlier_s = 0.0 if loop.snapshot is None else loop.snapshot.duration_s
     return Snapshot(
@@ -91,7 +45,7 @@ def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Sna
         ended,
         {seed: End(marks[seed], place.position, place.read) for seed, place in places.items()},
         {seed: fingerprint(place.last) for seed, place in places.items() if place.last is not None},
-        manner_of(loop),
+        loop.manner,
         loop.describe(),
         loop.in_doubt_from,
         earlier_s + time.perf_counter() - loop.began_s,
@@ -107,7 +61,6 @@ def take_up(loop: "Loop", snapshot: Snapshot) -> None:
         ValueError: other members are stopped, or other learning rates follow, than the first time.
     """
     num_done, num_evaluated = snapshot.num_done, snapshot.num_evaluated
-    loop.in_doubt_from = snapshot.in_doubt_from
     loop.loss[:num_done] = snapshot.loss
     for name, values in snapshot.norms.items():
         loop.norms[name][:num_done] = values

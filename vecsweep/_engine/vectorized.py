@@ -309,7 +309,10 @@ class VectorizedChunk:
         self._engine.let_go()
         _let_go(failure)
         self._go_back()
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure  # or it would hold this frame, which holds it, and with them all members, until Python looks
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Put the members at the weights that they are evaluated at; no stacked update has such."""

@@ -3,8 +3,10 @@
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -175,7 +177,8 @@ class Session:
         """Ask for a worker; it is there as soon as there is a place for it."""
         num_gpus = 1 if self.kind == "cuda" else 0
         actor = self._ray.remote(Worker).options(num_cpus=self._num_cores, num_gpus=num_gpus, max_concurrency=3)
-        return actor.remote(task, execution, dtype, self.kind)
+        paths = [str(Path(path).absolute()) for path in sys.path]  # "" is where this process is
+        return actor.remote(task, execution, dtype, self.kind, paths)
 
     def dismiss(self, worker: Any) -> None:
         """End a worker, whatever it does."""

@@ -7,10 +7,11 @@ come, if somebody wants them; the weights only at the end.
 import os
 import pickle
 import socket
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -122,13 +123,17 @@ class Worker:
         execution: how.
         dtype: of parameters, buffers and batches; None leaves them as they are.
         kind: of the device.
+        paths: where the other side finds its modules, which may be here, too.
     """
 
-    def __init__(self, task: bytes, execution: Execution, dtype: torch.dtype | None, kind: str) -> None:
+    def __init__(
+        self, task: bytes, execution: Execution, dtype: torch.dtype | None, kind: str, paths: Sequence[str] = ()
+    ) -> None:
         self._packed = task
         self._execution = execution
         self._dtype = dtype
         self._kind = kind
+        self._paths = paths
         self._news: list[News] = []
         self._told_at = 0.0
         self._changed = threading.Condition()
@@ -141,6 +146,7 @@ class Worker:
         name = f"{socket.gethostname()}, process {os.getpid()}"
         device = torch.device("cuda", 0) if self._kind == "cuda" else torch.device("cpu")
         self._execution = replace(self._execution, cluster=None, device=device)
+        sys.path += [path for path in self._paths if path not in sys.path]
         try:
             self._task: Task = pickle.loads(self._packed)
             speed = self._time(lr, seed) if is_timed and not self._task.is_one_pass else 1.0
