@@ -587,6 +587,15 @@ def test_full_disk_at_first_is_an_error_and_later_a_warning(tmp_path, monkeypatc
 # Signals, locks and processes.
 
 
+@pytest.fixture
+def usual_handlers():
+    """Python's own handlers, which what runs in the background may lack."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_handlers")
 @pytest.mark.parametrize(
     ("number", "error", "match"),
     [(signal.SIGTERM, SystemExit, "143"), (signal.SIGINT, vs.Interrupted, "goes on from .* when it is called again")],

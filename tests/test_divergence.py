@@ -1,5 +1,7 @@
 """When a member diverges, on curves that are known in advance; the rule stands in `vecsweep/_engine/divergence.py`."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import stock
@@ -65,7 +67,9 @@ CASES = {
 def test_a_member_diverges_where_it_stays_above_where_its_seed_starts(name, engine):
     trained, untrained, expected = CASES[name]
     task = follow(trained, untrained)
-    runs = vs.sweep(task, lrs=[1.0, 1e-9], num_steps=NUM_STEPS, engine=engine)
+    is_blamed = np.isnan(untrained).any()
+    with pytest.warns(RuntimeWarning, match="whose batch holds NaN") if is_blamed else contextlib.nullcontext():
+        runs = vs.sweep(task, lrs=[1.0, 1e-9], num_steps=NUM_STEPS, engine=engine)
     assert runs.members[0].diverged_at == expected
     end = NUM_STEPS if expected is None else expected + 1
     own = np.where(np.arange(NUM_STEPS), trained, untrained)

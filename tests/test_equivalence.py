@@ -195,7 +195,8 @@ def test_template_under_a_warming_scheduler_keeps_the_ratios_of_its_groups():
 
     template = two_groups(model.parameters())
     torch.optim.lr_scheduler.LambdaLR(template, lambda step: step / 100)
-    runs = vs.sweep(smooth_task(template, model=model), lrs=LRS, num_steps=10, divergence_factor=None)
+    with pytest.warns(UserWarning, match="A scheduler is attached to `optimizer`; no member follows it"):
+        runs = vs.sweep(smooth_task(template, model=model), lrs=LRS, num_steps=10, divergence_factor=None)
     stock.assert_equal(runs, smooth_task(two_groups, model=model), 10)
 
 

@@ -282,8 +282,8 @@ def test_empty_epoch_after_the_first_keeps_what_was_trained():
 # Where a sweep is called from.
 
 
-def sweep_losses():
-    return vs.sweep(make_task(), lrs=[0.01, 0.1], num_steps=20).train_loss
+def sweep_losses(task=None):
+    return vs.sweep(make_task() if task is None else task, lrs=[0.01, 0.1], num_steps=20).train_loss
 
 
 def test_sweep_inside_an_event_loop_trains_as_outside():
@@ -297,7 +297,8 @@ def test_sweep_inside_an_event_loop_trains_as_outside():
 
 def test_sweeps_in_two_threads_take_turns():
     found = []
-    threads = [threading.Thread(target=lambda: found.append(sweep_losses())) for _ in range(2)]
+    tasks = [make_task(), make_task()]  # here, because all threads have one generator to seed
+    threads = [threading.Thread(target=lambda task=task: found.append(sweep_losses(task))) for task in tasks]
     for thread in threads:
         thread.start()
     for thread in threads:

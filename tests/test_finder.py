@@ -676,6 +676,7 @@ def test_files_have_no_name_and_go_with_the_finder(tmp_path):
     def count_open():
         return len(list(Path("/proc/self/fd").iterdir())) if sys.platform == "linux" else 0
 
+    gc.collect()  # of what earlier tests have left
     num_open = count_open()
     finder = make(ours, memory_cache=False, cache_dir=tmp_path)
     finder.range_test(make_loader(), end_lr=1, num_iter=5)

@@ -163,7 +163,7 @@ def test_command_records_norms(tmp_path, monkeypatch, capsys):
         "    optimizer = torch.optim.SGD(model.parameters())\n"
         "    return vs.Task(model, batches, torch.nn.functional.mse_loss, optimizer=optimizer)\n"
     )
-    command = ["sweep", "mine.py:task", "--lrs", "0.1", "--num-steps", "4"]
+    command = ["sweep", "mine.py:task", "--lrs", "0.1", "--num-steps", "4", "--output-dir", "sweep"]
     assert main([*command, "--record", "grad_norm,update_norm"]) == 0
     norms = vs.load(tmp_path / "sweep" / "sweep.npz").norms
     np.testing.assert_allclose(norms["update_norm"], 0.1 * norms["grad_norm"], rtol=1e-5)  # which is what SGD does

@@ -619,7 +619,7 @@ def test_diverged_at_is_a_step_for_each_member_and_minus_one_for_none():
 
 def test_member_is_counted_from_either_end():
     models = {0: nn.Linear(1, 1), 1: nn.Linear(1, 1)}
-    runs = make_sweep(np.ones((1, 2)), _trained=types.SimpleNamespace(model=models.__getitem__))
+    runs = make_sweep(np.ones((1, 2)), _trained=types.SimpleNamespace(model=lambda i, **_: models[i]))
     assert [runs.model(i) for i in (0, 1, -1, -2)] == [models[0], models[1], models[1], models[0]]
     for i in (2, -3):
         with pytest.raises(IndexError, match=f"`i` must be one of the 2 members; got {i}"):
@@ -627,7 +627,7 @@ def test_member_is_counted_from_either_end():
 
 
 def test_model_of_a_loaded_result_is_refused(tmp_path):
-    runs = make_sweep(np.ones((1, 2)), _trained=types.SimpleNamespace(model=lambda i: nn.Linear(1, 1)))
+    runs = make_sweep(np.ones((1, 2)), _trained=types.SimpleNamespace(model=lambda i, **_: nn.Linear(1, 1)))
     with pytest.raises(ValueError, match="a file does not hold them"):
         vs.load(runs.save(tmp_path / "runs.npz")).model(0)
 

@@ -6,6 +6,7 @@ idle one.
 
 import gc
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -115,7 +116,8 @@ def test_seeds_with_uneven_numbers_of_members_in_a_chunk_equal_a_plain_loop(brea
         tuple(Member(float(lr), seed) for lr, seed in zip(lrs, seeds, strict=True)), {"lr": np.tile(lrs, (48, 1))}
     )
     how = Execution(engine="vectorized", compile=False, chunk_size=len(seeds), divergence_factor=None)
-    record = train(task, plan, how)
+    with pytest.warns(RuntimeWarning, match="of seed 1 diverged at step 20") if breaking else nullcontext():
+        record = train(task, plan, how)
     assert record.engine.startswith("vectorized, traced")
     for i, (lr, seed) in enumerate(zip(lrs, seeds, strict=True)):
         end = 20 if seed == breaking else 48

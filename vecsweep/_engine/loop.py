@@ -115,6 +115,7 @@ class Loop:
         self.loss = np.full(plan.lr.shape, np.nan)
         self.norms: dict[str, FloatArray] = {name: np.full(plan.lr.shape, np.nan) for name in self.evaluation.recorded}
         self.num_evaluated = 0
+        self.seeds = np.array(plan.seeds)
         self.diverged_at = np.full(len(plan.members), -1)
         self.stopped_at = np.full(len(plan.members), -1)
         self.states: list[MemberState | None] = [None] * len(plan.members)
@@ -398,7 +399,7 @@ class Loop:
     def _blame_data(self, window: Window, start: int) -> None:
         """Warn of a batch that is not finite, where all members of a seed diverged at its step."""
         for seed in window[0]:
-            own = np.array([own == seed for own in self.plan.seeds]) & (self.stopped_at < 0)
+            own = (self.seeds == seed) & (self.stopped_at < 0)
             at = np.unique(self.diverged_at[own & ((self.diverged_at < 0) | (self.diverged_at >= start))])
             if len(at) == 1 and at[0] >= start and not all(map(is_finite, window[at[0] - start][seed])):
                 num = int((self.diverged_at[own] == at[0]).sum())
