@@ -32,6 +32,7 @@ test-trackers: $(STAMP)
 soak: $(STAMP)
 	VECSWEEP_FUZZED_CALLS=10000 VECSWEEP_FUZZED_FILES=2000 $(BIN)/python -m pytest tests/test_fuzz.py
 	VECSWEEP_SOAK_PRESSES=450 $(BIN)/python -m pytest tests/test_interrupts.py
+	VECSWEEP_KILLS=250 $(BIN)/python -m pytest tests/test_checkpoint.py -k killed
 
 # The site of the documentation, into site/; links are checked, and nothing is fetched to look at it.
 docs: $(DEMO_STAMP)
