@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import vecsweep as vs
-from vecsweep._engine import loop, vectorized
+from vecsweep._engine import engines, vectorized
 from vecsweep._engine.batches import BatchStream
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.optimizer import StackedUpdate
@@ -89,7 +89,7 @@ def repeat_batches(monkeypatch, begin=20):
 def freeze_counters(monkeypatch):
     """The probe overlooks that a pass counts, so that the count is a constant of the trace."""
     seen = vectorized.probe
-    for module in (loop, vectorized):
+    for module in (engines, vectorized):
         monkeypatch.setattr(module, "probe", lambda *given: replace(seen(*given), obstacle=None))
 
 
