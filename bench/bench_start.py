@@ -62,7 +62,7 @@ def _demo(folder: Path) -> dict[str, float]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("Suggestions"):
+            if line.startswith("Suggestion"):
                 break
         else:
             pytest.fail("The demo ended without a suggestion.")

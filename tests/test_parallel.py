@@ -380,6 +380,7 @@ TENSORS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11
 @pytest.mark.parametrize("padding", [0, 100_000], ids=["in the socket", "in shared memory"])
 def test_message_arrives_as_it_was(padding):
     here, there = socket.socketpair()

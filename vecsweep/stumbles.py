@@ -52,7 +52,8 @@ def explained(task: Task, batch: Batch) -> Iterator[None]:
     except (RuntimeError, IndexError) as error:
         targets = _targets(task, batch)
         message = str(error)
-        if targets is not None and "dtype" in message and targets.is_floating_point():
+        is_of_a_type = "dtype" in message or "scalar type" in message  # torch 2.13 and 2.11
+        if targets is not None and is_of_a_type and targets.is_floating_point():
             error.add_note(
                 f"The targets of the batch are {targets.dtype}; classes are whole numbers. Pass `targets.long()`."
             )
