@@ -96,7 +96,7 @@ def test_range_of_learning_rates_that_is_too_low_is_a_doubt():
 
 @pytest.mark.parametrize("engine", ["auto", "vectorized", "sequential"])
 def test_labels_that_are_floats_are_named(engine):
-    with pytest.raises(RuntimeError, match="dtype|scalar type") as error:
+    with pytest.raises(RuntimeError, match=r"dtype|scalar type") as error:
         vs.sweep(task_of(batches_of(Y.float())), lrs=[0.1], num_steps=2, engine=engine)
     assert "The targets of the batch are torch.float32; classes are whole numbers. Pass `targets.long()`." in notes(
         error
