@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from vecsweep import _interrupts as interrupts
 from vecsweep._engine.record import Record
 from vecsweep._errors import warn_of_fallback, warn_of_loss
 from vecsweep._words import counted
@@ -101,6 +102,7 @@ class Driver:
 
     def _work(self, bar: Any) -> None:
         """Hear what there is to hear, and do what follows from it."""
+        interrupts.check()
         self._hire()
         self._hear(timeout_s=1.0)
         self._deal()
