@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 import time
 import traceback
 
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
 
 import vecsweep as vs
 from vecsweep.schedules import plateau
@@ -642,6 +644,7 @@ def fork(function):
         return child
     status = 1
     try:
+        tqdm.set_lock(threading.RLock())  # its own is shared with processes that are killed while they hold it
         function()
         status = 0
     except BaseException:
