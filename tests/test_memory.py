@@ -3,6 +3,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch.nn import functional as F
+
+import vecsweep as vs
 
 # Allocates and frees 200 MB again and again, and prints how many pages the system had to give for the cheapest of the
 # last times; at first a block may not fit where the one before it was, because something small has come to lie there.
@@ -125,3 +129,15 @@ def test_states_that_fit_train_with_little_more_and_others_are_told_the_size_of_
     for line in too_short:
         assert "There is not enough memory" in line
         assert "A member has 34.3 MiB of parameters" in line
+
+
+def test_model_that_cannot_be_copied_for_want_of_memory_is_an_error_that_says_so():
+    class Wide(torch.nn.Linear):
+        def __deepcopy__(self, memo):
+            return torch.empty(2**62)
+
+    model = Wide(512, 512)
+    batches = [(torch.ones(2, 512), torch.ones(2, 512))]
+    task = vs.Task(model, batches, F.mse_loss, optimizer=lambda own: torch.optim.SGD(own, lr=0.1))
+    with pytest.raises(torch.OutOfMemoryError, match=r"for a copy of the model\. A member has 1 MiB of"):
+        vs.range_test(task, num_steps=5)

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from vecsweep._engine.lending import share
+from vecsweep._engine.memory import is_out_of_memory
 
 
 def copy_model(
@@ -21,6 +22,9 @@ def copy_model(
         model: the model.
         optimizer: over its parameters.
         lent: those of its parameters whose memory the copy shares, by name.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory for a copy.
     """
     model = _compiled_from(model)
     # Tensors computed from parameters (weight_norm keeps one) refuse to be copied; they are computed anew anyway.
@@ -31,7 +35,16 @@ def copy_model(
         if isinstance(leaf, Tensor) and not leaf.is_leaf
     }
     memo |= share((lent or {}).values())
-    copied = copy.deepcopy(model, memo)
+    try:
+        copied = copy.deepcopy(model, memo)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = sum(p.nbytes for p in model.parameters()) / 2**20
+        raise torch.OutOfMemoryError(
+            f"There is not enough memory for a copy of the model. A member has {size:.3g} MiB of parameters. Train a "
+            f"smaller one, or free some memory; {error}"
+        ) from error
     for own, parameter in zip(copied.parameters(), model.parameters(), strict=True):
         for hook in hooks_of(parameter):
             own.register_hook(hook)

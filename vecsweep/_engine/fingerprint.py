@@ -29,7 +29,7 @@ def fingerprint(batch: Batch) -> Fingerprint:
     form = f"{', '.join(map(_form_of, leaves))} in {structure}"
     digest = hashlib.blake2b(form.encode(), digest_size=16)
     for leaf in leaves:
-        digest.update(_content_of(leaf))
+        digest.update(content_of(leaf))
     return Fingerprint(form, digest.hexdigest())
 
 
@@ -39,7 +39,8 @@ def _form_of(leaf: Any) -> str:
     return type(leaf).__name__
 
 
-def _content_of(leaf: Any) -> bytes:
+def content_of(leaf: Any) -> bytes:
+    """The bytes of a tensor, an array or a plain value; none of what is anything else."""
     if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
         return leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(leaf, np.ndarray):

@@ -19,9 +19,10 @@ from vecsweep._engine.batches import copy_batch, hand_out, key_of, member_dims, 
 from vecsweep._engine.capture import upload
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
-from vecsweep._engine.graph import CHECKED_CALLS, fold_copies_, simplify_
+from vecsweep._engine.graph import CHECKED_CALLS
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.levels import Level, name_of_key
+from vecsweep._engine.lowering import lower
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.rng import Streams
@@ -146,9 +147,7 @@ class _Kind:
         """Make a graph, and return what was measured meanwhile; None if it cannot be had."""
         if (traced := try_to_trace(measure, tensors)) is None:
             return None
-        simplify_(traced.graph)
-        fold_copies_(traced.graph, traced.constants)
-        self._graph = traced.module().forward
+        self._graph = lower(traced).run
         return traced.results[0]
 
 

@@ -1,7 +1,8 @@
 """Program: the step for one kind of batch, run first eagerly, then as a traced graph, on request compiled.
 
 A graph is a flat list of aten operators, free of the Python of modules, vmap and autograd. It is traced when a kind of
-batch comes for the second time, and checked against the eager step when it comes for the third, and now and then later:
+batch comes for the second time, or for the first where it is known to come again, and checked against the eager step
+when it comes next, and now and then later:
 constants that the trace froze by mistake show on numbers that it was not made from. Where it is asked for, the graph is
 compiled after that, and what was compiled is checked against the graph. Graphs write the new state over the old: no
 step asks the system for the memory of another. On a GPU the kernels are then captured, and launched as one; from there
@@ -21,23 +22,16 @@ from torch.utils import _pytree as pytree
 from vecsweep._engine.capture import Captured, Pool, aside, copy_all_
 from vecsweep._engine.closeness import num_off, rtol_of
 from vecsweep._engine.ensemble import Ensemble
-from vecsweep._engine.graph import (
-    CHECKED_CALLS,
-    fold_copies_,
-    fuse_writes_,
-    simplify_,
-    split_off_scalars,
-    write_in_place,
-)
-from vecsweep._engine.joining import join_alike_, join_copies_
+from vecsweep._engine.graph import CHECKED_CALLS, split_off_scalars
 from vecsweep._engine.levels import Level
+from vecsweep._engine.lowering import Lowered, lower
 from vecsweep._engine.memory import give_back
 from vecsweep._engine.packing import tree_flatten
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 from vecsweep.kernels._compile import compile_graph
-from vecsweep.kernels._trace import Traced, try_to_trace
+from vecsweep.kernels._trace import try_to_trace
 from vecsweep.kernels.rules import Draw
 
 _Function = Callable[..., list[Tensor]]
@@ -93,6 +87,7 @@ class Program:
         ensemble: what the ensembles look like that it will be called with.
         inputs: what its inputs look like; all that is not a tensor in them stays as it is here.
         is_traceable: whether a graph may stand for the step; False keeps it eager.
+        is_recurring: whether it is known to be called again, so that the first call may make the graph.
         is_compilable: whether the graph may be compiled; it is when `is_compiling` is set.
         pool: the memory of captured steps; None where nothing can be captured.
     """
@@ -104,6 +99,7 @@ class Program:
         inputs: Inputs,
         *,
         is_traceable: bool,
+        is_recurring: bool = False,
         is_compilable: bool = True,
         pool: Pool | None = None,
     ) -> None:
@@ -117,11 +113,11 @@ class Program:
         self._is_tensor = [isinstance(leaf, Tensor) for leaf in leaves]
         self._norm_names: list[str] = []
         self._grad_names: list[str] = []
-        self._graph: Traced | None = None  # pure
-        self._traced: _Function | None = None  # the same, but writes the new state over the old
+        self._lowered: Lowered | None = None  # from a trace
         self._compiled: _Function | None = None
         self.is_compiling = False
         self._is_eager = not is_traceable
+        self._is_recurring = is_recurring
         self._is_compilable = is_compilable
         self._num_calls = 0
         self._loss_scale = 0.0  # the largest loss that a check has seen
@@ -139,7 +135,7 @@ class Program:
     @property
     def is_traced(self) -> bool:
         """Whether a graph stands for the step."""
-        return self._traced is not None and not self._is_eager
+        return self._lowered is not None and not self._is_eager
 
     @property
     def is_compiled(self) -> bool:
@@ -151,7 +147,7 @@ class Program:
         """How far it has come."""
         return Level(
             self._num_calls,
-            self._traced is not None,
+            self._lowered is not None,
             self._compiled is not None,
             self._is_eager,
             self._is_compilable,
@@ -168,10 +164,10 @@ class Program:
             inputs: of the next step.
         """
         tensors = [*(tensor.clone() for tensor in state), *inputs.tensors]
-        if level.is_traced and self._traced is None and not self._is_eager and not level.is_eager:
+        if level.is_traced and self._lowered is None and not self._is_eager and not level.is_eager:
             self._trace(tensors)
         self._num_calls = level.num_calls
-        if level.is_compiled and self._graph is not None:
+        if level.is_compiled and self._lowered is not None:
             self._compile(tensors)
         self._is_eager |= level.is_eager
         self._is_compilable, self._loss_scale = level.is_compilable, level.loss_scale
@@ -201,11 +197,11 @@ class Program:
         return Outputs(loss, alive, is_stepped, norms, named)
 
     def _run(self, tensors: Sequence[Tensor], now: int) -> list[Tensor]:
-        self._num_calls += 1
+        self._num_calls += 2 if self._is_recurring and self._num_calls == 0 else 1
         if self._is_eager or self._num_calls == 1:
             return self._written(tensors, self._eager(*tensors))
         if self._num_calls == 2:
-            return self._written(tensors, self._trace(tensors) if self._traced is None else self._eager(*tensors))
+            return self._written(tensors, self._trace(tensors) if self._lowered is None else self._eager(*tensors))
         if self._num_calls in CHECKED_CALLS:
             results = self._checked(tensors)
             if self._num_calls == CHECKED_CALLS[0]:
@@ -244,9 +240,9 @@ class Program:
     @property
     def _fast(self) -> _Function:
         """The fastest that there is at this call."""
-        assert self._traced is not None
+        assert self._lowered is not None
         is_compiled = self.is_compiled and self._num_calls > CHECKED_CALLS[0]
-        return self._compiled if is_compiled and self._compiled is not None else self._traced
+        return self._compiled if is_compiled and self._compiled is not None else self._lowered.run
 
     def _eager(self, *tensors: Tensor, members: Sequence[int] | None = None) -> list[Tensor]:
         """Take the step, from flat tensors to flat tensors; nothing is overwritten.
@@ -284,23 +280,16 @@ class Program:
         if traced is None:  # the error is gone here, and with it what its step had computed
             self._is_eager = True
             return self._eager(*tensors)
-        simplify_(traced.graph)
-        fold_copies_(traced.graph, traced.constants)
-        join_alike_(traced.graph, len(self._ensemble))
-        written = write_in_place(traced.graph, self._num_state)
-        fuse_writes_(written)
-        join_copies_(written, len(self._ensemble))
-        self._graph, self._traced = traced._replace(results=[]), traced.module(written).forward
+        self._lowered = lower(traced, len(self._ensemble), self._num_state)
         return traced.results
 
     def _compile(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compile the graph, and compare what it computes with the graph; keep the graph when that fails."""
-        assert self._graph is not None
+        assert self._lowered is not None
         self._is_compilable = False
-        written = self._graph.module(write_in_place(self._graph.graph, self._num_state))
-        parts = split_off_scalars(written, len(self._ensemble))
+        parts = split_off_scalars(self._lowered.in_place(self._num_state), len(self._ensemble))
         with torch.no_grad():
-            expected = self._graph.module().forward(*tensors)
+            expected = self._lowered.pure().forward(*tensors)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # what the compiler says of its own parts is not for the caller
@@ -319,7 +308,7 @@ class Program:
 
     def _checked(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compare what the graph computes with the eager step; give the graph up when they differ."""
-        assert self._graph is not None
+        assert self._lowered is not None
         state, members, before = tensors[: self._num_state], None, list[Tensor]()
         if self._captures:
             num_members = len(self._ensemble)
@@ -361,9 +350,8 @@ class Program:
         gradient of a bias before a batch norm, which Adam scales up to a whole step. Late in a run a model may have
         converged: then its gradients are rounding alone, and its losses small differences of large numbers.
         """
-        assert self._graph is not None
-        dtypes = {value.dtype for node in self._graph.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
-        rtol = rtol_of(dtypes, state[0].device)
+        assert self._lowered is not None
+        rtol = rtol_of(self._lowered.dtypes, state[0].device)
         loss = expected[self._num_state].nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         self._loss_scale = max(self._loss_scale, float(loss.abs().max()))
         are_losses_off = any(

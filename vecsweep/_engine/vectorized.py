@@ -10,6 +10,7 @@ import os
 import re
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -45,6 +46,7 @@ _FOLDERS = (Path(torch.__file__).parent, Path(str(kernels.__file__)).parent, Pat
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 _MAX_KINDS = 256  # of batches that are remembered
 _MAX_GRAPHS = 16  # loaders that never repeat a shape would trace for ever
+_RECURRING = 3  # steps of a window whose batches are of one kind, from which on the first is traced
 
 
 class Vectorized:
@@ -233,9 +235,11 @@ class Vectorized:
         _remember(self._probes, key, seen)
         _remember(self._forms, key.form, [*alike, seen])
 
-    def program(self, ensemble: Ensemble, inputs: Inputs, kinds: Sequence[Key], num_seeds: int) -> Program:
+    def program(
+        self, ensemble: Ensemble, inputs: Inputs, kinds: tuple[Key, ...], num_seeds: int, *, is_recurring: bool
+    ) -> Program:
         """The program for an ensemble of this size and batches of these kinds, stacked where seeds are several."""
-        key = (len(ensemble), ensemble.member_buffers, num_seeds, tuple(kinds))
+        key = (len(ensemble), ensemble.member_buffers, num_seeds, kinds)
         if key in self._programs:
             self._programs[key].is_compiling = self.is_compiling
             return self._programs[key]
@@ -252,6 +256,7 @@ class Vectorized:
             ensemble,
             inputs,
             is_traceable=is_plain and num_traced < _MAX_GRAPHS and not self.draws_numbers,
+            is_recurring=is_recurring,
             is_compilable=self.is_worth_compiling,
             pool=self._pool,
         )
@@ -396,11 +401,14 @@ class VectorizedChunk:
         losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
         alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
         norms = {name: torch.empty_like(losses) for name in self._engine.recorded}
-        for t, step_batches in enumerate(window):
+        all_kinds = [tuple(key_of(batch) for batch in step_batches[self._seeds[0]]) for step_batches in window]
+        recurring = {kinds for kinds, num in Counter(all_kinds).items() if num >= _RECURRING}
+        for t, (step_batches, kinds) in enumerate(zip(window, all_kinds, strict=True)):
             own_hyper = dict(zip(hyper, rows[:, t], strict=True))
-            kinds = [key_of(batch) for batch in step_batches[self._seeds[0]]]
             inputs = Inputs(*self._gather(step_batches, kinds), self._seed_index, own_hyper)
-            take_step = self._engine.program(self._ensemble, inputs, kinds, len(self._seeds))
+            take_step = self._engine.program(
+                self._ensemble, inputs, kinds, len(self._seeds), is_recurring=kinds in recurring
+            )
             losses[t], alive[t], is_stepped, found, grads = take_step(state, inputs, self._engine.num_done + t)
             if self._optimizers is not None:
                 own_rows = {name: values[t].tolist() for name, values in hyper.items()}
