@@ -414,6 +414,38 @@ MASKED = torch.where(torch.arange(60).remainder(3) == 0, -100, CLASSES)
 SEQUENCES = torch.randn(60, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
+class PartlyFrozen(nn.Module):
+    """Keeps its batch norm in eval mode, as detectors do, however often it is put into training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 1))
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.layers[1].eval()
+        return self
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_a_model_leaves_in_eval_mode_when_it_is_to_train_stays_there(engine):
+    torch.manual_seed(0)
+    model = PartlyFrozen().double()
+    batches = [(INPUTS[part], TARGETS[part]) for part in PARTS]
+    task = vs.Task(model, batches, training_step=of_pair, optimizer=lambda own: torch.optim.SGD(own, lr=0.1))
+    task.model.layers[2].eval()  # by the caller, and so left out of the loop's `train()` below
+    runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, engine=engine)
+    expected = copy.deepcopy(task)
+    expected.model.layers[2].p = 0.0
+    expected.model.train()
+    for i, lr in enumerate(LRS):
+        np.testing.assert_allclose(runs.train_loss[:, i], plain_loop(expected, lr, NUM_STEPS)[0], rtol=1e-9)
+    assert model.layers[1].training, "the caller's own"
+
+
 def classifier():
     torch.manual_seed(3)
     return nn.Linear(5, 4).double()

@@ -55,6 +55,23 @@ def copy_model(
     return copied, None if optimizer is None else copy_optimizer(optimizer, memo)
 
 
+def set_to_train(model: nn.Module) -> None:
+    """Put a model into training mode as a loop does.
+
+    What its author's own `train` leaves in eval mode (frozen batch norms, say) stays there, and so does what the caller
+    has put into eval mode, unless that is the whole model.
+
+    Args:
+        model: the model.
+    """
+    left = [module for module in model.modules() if not module.training] if model.training else []
+    is_default = all(type(m).train is nn.Module.train and "train" not in vars(m) for m in model.modules())
+    if not (model.training and is_default):
+        model.train()
+    for module in left:
+        module.training = False
+
+
 def uncompiled(function: Any) -> Any:
     """What a function was before torch.compile, which can neither be mapped nor traced as a part of a step."""
     return getattr(function, "_torchdynamo_orig_callable", function)

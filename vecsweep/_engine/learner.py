@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from vecsweep._engine.copying import copy_model, forget_, uncompiled
+from vecsweep._engine.copying import copy_model, forget_, set_to_train, uncompiled
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.lending import lendable
 from vecsweep._engine.objective import Objective
@@ -115,8 +115,7 @@ class Learner:
             # The function may return a module that the caller keeps.
             model, optimizer = copy_model(built, lent=lendable(built))
         model.to(device=execution.place, dtype=dtype)
-        if not model.training:
-            model.train()
+        set_to_train(model)
         if optimizer is None:
             assert callable(task.optimizer)
             optimizer = task.optimizer(model.parameters())

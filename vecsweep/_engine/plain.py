@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._engine.copying import copy_model, forget_
+from vecsweep._engine.copying import copy_model, forget_, set_to_train
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sources import own_loader
 from vecsweep._engine.watch import Watch
@@ -130,8 +130,7 @@ class PlainLoop:
         self._streams.restart("weights", seed)
         model, optimizer = copy_model(task.model if isinstance(task.model, nn.Module) else task.model(), template)
         model.to(device=self._execution.place, dtype=self._dtype)
-        if not model.training:
-            model.train()
+        set_to_train(model)
         if optimizer is None:
             assert callable(task.optimizer)
             optimizer = task.optimizer(model.parameters())
