@@ -425,6 +425,13 @@ def test_what_a_function_raises_is_passed_on_with_a_note():
     assert "`mine` raised this" in caught.value.__notes__[0]
 
 
+def test_function_of_an_optimizer_is_told_the_way_for_schedulers_of_torch():
+    made = s.as_schedule(lambda optimizer: lr_scheduler.StepLR(optimizer, 2))
+    with pytest.raises(TypeError, match="not an Optimizer") as caught:
+        s.evaluate(made, np.linspace(0, 1, 3), "mine")
+    assert "passed as `schedules.from_torch(function)`" in caught.value.__notes__[0]
+
+
 def test_function_cannot_change_the_progress_of_other_schedules():
     progress = PROGRESS.copy()
     s.evaluate(s.as_schedule(lambda p: np.multiply(p, 0, out=p)), progress, "mine")

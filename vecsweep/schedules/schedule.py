@@ -203,7 +203,8 @@ def _values(function: Curve, progress: FloatArray, subject: str) -> FloatArray:
     try:
         values: Any = function(np.array(progress, dtype=np.float64))  # a copy: it belongs to the user's function
     except Exception as error:
-        error.add_note(f"{subject} raised this. {hint}")
+        scheduler = "A function that makes one of torch's schedulers is passed as `schedules.from_torch(function)`."
+        error.add_note(f"{subject} raised this. {hint} {scheduler}")
         raise
     remedy = f"Return an array with a value for each progress, such as `np.full_like(progress, 0.1)`. {hint}"
     try:
