@@ -203,6 +203,8 @@ LAYERS = {
     "noise": (lambda: flat(Lambda(lambda x: x + 0.1 * torch.randn_like(x)), nn.Linear(8, 8), nn.Tanh()), VECTOR),
     "gumbel-softmax": (lambda: flat(nn.Linear(8, 8), Lambda(F.gumbel_softmax)), VECTOR),
     "weight-norm": (lambda: flat(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Tanh()), VECTOR),
+    "spectral-norm": (lambda: flat(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)), nn.Tanh()), VECTOR),
+    "spectral-norm-by-hook": (lambda: flat(nn.utils.spectral_norm(nn.Linear(8, 8)), nn.Tanh()), VECTOR),
     "lstm": (lambda: recurrent(nn.LSTM), SEQUENCE),
     "lstm-deep-dropout": (lambda: recurrent(nn.LSTM, num_layers=2, dropout=0.3), SEQUENCE),
     "lstm-bidirectional": (lambda: recurrent(nn.LSTM, num_layers=2, bidirectional=True, features=12), SEQUENCE),

@@ -17,12 +17,13 @@ from torch._functorch.eager_transforms import enable_inplace_requires_grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._trace import DataDependentError, is_tracing
-from . import attention, convolution, embedding, linear, loss, normalization, pooling, recurrent
+from . import attention, convolution, embedding, gradient, linear, loss, normalization, pooling, recurrent
 from ._mode import CallMode, takes_values
 from .checkpoint import checkpoints_run_through
+from .gradient import SharedInputsError
 from .random import Draw, find_draw, replay
 
-__all__ = ["Draw", "MemberRules", "OpenDraws", "Recorder", "checkpoints_run_through"]
+__all__ = ["Draw", "MemberRules", "OpenDraws", "Recorder", "SharedInputsError", "checkpoints_run_through"]
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear.linear,
@@ -49,7 +50,9 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.rnn_relu_cell: recurrent.rnn_relu_cell,
 }
 
-_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]  # a getter that torch makes in C
+# Tensor.requires_grad is a property that torch makes in C.
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_SET_REQUIRES_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 
 # What these draw inside, where no mode can see it.
 _HIDDEN_DRAWS: dict[Callable[..., Any], Callable[..., list[Draw]]] = {
@@ -145,9 +148,11 @@ class MemberRules(CallMode):
 
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute one call by its rule, if it has one."""
-        if func == _REQUIRES_GRAD:
+        if func == _REQUIRES_GRAD and _is_mapped_last():
             return _innermost(args[0]).requires_grad  # autograd runs outside vmap, and has the answer
-        if func is Tensor.requires_grad_:  # which vmap refuses; without it, a checkpointed layer may train nothing
+        if (
+            func in _SET_REQUIRES_GRAD and _is_mapped_last()
+        ):  # which vmap refuses; without it, a checkpointed layer may train nothing
             with enable_inplace_requires_grad(True):
                 _innermost(args[0]).requires_grad_(*args[1:], **kwargs)
             return args[0]
@@ -157,6 +162,14 @@ class MemberRules(CallMode):
             if not draw.is_like(next(self._draws, None)):
                 raise RuntimeError("the loss draws other random numbers than in an ordinary pass")
             return replay(func, args, kwargs, next(self._drawn))
+        if isinstance(out := kwargs.get("out"), Tensor) and _is_mapped_last():
+            with self:
+                result = func(*args, **{**kwargs, "out": None})  # vmap has nothing that writes where it is told
+            if result.shape == out.shape:  # torch would give it another
+                return out.copy_(result)
+        if func is torch.autograd.grad and _is_mapped_last():
+            grads = gradient.grad(*args, **kwargs)
+            return func(*args, **kwargs) if grads is NotImplemented else grads
         if func in RULES and _is_mapped_last():
             # A rule is made of torch functions, which may have rules themselves.
             with self:

@@ -3,7 +3,7 @@
 import copy
 import functools
 from collections import deque
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -311,6 +311,17 @@ def hand_out(batch: Batch, seed_index: Tensor) -> Batch:
         seed_index: `[member]`, the place of a member's seed on the seed axis.
     """
     return pytree.tree_map(lambda leaf: leaf.index_select(0, seed_index) if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def for_each(batch: Batch, parameters: Mapping[str, Tensor]) -> tuple[Batch, Tensor]:
+    """Stack a batch that all members have in common, and index it for `hand_out`, so that each gets a copy.
+
+    Args:
+        batch: one batch.
+        parameters: the members', `[member, *shape]`.
+    """
+    of_first = next(iter(parameters.values()))
+    return stack([batch]), torch.zeros(len(of_first), dtype=torch.int64, device=of_first.device)
 
 
 def copy_batch(batch: Batch) -> Batch:

@@ -15,7 +15,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._engine.batches import copy_batch, hand_out, key_of, member_dims, move
+from vecsweep._engine.batches import copy_batch, for_each, hand_out, key_of, member_dims, move
 from vecsweep._engine.capture import upload
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
@@ -32,7 +32,7 @@ from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Batches, FloatArray
 from vecsweep.execution import Execution
 from vecsweep.kernels._trace import try_to_trace
-from vecsweep.kernels.rules import MemberRules, checkpoints_run_through
+from vecsweep.kernels.rules import MemberRules, SharedInputsError, checkpoints_run_through
 from vecsweep.task import Task
 
 _MAX_KINDS = 64  # of batches that are remembered
@@ -53,11 +53,15 @@ def measure_at_once(
         with checkpoints_run_through(), MemberRules([], []):
             return objective.measure(parameters | shared | own, batch)
 
-    if seed_index is not None:
-        batch = hand_out(batch, seed_index)
-    mapped = vmap(member, in_dims=(0, 0, None if seed_index is None else member_dims(batch)), out_dims=1)
-    with objective.undisturbed(), objective.evaluating():
-        return mapped(ensemble.parameters, own, copy_batch(batch))
+    given = copy_batch(batch) if seed_index is None else hand_out(batch, seed_index)
+    mapped = vmap(member, in_dims=(0, 0, None if seed_index is None else member_dims(given)), out_dims=1)
+    try:
+        with objective.undisturbed(), objective.evaluating():
+            return mapped(ensemble.parameters, own, given)
+    except SharedInputsError:
+        if seed_index is not None:
+            raise
+    return measure_at_once(objective, ensemble, *for_each(batch, ensemble.parameters))
 
 
 class Measuring:

@@ -18,6 +18,7 @@ from vecsweep.kernels.rules import OpenDraws
 from vecsweep.task import Task
 
 AUTOCAST_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_NO_GRAPH = "does not require grad and does not have a grad_fn"  # what torch says where it was to take a gradient
 
 
 class Objective(nn.Module):
@@ -41,6 +42,7 @@ class Objective(nn.Module):
         self._tied_names = _tied_names(model)
         may_hide_draws = any(OpenDraws.matters_on(p.device) for p in model.parameters())
         self._has_hidden_draws = None if may_hide_draws else False  # None as long as no pass has shown
+        self._takes_gradients = False  # what is measured
         self._has_told = False  # of a model that leaves eval mode
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:
@@ -77,11 +79,22 @@ class Objective(nn.Module):
     def measure(self, tensors: dict[str, Tensor], batch: Batch) -> Tensor:
         """Compute the loss and the metrics with other parameters and buffers: `[metric]`, float64, the loss first.
 
+        Without gradients, unless what is measured takes some itself, as of an energy with respect to positions.
+
         Args:
             tensors: parameters and buffers by their names in the model.
             batch: one batch.
         """
-        return functional_call(self, self._placed(tensors), (batch,), {"is_measured": True}, tie_weights=False)
+        placed = self._placed(tensors)
+        if not self._takes_gradients:
+            try:
+                return functional_call(self, placed, (batch,), {"is_measured": True}, tie_weights=False)
+            except RuntimeError as error:
+                if _NO_GRAPH not in str(error):
+                    raise
+        self._takes_gradients = True
+        with torch.enable_grad():
+            return functional_call(self, placed, (batch,), {"is_measured": True}, tie_weights=False).detach()
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Give each tensor under every name that it has in the model; tied ones have several."""

@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vecsweep._engine.batches import copy_batch
@@ -80,8 +79,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         if keeps or learner.constants:
             watch.restore()
             streams.rewind("model", seed, start)
-            with torch.no_grad(), checkpoints_run_through():
-                _, elsewhere = _forward(learner, {name: 1.1 * p + 0.01 for name, p in parameters.items()}, batch)
+            with checkpoints_run_through():  # and autograd, because a loss may take gradients itself
+                elsewhere = _forward(learner, {name: 1.1 * p + 0.01 for name, p in parameters.items()}, batch)[1]
             # An average of weights that starts at the weights is changed only by other weights.
             member_buffers = frozenset(n for n in changed | elsewhere if not _is_equal(changed, elsewhere, n))
             changed |= elsewhere

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from vecsweep._engine.batches import copy_batch, hand_out, member_dims
+from vecsweep._engine.batches import copy_batch, for_each, hand_out, member_dims
 from vecsweep._engine.ensemble import Ensemble, LossScale
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import StackedUpdate
 from vecsweep._types import Batch
-from vecsweep.kernels.rules import Draw, MemberRules, checkpoints_run_through
+from vecsweep.kernels.rules import Draw, MemberRules, SharedInputsError, checkpoints_run_through
 from vecsweep.kernels.updates import over_members, per_member
 
 Grads = dict[str, Tensor | None]  # [member, *shape]; None where the loss does not depend on the parameter
@@ -67,6 +67,7 @@ class Step:
         self._update = update
         self._max_grad_norm = max_grad_norm
         self._recorded = recorded
+        self._has_own_batches = False  # whether each member needs a copy of the batch
 
     def __call__(
         self,
@@ -126,9 +127,14 @@ class Step:
         shares: list[Tensor] = []  # of the batches, in the loss
         grads: Grads = dict.fromkeys(parameters)
         for batch, own_draws, own_drawn in zip(batches, draws, drawn, strict=True):
-            losses, buffers = self._losses(
-                parameters, buffers, ensemble.member_buffers, batch, own_draws, own_drawn, seed_index
-            )
+            given = (parameters, buffers, ensemble.member_buffers)
+            try:
+                losses, buffers = self._losses(*given, batch, own_draws, own_drawn, seed_index)
+            except SharedInputsError:
+                if self._has_own_batches or seed_index is not None:
+                    raise
+                self._has_own_batches = True
+                losses, buffers = self._losses(*given, batch, own_draws, own_drawn, seed_index)
             shares.append(losses.detach().double() / len(batches))
             total = losses if len(batches) == 1 else losses / len(batches)
             if ensemble.scale is not None:
@@ -153,6 +159,8 @@ class Step:
         """Compute the losses `[member]` of one batch, and the buffers after it."""
         buffers = {name: b.clone() for name, b in buffers.items()}  # which models change in place,
         drawn = list(drawn)
+        if self._has_own_batches and seed_index is None:
+            (batch, drawn), seed_index = for_each((batch, drawn), parameters)
         if seed_index is None:
             batch = copy_batch(batch)  # as some losses do the batch
         else:
