@@ -29,6 +29,7 @@ from vecsweep._engine.probe import probe
 from vecsweep._engine.stock import fastest_kernel
 from vecsweep._engine.trials import without_batching
 from vecsweep._engine.work import Work
+from vecsweep.observers import Observer
 from vecsweep.plan import Plan
 
 CPU = torch.device("cpu")
@@ -199,12 +200,16 @@ def test_ctrl_c_ends_the_processes_and_keeps_what_there_is():
             time.sleep(0.02)
         return F.cross_entropy(outputs, targets)
 
+    class Presses(Observer):
+        def losses(self, step, loss, hyper):
+            if timer.ident is None:  # not started yet
+                timer.start()
+
+    timer = threading.Timer(0.2, lambda: os.kill(here, signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
-    timer = threading.Timer(1.0, lambda: os.kill(here, signal.SIGINT))
-    timer.start()
     started = time.perf_counter()
     with pytest.raises(vs.Interrupted) as caught:
-        vs.sweep(make_task(loss), lrs=[1e-3, 1e-2], num_steps=2_000, engine="parallel")
+        vs.sweep(make_task(loss), lrs=[1e-3, 1e-2], num_steps=2_000, engine="parallel", callbacks=[Presses()])
     timer.join()
     signal.signal(signal.SIGINT, before)
     assert time.perf_counter() - started < 10
@@ -474,6 +479,14 @@ def test_light_steps_are_batched_and_heavy_ones_trained_side_by_side():
     assert choose_for(HEAVY, 8, 100, 0).way.engine == "sequential"
 
 
+def test_steps_that_are_longer_to_trace_are_batched_where_the_run_pays_for_it():
+    work = Work(60, 4 * 10**6, 10**6, 10**4)  # of a network whose loss takes gradients, say
+    assert choose_for(work, 16, 100, 2) is None
+    assert choose_for(work, 2, 20, 2).way.engine == "sequential"
+    assert choose_for(work._replace(num_operators=400), 16, 100, 2).way.engine == "parallel"
+    assert choose_for(work._replace(flops=10**9), 16, 100, 2).way.engine == "parallel"
+
+
 def test_one_member_and_runs_that_are_soon_over_need_no_processes():
     assert choose_for(LIGHT, 1, 1000, 0).way.engine == "sequential"
     assert choose_for(HEAVY, 2, 2, 2).way.engine == "sequential"
@@ -504,14 +517,14 @@ def test_work_is_counted():
 
 
 def test_heavy_model_is_trained_in_processes_without_being_asked(monkeypatch):
-    monkeypatch.setattr(Work, "is_light", False)
+    monkeypatch.setattr(Work, "is_mostly_overhead", False)
     monkeypatch.setattr(trials, "_FORK_S", 0.0)
     found = vs.sweep(make_task(), lrs=[1e-3, 1e-2, 3e-2, 1e-1], num_steps=20)
     assert found.engine.startswith("parallel, 4 members in 2 processes")
 
 
 def test_heavy_model_that_cannot_be_batched_is_trained_in_processes(monkeypatch):
-    monkeypatch.setattr(Work, "is_light", False)
+    monkeypatch.setattr(Work, "is_mostly_overhead", False)
     monkeypatch.setattr(trials, "_FORK_S", 0.0)
 
     def loss(outputs, targets):
@@ -526,7 +539,7 @@ def test_heavy_model_that_cannot_be_batched_is_trained_in_processes(monkeypatch)
 
 def test_long_run_of_a_heavy_model_is_timed_in_processes_too(monkeypatch, tmp_path):
     monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path))
-    monkeypatch.setattr(Work, "is_light", False)
+    monkeypatch.setattr(Work, "is_mostly_overhead", False)
     monkeypatch.setattr("vecsweep._engine.choices._SHORT_RUN", 0)
     monkeypatch.setattr("vecsweep._engine.choices._SHORT_RUN_S", 0.0)
     found = vs.sweep(make_task(), lrs=[1e-3, 1e-2, 1e-1], num_steps=20)

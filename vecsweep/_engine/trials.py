@@ -44,6 +44,7 @@ _LARGE_OPERATOR_S = 1.1e-3
 _FORK_S = 0.1  # that processes take to start
 _HANDED_OVER = 8e7  # parameters a second, with their moments
 _TRACE_S = 0.005  # for each operator of a forward pass
+_CLEARLY_LESS = 0.6  # of an estimate that is within a factor of two
 _ROUNDS = 2
 
 
@@ -75,6 +76,7 @@ def without_batching(work: Work, plan: Plan, num: int, *, keeps_states: bool) ->
     num_members, num_threads = len(plan.members), torch.get_num_threads()
     if work.is_light and num_members > 1:
         return None
+    trace_s, shared_s = _TRACE_S * work.num_operators, work.overhead_s
     operator_s = work.step_s / max(1, work.num_operators)
     exponent = _THREADS_EXPONENT + min(_MOST_BY_SIZE, operator_s / _LARGE_OPERATOR_S)
     sequential_s = plan.num_steps * num_members * work.step_s / num_threads**exponent
@@ -82,8 +84,11 @@ def without_batching(work: Work, plan: Plan, num: int, *, keeps_states: bool) ->
     if num > 0:
         parallel_s = _FORK_S + plan.num_steps * -(-num_members // num) * work.step_s
         parallel_s += keeps_states * num_members * work.num_parameters / _HANDED_OVER
+    batched_s = trace_s + plan.num_steps * (shared_s + num_members * (work.step_s - shared_s))
+    if work.is_mostly_overhead and batched_s < _CLEARLY_LESS * min(sequential_s, parallel_s):
+        return None
     way = Way("parallel" if parallel_s < sequential_s else "sequential", num_members, is_compiled=False)
-    return Unbatched(way, num, _TRACE_S * work.num_operators)
+    return Unbatched(way, num, trace_s)
 
 
 def choose_way(

@@ -16,6 +16,7 @@ _BYTES = 1e10
 _PASSES = 3  # forward, and backward to inputs and to weights
 _UPDATE_BYTES = 28  # of memory for each parameter, to read and write weights, gradients and moments
 _LIGHT_OPERATORS = 40
+_MOST_OPERATORS = 120
 _DETACH = torch.ops.aten.detach.default  # that autograd does beside each operator
 
 
@@ -46,9 +47,14 @@ class Work(NamedTuple):
         return self.overhead_s + _PASSES * self.flops / _FLOPS + moved / _BYTES
 
     @property
+    def is_mostly_overhead(self) -> bool:
+        """Whether most of a step is what batched members have in common; of very many operators that is not known."""
+        return self.overhead_s > self.step_s / 2 and self.num_operators <= _MOST_OPERATORS
+
+    @property
     def is_light(self) -> bool:
-        """Whether most of a step is overhead, which members that are batched have in common, and soon traced."""
-        return self.overhead_s > self.step_s / 2 and self.num_operators <= _LIGHT_OPERATORS
+        """Whether most of a step is overhead, and soon traced."""
+        return self.is_mostly_overhead and self.num_operators <= _LIGHT_OPERATORS
 
 
 class WorkCounter(TorchDispatchMode):
