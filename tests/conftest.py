@@ -1,6 +1,7 @@
 """What several test files need."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from vecsweep import execution
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that tests can import `stock`
 import stock
+from pretended_gpu import pretended_gpu
 
 torch.set_num_threads(1)  # tests are small, and two threads wait for each other on a busy machine
 
@@ -18,20 +20,23 @@ HAS_GPU = torch.cuda.is_available()
 
 def pytest_addoption(parser):
     parser.addoption("--gpu", action="store_true", help="only what runs on a GPU, and there")
+    parser.addoption("--pretend-gpu", action="store_true", help="what runs on every device, on a GPU that is pretended")
 
 
 def pytest_generate_tests(metafunc):
     """Run what asks for a `device` on each that there is, so that none is skipped test by test."""
     if "device" in metafunc.fixturenames:
         devices = ["cuda"] if metafunc.config.option.gpu else ["cpu", *(["cuda"] if HAS_GPU else [])]
+        if metafunc.config.option.pretend_gpu:
+            devices = ["pretended"]
         metafunc.parametrize("device", devices, indirect=True)
 
 
 def pytest_collection_modifyitems(config, items):
     def is_left_out(item):
         needs_gpu = item.get_closest_marker("gpu") is not None
-        if config.option.gpu:
-            return not (needs_gpu or "device" in getattr(item, "fixturenames", ()))
+        if config.option.gpu or config.option.pretend_gpu:
+            return not ((needs_gpu and HAS_GPU) or "device" in getattr(item, "fixturenames", ()))
         return needs_gpu and not HAS_GPU
 
     left_out = list(filter(is_left_out, items))
@@ -48,10 +53,12 @@ def pytest_terminal_summary(terminalreporter):
 @pytest.fixture
 def device(request, monkeypatch):
     """Where a verb trains that is not told where, and the ordinary loops beside it."""
+    name = "cuda" if request.param == "pretended" else request.param
     check = execution._check_device
-    monkeypatch.setattr(execution, "_check_device", lambda given: check(request.param if given is None else given))
-    monkeypatch.setattr(stock, "DEVICE", torch.device(request.param))
-    return request.param
+    monkeypatch.setattr(execution, "_check_device", lambda given: check(name if given is None else given))
+    monkeypatch.setattr(stock, "DEVICE", torch.device(name))
+    with pretended_gpu() if request.param == "pretended" else nullcontext():
+        yield name
 
 
 @pytest.fixture(autouse=True, scope="session")

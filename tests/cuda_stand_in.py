@@ -8,7 +8,7 @@ import contextlib
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 HOME = torch.device("cpu")  # where the tensors are
 ELSEWHERE = torch.device("cuda", 7)  # the current device of the caller
@@ -49,11 +49,12 @@ class Graph:
 
     def capture_end(self):
         self.cuda.capturing = None
-        for tensor, value in self.old.values():  # nothing has run
-            tensor.copy_(value)
-        for tensor in self.own.values():
-            if tensor.is_floating_point():
-                tensor.fill_(torch.nan)
+        with _disable_current_modes():
+            for tensor, value in self.old.values():  # nothing has run
+                tensor.copy_(value)
+            for tensor in self.own.values():
+                if tensor.is_floating_point():
+                    tensor.fill_(torch.nan)
         if not self.is_valid:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
         self.cuda.allocating.discard(self.pool)
@@ -82,10 +83,11 @@ class Graph:
     def replay(self):
         self.num_replays += 1
         self.cuda.log.append(("replay", self))
-        for func, args, kwargs, results, made in self.calls:
-            for old, new in zip(results, tensors_in(func(*args, **kwargs)), strict=True):
-                if id(old) in made:
-                    old.copy_(new)
+        with _disable_current_modes():
+            for func, args, kwargs, results, made in self.calls:
+                for old, new in zip(results, tensors_in(func(*args, **kwargs)), strict=True):
+                    if id(old) in made:
+                        old.copy_(new)
 
 
 class Cuda(TorchDispatchMode):
@@ -93,7 +95,8 @@ class Cuda(TorchDispatchMode):
 
     def __init__(self, monkeypatch):
         super().__init__()
-        self.device, self.capturing, self.allocating, self.given_up = ELSEWHERE, None, set(), set()
+        self.home, self.device = HOME, ELSEWHERE
+        self.capturing, self.allocating, self.given_up = None, set(), set()
         self.log, self.graphs, self.num_pools = [], [], 0
         self.streams = {device: Stream(self, device) for device in (HOME, ELSEWHERE)}  # the current one of each
         self.defaults = dict(self.streams)
@@ -109,7 +112,7 @@ class Cuda(TorchDispatchMode):
         monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda _, pool: self.given_up.add(pool))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        stream, kwargs = self.streams[HOME], kwargs or {}
+        stream, kwargs = self.streams[self.home], kwargs or {}
         if self.capturing is None or stream is not self.capturing.stream:
             stream.set_up.add(str(func))
             return func(*args, **kwargs)

@@ -76,7 +76,7 @@ LAYERS = {
         _engine.levels _engine.memory _engine.messages _engine.modes _engine.packing _engine.places _engine.rng
         _engine.templates _engine.work""",
         """_engine.copying _engine.fingerprint _engine.joining _engine.reach _engine.remembered _engine.sources
-        _engine.weights""",
+        _engine.staging _engine.weights""",
         "_engine.lowering _engine.watch",
         "_engine.ensemble _engine.objective",
         "_engine.batches",

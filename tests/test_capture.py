@@ -10,7 +10,7 @@ from cuda_stand_in import ELSEWHERE, HOME, Cuda
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine import capture, program, vectorized
+from vecsweep._engine import capture, program, staging, vectorized
 
 LRS = list(np.geomspace(1e-3, 1e-1, 6))
 
@@ -184,22 +184,22 @@ def test_check_of_a_captured_step_compares_what_was_captured_with_some_members(c
 
 
 def test_captured_step_that_has_gone_wrong_is_found_out_and_undone(cuda, float64, monkeypatch):
-    replay = capture.Captured.__call__
+    replay = staging.Staged.__call__
 
-    def wrong(self, inputs):
-        results = replay(self, inputs)
-        if self._graph.num_replays == 27:  # the one that is checked
+    def wrong(self, steps):
+        results = replay(self, steps)
+        if cuda.graphs[0].num_replays == 27:  # the one that is checked
             self.state[0].mul_(1.1)
             results[0].mul_(1.1)
         return results
 
-    def noted(self, function, state, inputs, pool):
-        start(self, function, state, inputs, pool)
+    def noted(self, function, state, *rest):
+        start(self, function, state, *rest)
         self.state = state
 
-    start = capture.Captured.__init__
-    monkeypatch.setattr(capture.Captured, "__init__", noted)
-    monkeypatch.setattr(capture.Captured, "__call__", wrong)
+    start = staging.Staged.__init__
+    monkeypatch.setattr(staging.Staged, "__init__", noted)
+    monkeypatch.setattr(staging.Staged, "__call__", wrong)
     with pytest.warns(vs.FallbackWarning, match="since step 2 is in doubt"):
         runs = vs.sweep(task(), lrs=LRS, num_steps=40, seeds=2, compile=False)
     assert runs.engine.startswith("vectorized, eager")

@@ -380,7 +380,7 @@ def test_frozen_body_runs_once_for_all_members_batch_norm_included():
     expected = copy.deepcopy(body)
     for step in range(6):
         expected(task.batches[step % 6][0])
-    torch.testing.assert_close(runs.model(2)[0].norm.running_mean, expected.norm.running_mean)
+    torch.testing.assert_close(runs.model(2)[0].norm.running_mean.cpu(), expected.norm.running_mean)
     assert runs.model(2)[0].norm.num_batches_tracked == 6
 
 

@@ -90,9 +90,9 @@ class Captured:
         # Kernels go to the current stream of the tensors' device, and only what goes to the one that is captured is
         # part of a graph. It is left by `aside`: `torch.cuda.graph` does not where its `capture_end` raises.
         with aside(device), torch.no_grad():
-            self._inputs = list(map(_place_for, inputs))
-            self._copied = list(map(_once, self._inputs))
-            copy_all_(self._copied, list(map(_once, inputs)))
+            self._inputs = list(map(place_for, inputs))
+            self._copied = list(map(once, self._inputs))
+            copy_all_(self._copied, list(map(once, inputs)))
             self._graph, stream = torch.cuda.CUDAGraph(), _capture_stream(device)
             try:
                 # By default what other threads do, such as one that pins batches, would break the capture.
@@ -106,7 +106,7 @@ class Captured:
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Compute the function; the next call of any function that shares the pool may overwrite the results."""
-        copy_all_(self._copied, list(map(_once, inputs)))
+        copy_all_(self._copied, list(map(once, inputs)))
         self._graph.replay()
         return self._results
 
@@ -121,7 +121,7 @@ def _end_allocating(device: torch.device, handle: Any) -> None:
         torch._C._cuda_releasePool(device.index, handle)
 
 
-def _place_for(tensor: Tensor) -> Tensor:
+def place_for(tensor: Tensor) -> Tensor:
     """Memory of the same layout, on which the operators of a trace depend; `clone` would make it dense."""
     reach = 0  # of the dimensions that were looked at, the innermost first
     for size, stride in sorted(zip(tensor.shape, tensor.stride(), strict=True), key=lambda of_dim: of_dim[1]):
@@ -132,7 +132,7 @@ def _place_for(tensor: Tensor) -> Tensor:
     return memory.as_strided(tensor.shape, tensor.stride())
 
 
-def _once(tensor: Tensor) -> Tensor:
+def once(tensor: Tensor) -> Tensor:
     """A tensor without the repetitions of an expanded one."""
     if 0 not in tensor.stride():
         return tensor

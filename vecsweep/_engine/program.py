@@ -13,13 +13,14 @@ of them is the capture's.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
+from math import inf
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from vecsweep._engine.capture import Captured, Pool, aside, copy_all_
+from vecsweep._engine.capture import Pool, copy_all_
 from vecsweep._engine.closeness import num_off, rtol_of
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS, split_off_scalars
@@ -27,6 +28,7 @@ from vecsweep._engine.levels import Level
 from vecsweep._engine.lowering import Lowered, lower
 from vecsweep._engine.memory import give_back
 from vecsweep._engine.packing import tree_flatten
+from vecsweep._engine.staging import Captures, num_ahead
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
@@ -37,8 +39,8 @@ from vecsweep.kernels.rules import Draw
 _Function = Callable[..., list[Tensor]]
 _SHARE_OFF = 0.1
 _LAST_CHECK_OF_STATE = 300  # calls
-_MAX_CAPTURES = 64  # of a program; chunks beyond that run without
 _CHECKED_MEMBERS = 4  # of a captured step
+_MOST_AHEAD = 16  # steps
 
 
 class Inputs(NamedTuple):
@@ -65,11 +67,11 @@ class Outputs(NamedTuple):
     """What a program yields; see `StepResult`.
 
     Attributes:
-        loss: `[member]`.
-        alive: `[member]`.
-        is_stepped: `[member]`.
-        norms: by name, `[member]`.
-        grads: by parameter name.
+        loss: `[step, member]`.
+        alive: `[step, member]`.
+        is_stepped: `[step, member]`.
+        norms: by name, `[step, member]`.
+        grads: by parameter name, of the last step.
     """
 
     loss: Tensor
@@ -90,6 +92,9 @@ class Program:
         is_recurring: whether it is known to be called again, so that the first call may make the graph.
         is_compilable: whether the graph may be compiled; it is when `is_compiling` is set.
         pool: the memory of captured steps; None where nothing can be captured.
+
+    Attributes:
+        num_ahead: how many steps are worth passing at once.
     """
 
     def __init__(
@@ -123,9 +128,8 @@ class Program:
         self._loss_scale = 0.0  # the largest loss that a check has seen
         self._unchecked_from: int | None = None  # the first step of the run that the graph took since the last check
         self.in_doubt_from: int | None = None  # the same, once a check has failed
-        self._captures: dict[tuple[int, ...], Captured] = {}  # by where the state lies
-        self._pool = pool
-        self._warmed_up: _Function | None = None  # what has run where it is captured
+        self.num_ahead = 1 if pool is None or not step.is_whole else num_ahead(inputs.tensors, _MOST_AHEAD)
+        self._captures = Captures(self._num_state, self.num_ahead, pool)
 
     @property
     def is_captured(self) -> bool:
@@ -184,17 +188,45 @@ class Program:
         """Give the memory of captured steps back."""
         self._captures.clear()
 
-    def __call__(self, state: Sequence[Tensor], inputs: Inputs, now: int) -> Outputs:
-        """Take one step, the run's step `now`; an ensemble's flat tensors are overwritten with what they are after it.
+    def __call__(self, state: Sequence[Tensor], steps: Sequence[Inputs], now: int) -> Outputs:
+        """Take steps, from the run's step `now` on; an ensemble's flat tensors are overwritten with what they are then.
 
-        A step that raises leaves them between two steps.
+        One that raises leaves them between two steps.
         """
-        tensors = [*state, *inputs.tensors]
-        loss, alive, is_stepped, *rest = self._run(tensors, now)
+        parts, num_done = list[list[Tensor]](), 0
+        while num_done < len(steps):
+            own = steps[num_done : num_done + max(1, self._num_replayed(state))]
+            if len(own) > 1 and (captured := self._captures.of(state)) is not None:
+                self._num_calls += len(own)
+                self._note_unchecked(now + num_done)
+                parts.append(captured([inputs.tensors for inputs in own]))
+            else:
+                tensors = [*state, *own[0].tensors]
+                parts.append([result.unsqueeze(0) for result in self._run(tensors, now + num_done)])
+            num_done += len(own)
+        results = parts[0] if len(parts) == 1 else [torch.cat(of_parts) for of_parts in zip(*parts, strict=True)]
+        loss, alive, is_stepped, *rest = results
         num_norms = len(self._norm_names)
         norms = dict(zip(self._norm_names, rest, strict=False))
-        named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, rest[num_norms:], strict=True))
+        grads = (grad[-1] for grad in rest[num_norms:])
+        named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, grads, strict=True))
         return Outputs(loss, alive, is_stepped, norms, named)
+
+    def _num_replayed(self, state: Sequence[Tensor]) -> int:
+        """How many of the next steps are replays of a graph and nothing else."""
+        if not self._captures or self._is_eager or self._is_to_compile:
+            return 0
+        captured, due = self._captures.of(state), min((n for n in CHECKED_CALLS if n > self._num_calls), default=inf)
+        return 0 if captured is None else int(min(captured.num_steps, due - self._num_calls - 1))
+
+    @property
+    def _is_to_compile(self) -> bool:
+        return self.is_compiling and self._compiled is None and self._is_compilable
+
+    def _note_unchecked(self, now: int) -> None:
+        """Note a step that is taken by the graph alone."""
+        # Chunks share a program and take turns, so that a later call may be an earlier step.
+        self._unchecked_from = now if self._unchecked_from is None else min(self._unchecked_from, now)
 
     def _run(self, tensors: Sequence[Tensor], now: int) -> list[Tensor]:
         self._num_calls += 2 if self._is_recurring and self._num_calls == 0 else 1
@@ -207,35 +239,14 @@ class Program:
             if self._num_calls == CHECKED_CALLS[0]:
                 give_back()  # the steps that follow need less, and other memory, than those that make the graph
             return results
-        # Chunks share a program and take turns, so that a later call may be an earlier step.
-        self._unchecked_from = now if self._unchecked_from is None else min(self._unchecked_from, now)
-        if self.is_compiling and self._compiled is None and self._is_compilable:
+        self._note_unchecked(now)
+        if self._is_to_compile:
             return self._compile(tensors)
         return self._step(tensors)
 
     def _step(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Take a step, the state in place, in the fastest way that there is at this call."""
-        if self._pool is not None:
-            state, inputs = tensors[: self._num_state], tensors[self._num_state :]
-            if (captured := self._captured(state, inputs)) is not None:
-                return captured(inputs)
-        with torch.no_grad():
-            if self._pool is None:
-                return self._fast(*tensors)
-            self._warmed_up = self._fast
-            with aside(tensors[0].device):
-                return self._fast(*tensors)
-
-    def _captured(self, state: Sequence[Tensor], inputs: Sequence[Tensor]) -> Captured | None:
-        """The graph for the state in this memory, captured if it was not yet; None where there is none."""
-        place = tuple(tensor.data_ptr() for tensor in state)
-        is_due = self._warmed_up is self._fast and len(self._captures) < _MAX_CAPTURES
-        if place not in self._captures and is_due and self._pool is not None:
-            try:
-                self._captures[place] = Captured(self._fast, state, inputs, self._pool)
-            except RuntimeError:
-                self._pool = None
-        return self._captures.get(place)
+        return self._captures(self._fast, tensors)
 
     @property
     def _fast(self) -> _Function:

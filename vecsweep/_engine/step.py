@@ -53,6 +53,9 @@ class Step:
         update: the optimizer's formula; None to return the gradients.
         max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
         recorded: the norms that are noted.
+
+    Attributes:
+        is_whole: whether the update is part of it.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Step:
     ) -> None:
         self._objective = objective
         self._update = update
+        self.is_whole = update is not None
         self._max_grad_norm = max_grad_norm
         self._recorded = recorded
         self._has_own_batches = False  # whether each member needs a copy of the batch

@@ -403,18 +403,24 @@ class VectorizedChunk:
         norms = {name: torch.empty_like(losses) for name in self._engine.recorded}
         all_kinds = [tuple(key_of(batch) for batch in step_batches[self._seeds[0]]) for step_batches in window]
         recurring = {kinds for kinds, num in Counter(all_kinds).items() if num >= _RECURRING}
-        for t, (step_batches, kinds) in enumerate(zip(window, all_kinds, strict=True)):
-            own_hyper = dict(zip(hyper, rows[:, t], strict=True))
-            inputs = Inputs(*self._gather(step_batches, kinds), self._seed_index, own_hyper)
-            take_step = self._engine.program(
-                self._ensemble, inputs, kinds, len(self._seeds), is_recurring=kinds in recurring
+        t = 0
+        while t < len(window):
+            kinds, steps = all_kinds[t], [self._inputs(window[t], all_kinds[t], hyper, rows[:, t])]
+            take_steps = self._engine.program(
+                self._ensemble, steps[0], kinds, len(self._seeds), is_recurring=kinds in recurring
             )
-            losses[t], alive[t], is_stepped, found, grads = take_step(state, inputs, self._engine.num_done + t)
+            for k in range(t + 1, min(len(window), t + take_steps.num_ahead)):
+                if all_kinds[k] != kinds:
+                    break
+                steps.append(self._inputs(window[k], kinds, hyper, rows[:, k]))
+            span = slice(t, t + len(steps))
+            losses[span], alive[span], is_stepped, found, grads = take_steps(state, steps, self._engine.num_done + t)
             if self._optimizers is not None:
                 own_rows = {name: values[t].tolist() for name, values in hyper.items()}
-                found |= self._step_each(self._optimizers, grads, own_rows, is_stepped)
+                found |= self._step_each(self._optimizers, grads, own_rows, is_stepped[0])
             for name, norm in found.items():
-                norms[name][t] = norm
+                norms[name][span] = norm
+            t += len(steps)
         return Curve(losses, alive, norms)
 
     def _step_each(
@@ -433,6 +439,11 @@ class VectorizedChunk:
             return {}
         norm = norm_of({name: p - before[name] for name, p in parameters.items()}, self._ensemble.fate.ceiling)
         return {"update_norm": torch.where(is_stepped, norm, torch.nan)}
+
+    def _inputs(self, step_batches: StepBatches, kinds: Sequence[Key], names: Iterable[str], rows: Tensor) -> Inputs:
+        """What a step takes; `rows` are the hyperparameters of these names, `[name, member]`."""
+        gathered = self._gather(step_batches, kinds)
+        return Inputs(*gathered, self._seed_index, dict(zip(names, rows, strict=True)))
 
     def _gather(
         self, step_batches: StepBatches, kinds: Sequence[Key]

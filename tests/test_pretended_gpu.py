@@ -1,0 +1,122 @@
+"""Whole sweeps on a GPU that is pretended: every branch for GPUs is taken, and what it may not do is refused."""
+
+import itertools
+
+import numpy as np
+import pytest
+import stock
+import torch
+import torch.nn.functional as F
+from cuda_stand_in import Graph
+from pretended_gpu import GPU, PretendedGpu, pretended_gpu
+from test_equivalence import OPTIMIZERS, smooth_task
+from test_layers import LAYERS, NOT_TRACED, layer_task
+from torch import nn
+from vecsweep.kernels.updates import UPDATES
+
+import vecsweep as vs
+from vecsweep._engine import measure
+
+LRS = list(np.geomspace(1e-3, 1e-1, 6))
+NOT_CAPTURED = NOT_TRACED
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    with pretended_gpu() as machine:
+        monkeypatch.setattr(stock, "DEVICE", GPU)
+        yield machine
+
+
+def task(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
+    batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(6)]
+    return vs.Task(model, batches, F.cross_entropy, lambda p: torch.optim.AdamW(p, lr=0.01), **options)
+
+
+def test_what_pytorch_refuses_is_refused(gpu):
+    x, there = torch.ones(3, device="cuda"), torch.ones(3)
+    assert ((2 * x).device, there.device, x.cpu().device) == (GPU, torch.device("cpu"), torch.device("cpu"))
+    torch.testing.assert_close((x + torch.tensor(2.0)).cpu(), torch.full((3,), 3.0))
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        x + there
+    with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
+        x.numpy()
+    gpu.waits.clear()
+    pinned = torch.empty(3, pin_memory=True).copy_(x, non_blocking=True)
+    assert not gpu.waits
+    assert x.sum() == 3
+    assert gpu.waits
+    torch.testing.assert_close(pinned, there)
+
+
+def test_draws_of_the_cpu_and_of_the_gpu_do_not_disturb_each_other(gpu):
+    torch.manual_seed(3)
+    own = torch.rand(4, device="cuda").cpu()
+    first = torch.rand(4)
+    torch.manual_seed(3)
+    torch.testing.assert_close(torch.rand(4), first)
+    torch.testing.assert_close(torch.rand(4, device="cuda").cpu(), own)
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layer_is_captured_and_trains_as_in_an_ordinary_loop(float64, gpu, layer):
+    made = layer_task(*LAYERS[layer])
+    runs = vs.sweep(made, lrs=[0.002, 0.03], num_steps=7, device="cuda", engine="vectorized", divergence_factor=None)
+    assert ("captured" in runs.engine) == (layer not in NOT_CAPTURED), runs.engine
+    stock.assert_equal(runs, made, 7)
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_optimizer_trains_as_in_an_ordinary_loop(float64, gpu, optimizer, engine):
+    made = smooth_task(OPTIMIZERS[optimizer])
+    runs = vs.sweep(made, lrs=[0.01, 0.1], num_steps=9, device="cuda", engine=engine, divergence_factor=None)
+    has_formula = type(OPTIMIZERS[optimizer]([nn.Parameter(torch.ones(1))])) in UPDATES
+    assert ("captured" in runs.engine) == (engine == "vectorized") or not has_formula
+    stock.assert_equal(runs, made, 9)
+
+
+@pytest.mark.parametrize("chunk_size", [2, 6])
+@pytest.mark.parametrize("num_seeds", [1, 2])
+def test_batches_of_several_shapes_in_a_window_train_as_in_an_ordinary_loop(float64, gpu, chunk_size, num_seeds):
+    made = task()
+    made.batches[2:2] = [(torch.randn(3, 6), torch.randint(3, (3,)))]
+    how = {"lrs": LRS, "seeds": num_seeds, "num_steps": 60, "device": "cuda"}
+    runs = vs.sweep(made, **how, chunk_size=chunk_size)
+    assert len(gpu.graphs) == 2
+    expected = vs.sweep(made, **how, engine="sequential")
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
+
+
+def test_host_does_nothing_but_replay_between_the_steps_of_a_window(gpu, monkeypatch):
+    run, replay, seen = PretendedGpu.__torch_dispatch__, Graph.replay, []
+    monkeypatch.setattr(PretendedGpu, "__torch_dispatch__", lambda *args: seen.append("operator") or run(*args))
+    monkeypatch.setattr(Graph, "replay", lambda self: seen.append("replay") or replay(self))
+    vs.sweep(task(), lrs=LRS, num_steps=96, device="cuda", engine="vectorized", compile=False)
+    runs = [len(list(own)) for kind, own in itertools.groupby(seen) if kind == "replay"]
+    assert runs == [1, 12, 13, 1, 2, 16, 16, 16, 16]  # steps that are captured or checked are taken by themselves
+
+
+def waits(gpu, num_windows, *, num_batches=0, **how):
+    gpu.waits.clear()
+    batch = (torch.randn(8, 6), torch.randint(3, (8,)))
+    options = {"val_batches": [batch] * num_batches} if num_batches else {}
+    if num_batches:
+        how["val_every"] = 16
+    vs.sweep(task(**options), lrs=LRS, num_steps=16 * num_windows, device="cuda", compile=False, **how)
+    return len(gpu.waits)
+
+
+@pytest.mark.parametrize("chunk_size", [6, 2])
+def test_window_waits_once_and_an_evaluation_twice(gpu, chunk_size, monkeypatch):
+    monkeypatch.setattr(measure, "CHECKED_CALLS", ())
+    how = {"chunk_size": chunk_size, "engine": "vectorized"}
+    assert waits(gpu, 6, **how) - waits(gpu, 3, **how) == 3
+    assert waits(gpu, 6, num_batches=3, **how) - waits(gpu, 3, num_batches=3, **how) == 3 * (1 + 2)
+
+
+def test_member_that_is_stepped_alone_waits_once_a_step(gpu):
+    assert waits(gpu, 4, engine="sequential") - waits(gpu, 3, engine="sequential") == 16 * 6 + 3
