@@ -84,6 +84,7 @@ LAYERS = {
         "_engine.learner",
         "_engine.contract _engine.optimizer _engine.plain _engine.probe _engine.record",
         "_engine.measure _engine.snapshot _engine.step _engine.untrained",
+        "_engine.evaluate",
         "_engine.program",
         "_engine.sequential _engine.vectorized",
         "_engine.workers",

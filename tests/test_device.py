@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vecsweep.kernels.updates import UPDATES
 
 import vecsweep as vs
-from vecsweep._engine import measure, vectorized
+from vecsweep._engine import evaluate, measure, vectorized
 from vecsweep._engine.capture import upload
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.probe import probe
@@ -121,7 +121,7 @@ class Waits(TorchFunctionMode):
 def waits(run):
     """The copies that a run takes, those that wait and those that do not."""
     with pytest.MonkeyPatch.context() as patch, Waits() as seen:
-        for module in (vectorized, measure):
+        for module in (vectorized, evaluate):
             patch.setattr(module, "upload", lambda *args: seen.found.append("upload") or upload(*args))
         run()
     return seen.found

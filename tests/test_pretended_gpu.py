@@ -100,6 +100,19 @@ def test_host_does_nothing_but_replay_between_the_steps_of_a_window(gpu, monkeyp
     assert runs == [1, 12, 13, 1, 2, 16, 16, 16, 16]  # steps that are captured or checked are taken by themselves
 
 
+@pytest.mark.parametrize("chunk_size", [3, 6])
+def test_evaluation_is_captured_for_each_shape_of_batch_and_gives_what_it_gave(float64, gpu, chunk_size):
+    val_batches = [(torch.randn(n, 6), torch.randint(3, (n,))) for n in (8, 8, 5)]
+    made = task(val_batches=val_batches, metrics={"accuracy": lambda y, t: (y.argmax(1) == t).double().mean()})
+    how = {"lrs": LRS, "seeds": 2, "num_steps": 80, "val_every": 16, "device": "cuda"}
+    runs = vs.sweep(made, **how, chunk_size=chunk_size, engine="vectorized")
+    num_chunks = 12 // chunk_size
+    assert len(gpu.graphs) == 1 + 2 * num_chunks  # members are measured where they wait for their turn
+    expected = vs.sweep(made, **how, engine="sequential")
+    for name in ("val_loss", "val_accuracy"):
+        np.testing.assert_allclose(runs.metrics[name], expected.metrics[name], rtol=1e-9)
+
+
 def waits(gpu, num_windows, *, num_batches=0, **how):
     gpu.waits.clear()
     batch = (torch.randn(8, 6), torch.randint(3, (8,)))

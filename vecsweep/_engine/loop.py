@@ -20,8 +20,8 @@ from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Se
 from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
 from vecsweep._engine.engines import Engines
 from vecsweep._engine.ensemble import MemberState
+from vecsweep._engine.evaluate import Evaluator
 from vecsweep._engine.learner import Learner
-from vecsweep._engine.measure import Evaluator
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.parallel import Parallel
 from vecsweep._engine.record import End, Observer, Record, Start

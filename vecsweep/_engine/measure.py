@@ -1,39 +1,29 @@
-"""Losses and metrics of members in eval mode and without gradients, all members of a chunk at once.
+"""Losses and metrics of one batch, in eval mode and without gradients: of all members at once, or of one.
 
-Values are averaged over batches by the weight of each (`weights.py`), so that a smaller last batch counts right.
+Not here: batches, and averages over them (`evaluate.py`).
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
-from vecsweep import _interrupts as interrupts
-from vecsweep._engine.batches import copy_batch, for_each, hand_out, key_of, member_dims, move
-from vecsweep._engine.capture import upload
-from vecsweep._engine.contract import Chunk
+from vecsweep._engine.batches import copy_batch, for_each, hand_out, key_of, member_dims
+from vecsweep._engine.capture import Pool
 from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.levels import Level, name_of_key
 from vecsweep._engine.lowering import lower
 from vecsweep._engine.objective import Objective
-from vecsweep._engine.packing import unpack
-from vecsweep._engine.rng import Streams
-from vecsweep._engine.sources import check_validation_ends, is_fresh, own_loader
-from vecsweep._engine.weights import weight_of
+from vecsweep._engine.staging import Captures
 from vecsweep._errors import warn_of_fallback
-from vecsweep._types import Batch, Batches, FloatArray
-from vecsweep.execution import Execution
+from vecsweep._types import Batch
 from vecsweep.kernels._trace import try_to_trace
 from vecsweep.kernels.rules import MemberRules, SharedInputsError, checkpoints_run_through
-from vecsweep.task import Task
 
 _MAX_KINDS = 64  # of batches that are remembered
 _RTOL = 1e-3  # the same operators in the same order: what differs at all differs by more
@@ -65,14 +55,16 @@ def measure_at_once(
 
 
 class Measuring:
-    """`measure_at_once`, traced for each kind of batch that comes again, as steps are.
+    """`measure_at_once`, traced and on a GPU captured for each kind of batch that comes again, as steps are.
 
     Args:
         objective: one member's loss and metrics.
+        pool: the memory of what is captured; None where nothing can be.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, pool: Pool | None = None) -> None:
         self._objective = objective
+        self._pool = pool
         self._kinds: dict[Hashable, _Kind] = {}
         self._earlier: dict[str, Level] = {}
 
@@ -84,6 +76,11 @@ class Measuring:
     def go_on(self, levels: Mapping[str, Level]) -> None:
         """Begin at levels that another process had come to."""
         self._earlier = dict(levels)
+
+    def let_go(self) -> None:
+        """Give the memory of what was captured back."""
+        for kind in self._kinds.values():
+            kind.let_go()
 
     def __call__(self, ensemble: Ensemble, batch: Batch, seed_index: Tensor | None) -> Tensor:
         """Measure all members of an ensemble in one pass: `[metric, member]`; nothing changes."""
@@ -105,7 +102,8 @@ class Measuring:
             self._kinds.clear()
         key = (len(ensemble), ensemble.member_buffers, seed_index is None, kind)
         if key not in self._kinds:
-            own = self._kinds[key] = _Kind()
+            num_state = len(ensemble.parameters) + len(ensemble.buffers)
+            own = self._kinds[key] = _Kind(Captures(num_state, 1, self._pool))
             if (level := self._earlier.get(name_of_key(key))) is not None:
                 own.go_on(level, measure, tensors)
         return self._kinds[key](measure, tensors)
@@ -114,7 +112,8 @@ class Measuring:
 class _Kind:
     """How one kind of batch is measured: as it is at first, then as a graph, which is checked now and then."""
 
-    def __init__(self) -> None:
+    def __init__(self, captures: Captures) -> None:
+        self._captures = captures
         self._num_calls = 0
         self._graph: Callable[..., list[Tensor]] | None = None
 
@@ -129,14 +128,17 @@ class _Kind:
         if level.is_traced:
             self._trace(measure, tensors)
 
+    def let_go(self) -> None:
+        """Give the memory of what was captured back."""
+        self._captures.clear()
+
     def __call__(self, measure: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> Tensor:
         self._num_calls += 1
         if self._num_calls == 2 and (result := self._trace(measure, tensors)) is not None:
             return result
         if self._graph is None:
             return measure(*tensors)[0]
-        with torch.no_grad():
-            result = self._graph(*tensors)[0]
+        result = self._captures(self._graph, tensors)[0]
         if self._num_calls not in CHECKED_CALLS or _is_close(result, expected := measure(*tensors)[0]):
             return result
         self._graph = None
@@ -175,159 +177,3 @@ def measure_one(
     tensors = dict(parameters) | {name: buffer.clone() for name, buffer in buffers.items()}
     with objective.undisturbed(), objective.evaluating():
         return objective.measure(tensors, copy_batch(batch))
-
-
-class _Weighed(NamedTuple):
-    """A batch, and how much it counts in a mean: a float64 scalar on the device."""
-
-    batch: Batch
-    weight: Tensor
-
-
-class Evaluator:
-    """Measure members on the validation batches, and, where asked, on one pass over the training batches.
-
-    Args:
-        task: whose batches and metrics.
-        learners: one for each seed.
-        streams: the random streams of the run.
-        device: where members train.
-        dtype: what floating-point tensors of batches are cast to; None leaves them alone.
-        execution: whether progress is shown.
-        has_train_metrics: whether to measure the metrics on the training batches, too.
-
-    Raises:
-        ValueError: there are no validation batches, or no end of them, or a metric is not a scalar.
-        TypeError: a metric is not a number.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        learners: Mapping[int, Learner],
-        streams: Streams,
-        device: torch.device,
-        dtype: torch.dtype | None,
-        *,
-        execution: Execution,
-        has_train_metrics: bool,
-    ) -> None:
-        self._task = task
-        self._execution = execution
-        self._validated_on = own_loader(task.val_batches)
-        self._learners = learners
-        self._seeds = list(learners)
-        self._streams = streams
-        self._device = device
-        self._dtype = dtype
-        self._has_train_metrics = has_train_metrics
-        self._check()
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """What is measured."""
-        names: tuple[str, ...] = ()
-        if self._task.val_batches is not None:
-            names += ("val_loss", *(f"val_{name}" for name in self._task.metrics))
-        if self._has_train_metrics:
-            names += tuple(f"train_{name}" for name in self._task.metrics)
-        return names
-
-    def __call__(self, chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]) -> list[FloatArray]:
-        """Measure the members of each chunk: `[metric, member]`, in the order of `names`.
-
-        Args:
-            chunks: of members.
-            seeds: of the members of each.
-        """
-        parts = []
-        with ExitStack() as stack:
-            for chunk in chunks:
-                stack.enter_context(chunk.evaluating())
-            if self._task.val_batches is not None:
-                parts.append(self._average(self._validation(), chunks, seeds))
-            if self._has_train_metrics:
-                parts.append([rows[1:] for rows in self._average(self._training(), chunks, seeds)])
-        together = torch.cat([torch.cat(of_chunk) for of_chunk in zip(*parts, strict=True)], dim=1).cpu().numpy()
-        return np.split(together, np.cumsum([len(chunk) for chunk in chunks])[:-1], axis=1)
-
-    def _average(
-        self, batches: Iterator[dict[int, _Weighed]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
-    ) -> list[Tensor]:
-        """Average over batches, by the weight of each for a member's seed."""
-        totals = [torch.zeros((), dtype=torch.float64, device=self._device)] * len(chunks)
-        places = {seed: place for place, seed in enumerate(self._seeds)}
-        indices = [upload(np.array(list(map(places.__getitem__, own))), self._device) for own in seeds]
-        whole = torch.zeros(len(self._seeds), dtype=torch.float64, device=self._device)
-        for of_seeds in batches:
-            interrupts.check()
-            own_batches = {seed: weighed.batch for seed, weighed in of_seeds.items()}
-            weights = torch.stack([of_seeds[seed].weight for seed in self._seeds])
-            whole = whole + weights
-            for k, (chunk, index) in enumerate(zip(chunks, indices, strict=True)):
-                own = weights[index]
-                # A seed whose batches have run out has a weight of 0 there, which NaN must not survive.
-                totals[k] = totals[k] + torch.where(own > 0, own * chunk.measure(own_batches), 0.0)
-        if not bool((whole > 0).all()):
-            raise ValueError(
-                "The batches to evaluate on must hold something; they yielded nothing when they were read again, or "
-                "have no weight: look at what `batch_weight` returns, and for targets that the loss ignores."
-            )
-        return [total / whole[index] for total, index in zip(totals, indices, strict=True)]
-
-    def _weigh(self, batch: Batch, source: Batches, seed: int) -> _Weighed:
-        """Take a batch to the members, and say how much it counts."""
-        learner = self._learners[seed]
-        moved = move(batch, self._device, self._dtype, is_fresh=is_fresh(source))
-        weight = weight_of(learner.task, learner.model, moved)
-        return _Weighed(moved, weight.to(self._device, non_blocking=True))  # a number, which is copied at once
-
-    def _validation(self) -> Iterator[dict[int, _Weighed]]:
-        """The validation batches, which all seeds have in common."""
-        assert self._task.val_batches is not None
-        first = self._seeds[0]
-        self._streams.restart("validation", first)
-        source = self._task.iterate_validation(self._validated_on)
-        while True:
-            self._streams.use("validation", first)
-            try:
-                batch = next(source)
-            except StopIteration:
-                return
-            yield dict.fromkeys(self._seeds, self._weigh(batch, self._task.val_batches, first))
-
-    def _training(self) -> Iterator[dict[int, _Weighed]]:
-        """One pass over each seed's training batches, always in an order of its own; training goes on as without it."""
-        sources = {}
-        for seed in self._seeds:
-            self._streams.restart("train metrics", seed)
-            sources[seed] = self._task.iterate(seed, own_loader(self._task.batches))
-        latest: dict[int, _Weighed] = {}
-        while sources:
-            for seed in list(sources):
-                self._streams.use("train metrics", seed)
-                batch = next(sources[seed], None)
-                if batch is None:
-                    del sources[seed]
-                    if seed in latest:
-                        latest[seed] = latest[seed]._replace(weight=torch.zeros_like(latest[seed].weight))
-                else:
-                    latest[seed] = self._weigh(batch, self._task.batches, seed)
-            if sources:
-                yield dict(latest)
-
-    def _check(self) -> None:
-        """See that there is something to measure, by an ordinary pass over one batch, and an end of it."""
-        source = self._training() if self._task.val_batches is None else self._validation()
-        first = next(source, None)
-        if first is None:
-            raise ValueError(
-                "`val_batches` must yield at least one batch; got none. Look at the length of the validation set."
-            )
-        batch = first[self._seeds[0]].batch
-        self._task.check_batch(unpack(batch))
-        learner = self._learners[self._seeds[0]]
-        measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)
-        if self._task.val_batches is not None:
-            self._streams.restart("validation", self._seeds[0])
-            check_validation_ends(self._task, self._execution)

@@ -93,7 +93,7 @@ class Vectorized:
         is_captured = is_capturable(list(self.pattern.parameters.values()))
         self._pool = Pool() if is_captured else None
         self._slots = Slots()
-        self.measure = Measuring(self.pattern.objective)
+        self.measure = Measuring(self.pattern.objective, self._pool)
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
         self.draws_numbers = False
         self._note_numbers(seen)
@@ -128,6 +128,7 @@ class Vectorized:
         """Give back the memory of captured steps, and that in which chunks train."""
         for program in self._programs.values():
             program.let_go()
+        self.measure.let_go()
         self._slots.clear()
         if self._pool is not None:
             self._pool.renew()

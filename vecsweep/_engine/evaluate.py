@@ -1,0 +1,182 @@
+"""Losses and metrics of members on the validation batches, and on the training batches where that is asked for.
+
+Values are averaged over batches by the weight of each (`weights.py`), so that a smaller last batch counts right.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecsweep import _interrupts as interrupts
+from vecsweep._engine.batches import move
+from vecsweep._engine.capture import upload
+from vecsweep._engine.contract import Chunk
+from vecsweep._engine.learner import Learner
+from vecsweep._engine.measure import measure_one
+from vecsweep._engine.packing import unpack
+from vecsweep._engine.rng import Streams
+from vecsweep._engine.sources import check_validation_ends, is_fresh, own_loader
+from vecsweep._engine.weights import weight_of
+from vecsweep._types import Batch, Batches, FloatArray
+from vecsweep.execution import Execution
+from vecsweep.task import Task
+
+
+class _Weighed(NamedTuple):
+    """A batch, and how much it counts in a mean: a float64 scalar on the device."""
+
+    batch: Batch
+    weight: Tensor
+
+
+class Evaluator:
+    """Measure members on the validation batches, and, where asked, on one pass over the training batches.
+
+    Args:
+        task: whose batches and metrics.
+        learners: one for each seed.
+        streams: the random streams of the run.
+        device: where members train.
+        dtype: what floating-point tensors of batches are cast to; None leaves them alone.
+        execution: whether progress is shown.
+        has_train_metrics: whether to measure the metrics on the training batches, too.
+
+    Raises:
+        ValueError: there are no validation batches, or no end of them, or a metric is not a scalar.
+        TypeError: a metric is not a number.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        learners: Mapping[int, Learner],
+        streams: Streams,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        *,
+        execution: Execution,
+        has_train_metrics: bool,
+    ) -> None:
+        self._task = task
+        self._execution = execution
+        self._validated_on = own_loader(task.val_batches)
+        self._learners = learners
+        self._seeds = list(learners)
+        self._streams = streams
+        self._device = device
+        self._dtype = dtype
+        self._has_train_metrics = has_train_metrics
+        self._check()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is measured."""
+        names: tuple[str, ...] = ()
+        if self._task.val_batches is not None:
+            names += ("val_loss", *(f"val_{name}" for name in self._task.metrics))
+        if self._has_train_metrics:
+            names += tuple(f"train_{name}" for name in self._task.metrics)
+        return names
+
+    def __call__(self, chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]) -> list[FloatArray]:
+        """Measure the members of each chunk: `[metric, member]`, in the order of `names`.
+
+        Args:
+            chunks: of members.
+            seeds: of the members of each.
+        """
+        parts = []
+        with ExitStack() as stack:
+            for chunk in chunks:
+                stack.enter_context(chunk.evaluating())
+            if self._task.val_batches is not None:
+                parts.append(self._average(self._validation(), chunks, seeds))
+            if self._has_train_metrics:
+                parts.append([rows[1:] for rows in self._average(self._training(), chunks, seeds)])
+        together = torch.cat([torch.cat(of_chunk) for of_chunk in zip(*parts, strict=True)], dim=1).cpu().numpy()
+        return np.split(together, np.cumsum([len(chunk) for chunk in chunks])[:-1], axis=1)
+
+    def _average(
+        self, batches: Iterator[dict[int, _Weighed]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
+    ) -> list[Tensor]:
+        """Average over batches, by the weight of each for a member's seed."""
+        totals = [torch.zeros((), dtype=torch.float64, device=self._device)] * len(chunks)
+        places = {seed: place for place, seed in enumerate(self._seeds)}
+        indices = [upload(np.array(list(map(places.__getitem__, own))), self._device) for own in seeds]
+        whole = torch.zeros(len(self._seeds), dtype=torch.float64, device=self._device)
+        for of_seeds in batches:
+            interrupts.check()
+            own_batches = {seed: weighed.batch for seed, weighed in of_seeds.items()}
+            weights = torch.stack([of_seeds[seed].weight for seed in self._seeds])
+            whole = whole + weights
+            for k, (chunk, index) in enumerate(zip(chunks, indices, strict=True)):
+                own = weights[index]
+                # A seed whose batches have run out has a weight of 0 there, which NaN must not survive.
+                totals[k] = totals[k] + torch.where(own > 0, own * chunk.measure(own_batches), 0.0)
+        if not bool((whole > 0).all()):
+            raise ValueError(
+                "The batches to evaluate on must hold something; they yielded nothing when they were read again, or "
+                "have no weight: look at what `batch_weight` returns, and for targets that the loss ignores."
+            )
+        return [total / whole[index] for total, index in zip(totals, indices, strict=True)]
+
+    def _weigh(self, batch: Batch, source: Batches, seed: int) -> _Weighed:
+        """Take a batch to the members, and say how much it counts."""
+        learner = self._learners[seed]
+        moved = move(batch, self._device, self._dtype, is_fresh=is_fresh(source))
+        weight = weight_of(learner.task, learner.model, moved)
+        return _Weighed(moved, weight.to(self._device, non_blocking=True))  # a number, which is copied at once
+
+    def _validation(self) -> Iterator[dict[int, _Weighed]]:
+        """The validation batches, which all seeds have in common."""
+        assert self._task.val_batches is not None
+        first = self._seeds[0]
+        self._streams.restart("validation", first)
+        source = self._task.iterate_validation(self._validated_on)
+        while True:
+            self._streams.use("validation", first)
+            try:
+                batch = next(source)
+            except StopIteration:
+                return
+            yield dict.fromkeys(self._seeds, self._weigh(batch, self._task.val_batches, first))
+
+    def _training(self) -> Iterator[dict[int, _Weighed]]:
+        """One pass over each seed's training batches, always in an order of its own; training goes on as without it."""
+        sources = {}
+        for seed in self._seeds:
+            self._streams.restart("train metrics", seed)
+            sources[seed] = self._task.iterate(seed, own_loader(self._task.batches))
+        latest: dict[int, _Weighed] = {}
+        while sources:
+            for seed in list(sources):
+                self._streams.use("train metrics", seed)
+                batch = next(sources[seed], None)
+                if batch is None:
+                    del sources[seed]
+                    if seed in latest:
+                        latest[seed] = latest[seed]._replace(weight=torch.zeros_like(latest[seed].weight))
+                else:
+                    latest[seed] = self._weigh(batch, self._task.batches, seed)
+            if sources:
+                yield dict(latest)
+
+    def _check(self) -> None:
+        """See that there is something to measure, by an ordinary pass over one batch, and an end of it."""
+        source = self._training() if self._task.val_batches is None else self._validation()
+        first = next(source, None)
+        if first is None:
+            raise ValueError(
+                "`val_batches` must yield at least one batch; got none. Look at the length of the validation set."
+            )
+        batch = first[self._seeds[0]].batch
+        self._task.check_batch(unpack(batch))
+        learner = self._learners[self._seeds[0]]
+        measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)
+        if self._task.val_batches is not None:
+            self._streams.restart("validation", self._seeds[0])
+            check_validation_ends(self._task, self._execution)
