@@ -133,3 +133,22 @@ def test_window_waits_once_and_an_evaluation_twice(gpu, chunk_size, monkeypatch)
 
 def test_member_that_is_stepped_alone_waits_once_a_step(gpu):
     assert waits(gpu, 4, engine="sequential") - waits(gpu, 3, engine="sequential") == 16 * 6 + 3
+
+
+def test_snapshot_copies_stacked_states_and_goes_on_where_it_stood(float64, gpu, tmp_path):
+    body = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8)).requires_grad_(False)  # whose statistics members share
+    torch.manual_seed(0)
+    model = nn.Sequential(body, nn.Tanh(), nn.Dropout(0.3), nn.Linear(8, 3))
+    batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(6)]
+    made = vs.Task(model, batches, F.cross_entropy, lambda p: torch.optim.AdamW([q for q in p if q.requires_grad]))
+    how = {"num_steps": 64, "device": "cuda", "engine": "vectorized"}
+    few, many = np.geomspace(1e-4, 1e-2, 4), np.geomspace(1e-4, 1e-2, 12)
+    num_waits = []
+    for lrs in (few, many):
+        gpu.waits.clear()
+        vs.sweep(made, lrs=lrs, **how, checkpoint=tmp_path / str(len(lrs)), checkpoint_every="16 steps")
+        num_waits.append(len(gpu.waits))
+    assert num_waits[0] == num_waits[1]
+    first = vs.sweep(made, lrs=few, **how | {"num_steps": 32})
+    whole = vs.sweep(made, lrs=few, **how)
+    np.testing.assert_array_equal(first.extend(num_steps=32).train_loss, whole.train_loss)

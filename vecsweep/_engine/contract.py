@@ -98,6 +98,10 @@ class Chunk(Protocol):
         """
         ...
 
+    def copies(self) -> list[MemberState]:
+        """Copy the states of all members to the host; a GPU need not have memory for them twice."""
+        ...
+
     def select(self, keep: Sequence[int]) -> "Chunk":
         """Take some members out, by their positions, into a chunk of their own; this one is not stepped again.
 

@@ -57,8 +57,12 @@ class Fate:
         is_finite = loss - loss == 0  # `isfinite` is four operators
         return Fate(self.ceiling, streak, self.alive & is_finite & (streak < WINDOW))
 
-    def select(self, index: Tensor) -> "Fate":
-        """Take some members out."""
+    def copy(self) -> "Fate":
+        """The same with tensors of its own."""
+        return Fate(self.ceiling.clone(), self.streak.clone(), self.alive.clone())
+
+    def select(self, index: Tensor | slice) -> "Fate":
+        """Take some members out; a range of them is not copied."""
         return replace(self, ceiling=self.ceiling[index], streak=self.streak[index], alive=self.alive[index])
 
 

@@ -67,7 +67,7 @@ class LossScale:
         grown = torch.where(streak == 2000, 2 * self.value, self.value)
         return LossScale(torch.where(is_finite, grown, self.value / 2), torch.where(streak == 2000, 0, streak))
 
-    def select(self, index: Tensor) -> "LossScale":
+    def select(self, index: Tensor | slice) -> "LossScale":
         """Take some members out."""
         return LossScale(self.value[index], self.streak[index])
 
@@ -108,13 +108,30 @@ class MemberState:
             parameters={name: p.clone() for name, p in self.parameters.items()},
             buffers={name: buffer.clone() for name, buffer in self.buffers.items()},
             optimizer=copy.deepcopy(self.optimizer),
+            fate=self.fate.copy(),
+            scale=None if self.scale is None else LossScale(self.scale.value.clone(), self.scale.streak.clone()),
         )
 
-    def on(self, device: torch.device | str) -> "MemberState":
-        """The same on a device."""
+    def on(self, device: torch.device | str, wholes: dict[int, Tensor] | None = None) -> "MemberState":
+        """The same on a device.
+
+        Args:
+            device: where to.
+            wholes: stacked tensors that are there already, by the id of what they are copies of; gets those that it
+                lacks. Members are then moved together, because each transfer from a GPU waits for it.
+        """
+
+        def move(tensor: Tensor) -> Tensor:
+            whole = tensor if tensor._base is None else tensor._base
+            is_plain = whole.dtype == tensor.dtype and whole.storage_offset() == 0 and whole.is_contiguous()
+            if wholes is None or not is_plain:
+                return tensor.to(device)
+            if id(whole) not in wholes:
+                wholes[id(whole)] = whole.to(device)
+            return wholes[id(whole)].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
 
         def moved(value: Any) -> Any:
-            return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+            return pytree.tree_map_only(Tensor, move, value)
 
         own = self.optimizer
         return MemberState(
@@ -214,12 +231,11 @@ class Ensemble:
 
     def member(self, i: int) -> MemberState:
         """One member's state; its tensors are views of the ensemble's."""
-        index = torch.arange(i, i + 1, device=self.fate.alive.device)
-        own = self.member_buffers
+        alone, own = slice(i, i + 1), self.member_buffers
         return MemberState(
             parameters={name: p[i] for name, p in self.parameters.items()},
             buffers={name: b[i] if name in own else b for name, b in self.buffers.items()},
             optimizer=OptimizerState({n: {k: v[i] for k, v in state.items()} for n, state in self.optimizer.items()}),
-            fate=self.fate.select(index),
-            scale=self.scale.select(index) if self.scale else None,
+            fate=self.fate.select(alone),
+            scale=self.scale.select(alone) if self.scale else None,
         )

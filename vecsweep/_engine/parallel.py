@@ -181,6 +181,10 @@ class ParallelChunk:
                 states[only[k]] = state
         return [states[member] for member in wanted]
 
+    def copies(self) -> list[MemberState]:
+        """Copy the states of all members to the host."""
+        return self.members(range(len(self)))
+
     def select(self, keep: Sequence[int]) -> "ParallelChunk":
         """Take some members out; they stay where they are."""
         return ParallelChunk(

@@ -155,6 +155,10 @@ class SequentialChunk:
         """Give back the memory of a member that is not stepped again."""
         self._members[i].let_go()
 
+    def copies(self) -> list[MemberState]:
+        """Copy the states of all members to the host."""
+        return [self.members([i])[0].on("cpu") for i in range(len(self))]
+
     def select(self, keep: Sequence[int]) -> "SequentialChunk":
         """Take some members out."""
         return SequentialChunk(self._engine, [self._members[i] for i in keep])

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from torch import Tensor
 
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.fingerprint import fingerprint
@@ -25,9 +26,9 @@ def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Sna
     """Copy all that it takes to go on from here."""
     states = dict[int, MemberState]()
     for group in groups:
-        for position, i in enumerate(group.members):  # one by one: a GPU has no memory for them twice
-            states[i] = group.chunk.members([position])[0].on("cpu")
-    ended = {i: state.on("cpu") for i, state in enumerate(loop.states) if state is not None}
+        states |= zip(group.members, group.chunk.copies(), strict=True)
+    wholes = dict[int, Tensor]()
+    ended = {i: state.on("cpu", wholes) for i, state in enumerate(loop.states) if state is not None}
     places = {seed: loop.windows.place_of(seed) for seed in loop.learners}
     marks = {seed: loop.streams.mark("model", seed) for seed in loop.learners}
     earlier_s = 0.0 if loop.snapshot is None else loop.snapshot.duration_s

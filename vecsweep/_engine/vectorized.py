@@ -364,6 +364,14 @@ class VectorizedChunk:
             states = [replace(state, optimizer=own) for state, own in zip(states, optimizers, strict=True)]
         return states if is_last else [state.copy() for state in states]
 
+    def copies(self) -> list[MemberState]:
+        """Copy the states of all members to the host: stacked, because each transfer from a GPU waits for it."""
+        if self._optimizers is not None:
+            return [self.members([i])[0].on("cpu") for i in range(len(self))]
+        copied = pytree.tree_map(lambda tensor: tensor.to("cpu", copy=True), self._ensemble.tensors)
+        ensemble = self._ensemble.with_tensors(copied)
+        return [ensemble.member(i) for i in range(len(self))]
+
     def select(self, keep: Sequence[int]) -> "VectorizedChunk":
         """Take some members out."""
         seeds = [self._ensemble.seeds[i] for i in keep]
