@@ -31,6 +31,12 @@ def bench_import(record: Record, tiny: bool) -> None:
     record(**found, target=IMPORT_TARGET_S, met=found["import_s"] < IMPORT_TARGET_S)
 
 
+def bench_range_test(record: Record, tiny: bool) -> None:
+    """Make a range test of 64 learning rates and 100 steps in a new process, and another."""
+    shape = (2, 5) if tiny else (64, 100)
+    record(**_medians([apart.run("range_test", *shape, here=tiny) for _ in range(1 if tiny else PROCESSES)]))
+
+
 @pytest.mark.parametrize("workload", ["digits-mlp", "cnn", "char-gpt"])
 def bench_first_steps(workload: str, record: Record, tiny: bool) -> None:
     """Take the first step of a sweep, and trace it."""

@@ -3,6 +3,7 @@
     python bench/gpu.py                 # goes on where the last call stopped, for 7.5 minutes at most
     python bench/gpu.py --minutes 30
     python bench/gpu.py --only sweep    # the parts whose names have it, whether they are done or not
+    python bench/gpu.py --rehearse      # on any machine: all parts as tiny as they go, tests only collected
 
 A part is a process with a limit of its own. What became of it is noted under build/gpu for the code as it is: code that
 is changed starts anew. What parts print is kept beside it, and benchmarks write bench/results as they always do.
@@ -13,6 +14,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +40,12 @@ class Part:
     arguments: tuple[str, ...]
     limit_s: float = 240.0
 
+    @property
+    def rehearsal(self) -> "Part":
+        """The same where there is no GPU, to see that nothing is misspelt."""
+        tests = "--gpu" in self.arguments
+        return Part(self.name, (*self.arguments, *(["--collect-only", "-q"] if tests else ["--benchmark-disable"])))
+
 
 def _tests(name: str, *arguments: str, limit_s: float = 240.0) -> Part:
     return Part(f"tests: {name}", ("-m", "pytest", "--gpu", "--maxfail=20", *arguments), limit_s)
@@ -59,16 +67,24 @@ PARTS = (
     _tests("updates", "tests/test_updates.py"),
     _bench("sweep", "-k", "digits or range"),
     _bench("sweep", "-k", "steps and (mnist or cnn or gpt or lstm or frozen)"),
-    _bench("sweep", "-k", "steps and vgg"),
+    _bench("sweep", "-k", "steps and (vgg or resnet18)"),
     _bench("update"),
+    _bench("host"),
+    _bench("convolution"),
+    _bench("lora", limit_s=420),
     _bench("real", "-k", "8x100 and (bert or gpt2 or llama or vit or lora)"),
     _bench("real", "-k", "8x100 and resnet18"),
     _bench("memory"),
-    _bench("sweep", "--full", "-k", "steps and (digits or mnist or vgg) and not augmented", limit_s=420),
+    _bench("start", "-k", "range"),
+    _bench("sweep", "--full", "-k", "steps and digits", limit_s=420),
+    _bench("sweep", "--full", "-k", "steps and mnist", limit_s=420),
+    _bench("sweep", "--full", "-k", "steps and (vgg or resnet18) and not augmented", limit_s=420),
+    _bench("peers", "-k", "jax"),
     _bench("rules"),
-    _bench("start"),
+    _bench("start", "-k", "not range"),
     _bench("members"),
     _bench("comparison", limit_s=420),
+    _bench("policies", limit_s=1800),
 )
 
 
@@ -115,7 +131,7 @@ def run(parts: Sequence[Part], folder: Path, seconds: float, say: Callable[[str]
                 ).returncode
                 result = {0: "passed", 5: "nothing to run"}.get(code, f"failed ({code})")  # 5: pytest found no test
             except subprocess.TimeoutExpired:
-                if left < part.limit_s:
+                if left < part.limit_s:  # one that keeps how far it came goes on there
                     say("  cut short; it has its turn in the next call")
                     break
                 result = "took too long"
@@ -138,13 +154,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=7.5, help="for this call (default: 7.5)")
     parser.add_argument("--only", default="", help="parts whose names have this, whether they are done or not")
+    parser.add_argument("--rehearse", action="store_true", help="all parts as tiny as they go, with or without a GPU")
     given = parser.parse_args()
+    parts = [part for part in PARTS if given.only in part.name]
+    if given.rehearse:
+        with tempfile.TemporaryDirectory() as folder:
+            found = run([part.rehearsal for part in parts], Path(folder), 3600)
+        return int(any(result is None or result["result"].startswith(("failed", "took")) for result in found.values()))
     if not torch.cuda.is_available():
         print("PyTorch sees no GPU here, so there is nothing to run: `make test` has what can be proved without one.")
         return 1
     device = "".join(c if c.isalnum() else "-" for c in torch.cuda.get_device_name().lower())
     folder = ROOT / "build" / "gpu" / f"{device}-{digest(ROOT)}"
-    parts = [part for part in PARTS if given.only in part.name]
     if given.only and (folder / "parts.json").exists():
         kept = json.loads((folder / "parts.json").read_text())
         left = {name: found for name, found in kept.items() if name not in {part.name for part in parts}}

@@ -185,6 +185,35 @@ def vgg() -> vs.Task:
     return _task(model, lambda: torch.randn(128, 3, 32, 32), lambda: torch.randint(10, (128,)), _momentum)
 
 
+class Residual(nn.Module):
+    """Two 3x3 convolutions with batch norms, beside a short cut."""
+
+    def __init__(self, width: int, wider: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(nn.Conv2d(width, wider, 3, stride, padding=1, bias=False), nn.BatchNorm2d(wider), nn.ReLU()),
+            *(nn.Conv2d(wider, wider, 3, padding=1, bias=False), nn.BatchNorm2d(wider)),
+        )
+        is_same = width == wider and stride == 1
+        across = (nn.Conv2d(width, wider, 1, stride, bias=False), nn.BatchNorm2d(wider))
+        self.short_cut = nn.Identity() if is_same else nn.Sequential(*across)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """From and to `[batch, channel, height, width]`."""
+        return F.relu(self.body(x) + self.short_cut(x))
+
+
+def resnet18() -> vs.Task:
+    """ResNet-18 for CIFAR's 3x32x32, 11 M parameters, batch 128."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    width = 64
+    for i, wider in enumerate((64, 64, 128, 128, 256, 256, 512, 512)):
+        layers.append(Residual(width, wider, stride=2 if i in (2, 4, 6) else 1))
+        width = wider
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
+    return _task(model, lambda: torch.randn(128, 3, 32, 32), lambda: torch.randint(10, (128,)), _momentum)
+
+
 def vgg_augmented() -> vs.Task:
     """The same, its batches from a DataLoader that augments image by image."""
     loader = DataLoader(AugmentedImages(), batch_size=128, shuffle=True)
@@ -210,5 +239,6 @@ WORKLOADS = {
     "lstm": Workload(lstm, 16, 1.2),
     "frozen-body": Workload(frozen_body, 32, 20.0),
     "vgg": Workload(vgg, 8, 1.15, window_steps=2, gpu=(32, 5.0)),
+    "resnet18": Workload(resnet18, 4, "as fast as one after another", window_steps=2, gpu=(32, 5.0)),
     "vgg-augmented": Workload(vgg_augmented, 8, "clearly above vgg", window_steps=2),
 }

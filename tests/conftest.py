@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(config, items):
     def is_left_out(item):
         needs_gpu = item.get_closest_marker("gpu") is not None
         if config.option.gpu or config.option.pretend_gpu:
-            return not ((needs_gpu and HAS_GPU) or "device" in getattr(item, "fixturenames", ()))
+            return not ((needs_gpu and config.option.gpu) or "device" in getattr(item, "fixturenames", ()))
         return needs_gpu and not HAS_GPU
 
     left_out = list(filter(is_left_out, items))

@@ -1,6 +1,8 @@
 """`make gpu`: parts that have limits, and calls that go on where the last one stopped."""
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,6 +69,30 @@ def test_parts_name_files_that_there_are_and_every_file_of_tests_on_a_device(gpu
     }
     assert on_device
     assert on_device <= named
+
+
+def test_each_part_has_something_to_run(gpu):
+    """All of them in one process, which imports what they need once."""
+    parts = [list(part.rehearsal.arguments[2:]) for part in gpu.PARTS]
+    code = """import json, sys
+import pytest
+
+class Seen:
+    def pytest_collection_finish(self, session):
+        self.num = len(session.items)
+
+sys.path.insert(0, "bench")
+for arguments in json.loads(sys.argv[1]):
+    seen = Seen()
+    pytest.main([*arguments, "--collect-only", "-q", "-p", "no:cacheprovider"], plugins=[seen])
+    print("NUM", seen.num, arguments)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(parts)], cwd=BENCH.parent, capture_output=True, text=True, check=True
+    )
+    found = [line.split(maxsplit=2)[1:] for line in done.stdout.splitlines() if line.startswith("NUM")]
+    assert len(found) == len(gpu.PARTS)
+    assert not [arguments for num, arguments in found if num == "0"]
 
 
 def test_code_that_is_changed_starts_anew(gpu, tmp_path):

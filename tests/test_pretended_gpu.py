@@ -152,3 +152,17 @@ def test_snapshot_copies_stacked_states_and_goes_on_where_it_stood(float64, gpu,
     first = vs.sweep(made, lrs=few, **how | {"num_steps": 32})
     whole = vs.sweep(made, lrs=few, **how)
     np.testing.assert_array_equal(first.extend(num_steps=32).train_loss, whole.train_loss)
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_result_says_whether_a_gpu_was_asked_for_the_same_bits(gpu, is_asked):
+    torch.use_deterministic_algorithms(is_asked)
+    try:
+        runs = [vs.sweep(task(), lrs=LRS, num_steps=8, device="cuda") for _ in range(2)]
+        assert torch.are_deterministic_algorithms_enabled() == is_asked
+    finally:
+        torch.use_deterministic_algorithms(False)
+    np.testing.assert_array_equal(runs[0].train_loss, runs[1].train_loss)
+    said = runs[0].about["repeatable"]
+    assert said == "bit for bit" if is_asked else "use_deterministic_algorithms(True)` asks" in said
+    assert "repeatable" not in vs.sweep(task(), lrs=LRS, num_steps=8, device="cpu").about

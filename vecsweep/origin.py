@@ -48,8 +48,8 @@ def tell_origin(verb: Callable[..., Any], given: Mapping[str, Any], task: Task, 
         "vecsweep": __version__,
         "torch": torch.__version__,
         "Python": platform.python_version(),
-        "device": _name_device(task, execution),
-    }
+        "device": (device := _name_device(task, execution)),
+    } | ({"repeatable": _tell_repeatable()} if device.startswith("cuda") else {})
 
 
 class _Words(reprlib.Repr):
@@ -73,6 +73,13 @@ class _Words(reprlib.Repr):
 
 
 _words = _Words()
+
+
+def _tell_repeatable() -> str:
+    """Whether the same call on the same GPU gives the same bits: some of its kernels add in any order."""
+    if torch.are_deterministic_algorithms_enabled():
+        return "bit for bit"
+    return "but for rounding; `torch.use_deterministic_algorithms(True)` asks for the same bits"
 
 
 def _name_device(task: Task, execution: Execution) -> str:
