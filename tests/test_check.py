@@ -106,8 +106,8 @@ def average_losses(monkeypatch):
 def bend_update(monkeypatch):
     apply = StackedUpdate.apply
 
-    def bent(self, parameters, grads, states, hyper):
-        return apply(self, parameters, grads, states, {**hyper, "lr": hyper["lr"] * (1 + 1e-6)})
+    def bent(self, parameters, grads, states, hyper, is_stepped):
+        return apply(self, parameters, grads, states, {**hyper, "lr": hyper["lr"] * (1 + 1e-6)}, is_stepped)
 
     monkeypatch.setattr(StackedUpdate, "apply", bent)
 

@@ -2,6 +2,8 @@
 
 import copy
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -270,3 +272,57 @@ def test_adapter_that_was_loaded_to_be_used_is_refused(tmp_path):
     frozen = peft.PeftModel.from_pretrained(make_gpt2(), tmp_path)
     with pytest.raises(ValueError, match=r"whose parameters are all frozen. Load it with .*is_trainable=True"):
         make_task(frozen, make_batches())
+
+
+# Prints what a sweep of 16 adapters holds at most beyond the model, the adapters with gradients and moments, and the
+# activations, which are what a step of all texts in a single batch holds; and how large the base is.
+IN_MEMORY = """
+import warnings
+warnings.simplefilter("ignore")
+import peft, torch, transformers
+import vecsweep as vs
+from vecsweep.integrations.peft import make_task
+
+def held():
+    status = open("/proc/self/status").read()
+    return [int(status.split(name + ":")[1].split()[0]) * 1024 for name in ("VmRSS", "VmHWM")]
+
+def highest(function):
+    open("/proc/self/clear_refs", "w").write("5")
+    before = held()[0]
+    function()
+    return held()[1] - before
+
+def made(width, num_layers):
+    config = transformers.GPT2Config(vocab_size=64, n_positions=8, n_embd=width, n_layer=num_layers, n_head=4)
+    config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
+    config.use_cache = False
+    lora = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM")
+    return peft.get_peft_model(transformers.GPT2LMHeadModel(config), lora)
+
+def sweep(model):
+    ids = torch.arange(4).view(1, 4)
+    task = make_task(model, [{"input_ids": ids, "labels": ids}])
+    lrs = [1e-4 * (i + 1) for i in range(16)]
+    vs.sweep(task, lrs=lrs, num_steps=4, engine="vectorized", progress=False)
+
+sweep(made(16, 1))
+model = made(1024, 2)
+ids = torch.arange(4).view(1, 4)
+model(input_ids=ids, labels=ids).loss.backward()
+model.zero_grad()
+adapters = 16 * 4 * sum(p.nbytes for p in model.parameters() if p.requires_grad)
+texts = ids.repeat(16, 1)
+activations = highest(lambda: model(input_ids=texts, labels=texts).loss.backward())
+base = sum(p.nbytes for p in model.parameters() if not p.requires_grad)
+print(highest(lambda: sweep(model)) - activations - adapters, base)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_sixteen_adapters_of_a_base_take_little_more_memory_than_they_are():
+    command = [sys.executable, "-W", "ignore", "-c", IN_MEMORY]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    beyond, base = map(int, done.stdout.split())
+    assert base > 100e6
+    assert beyond < 60e6, "a copy of the base would be 100"

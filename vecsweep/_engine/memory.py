@@ -22,6 +22,7 @@ _MMAP_THRESHOLD_BYTES = 2**30  # a larger block, such as a whole data set, is st
 _NEVER = 2**31 - 1
 # What glibc raises its thresholds to by itself as large blocks are freed, until somebody sets one.
 _OWN_MMAP_BYTES, _OWN_TRIM_BYTES = 2**25, 2**26
+_APART_BYTES = 2**16  # from which on a block is large: what Python allocates besides tensors is smaller
 _RESERVE = 0.06  # of a GPU, for workspaces and for what lies between blocks
 _SHORT_BYTES = 2**20  # from which on blocks are given back where memory has run out
 _LONG_RUN_S = 1.0  # from which on what a run leaves is given back at once, which takes a while, too
@@ -32,6 +33,7 @@ _VARIABLES = (
 )
 
 _is_kept = False
+_thresholds: tuple[int, int] | None = None  # as they were set last; None where they are glibc's own
 
 
 def keep_memory() -> bool:
@@ -59,14 +61,30 @@ def memory_kept() -> Iterator[None]:
         yield
     finally:
         _set(libc, _OWN_MMAP_BYTES, _OWN_TRIM_BYTES)
+        _forget_thresholds()
         if time.perf_counter() - started > _LONG_RUN_S:
             libc.malloc_trim(0)
 
 
-def give_back() -> None:
-    """Give memory that has been freed so far back to the system, unless the caller wants it kept."""
-    if not _is_kept and (libc := _glibc()) is not None:
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """Give each large block pages of its own for a while, which go back as it is freed, where memory is kept.
+
+    For steps that come once. What tracing one allocates besides tensors would come to lie where tensors were, and leave
+    what is kept in pieces that fit none: such a step took several times the memory of all its tensors.
+    """
+    libc, before = _glibc(), _thresholds
+    if libc is None or before is None:
+        yield
+        return
+    if not _is_kept:
         libc.malloc_trim(0)
+    _set(libc, _APART_BYTES, _NEVER)
+    try:
+        yield
+    finally:
+        if _thresholds == (_APART_BYTES, _NEVER):  # else memory has run out meanwhile
+            _set(libc, *before)
 
 
 def make_room() -> None:
@@ -99,9 +117,16 @@ def _glibc() -> Any:
 
 def _set(libc: Any, mmap_bytes: int, trim_bytes: int) -> bool:
     """Set both thresholds; an older glibc may refuse the first when it is large."""
+    global _thresholds
+    _thresholds = (mmap_bytes, trim_bytes)
     is_mmap_set = libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes)
     is_trim_set = libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)
     return bool(is_mmap_set and is_trim_set)
+
+
+def _forget_thresholds() -> None:
+    global _thresholds
+    _thresholds = None
 
 
 def allocator_setting() -> tuple[str | bool | None, ...]:

@@ -16,7 +16,7 @@ from vecsweep._engine.copying import copy_optimizer
 from vecsweep._engine.ensemble import OptimizerState
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.stock import evaluating, load_state, save_state, step_
-from vecsweep.kernels.updates import UPDATES, State
+from vecsweep.kernels.updates import UPDATES, State, over_members
 
 
 class StackedUpdate:
@@ -86,14 +86,19 @@ class StackedUpdate:
         grads: Mapping[str, Tensor | None],  # [member, *shape]; None where the loss does not depend on the parameter
         states: dict[str, State],
         hyper: Mapping[str, Tensor],  # [member] float64
+        is_stepped: Tensor,  # [member]
     ) -> tuple[dict[str, Tensor], dict[str, State]]:
-        """Compute the new parameters and states; a parameter without gradient stays, as in torch.optim."""
+        """Compute the new parameters and states; a parameter without gradient stays, as in torch.optim.
+
+        Members that are not stepped keep their parameters.
+        """
         parameters, states = dict(parameters), dict(states)
         for group, options in self._groups:
             own = options | group.hyper(hyper)
             for name in group.names:
                 if (grad := grads[name]) is not None:
-                    parameters[name], states[name] = self._update.apply(parameters[name], grad, states[name], **own)
+                    new, states[name] = self._update.apply(parameters[name], grad, states[name], **own)
+                    parameters[name] = torch.where(over_members(is_stepped, new), new, parameters[name])
         return parameters, states
 
 

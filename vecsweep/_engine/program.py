@@ -26,7 +26,7 @@ from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS, split_off_scalars
 from vecsweep._engine.levels import Level
 from vecsweep._engine.lowering import Lowered, lower
-from vecsweep._engine.memory import give_back
+from vecsweep._engine.memory import large_blocks_apart
 from vecsweep._engine.packing import tree_flatten
 from vecsweep._engine.staging import Captures, num_ahead
 from vecsweep._engine.step import Grads, Step
@@ -230,19 +230,23 @@ class Program:
 
     def _run(self, tensors: Sequence[Tensor], now: int) -> list[Tensor]:
         self._num_calls += 2 if self._is_recurring and self._num_calls == 0 else 1
-        if self._is_eager or self._num_calls == 1:
+        if self._num_calls <= 2 or (self._num_calls in CHECKED_CALLS and not self._is_eager):
+            with large_blocks_apart():
+                return self._run_once(tensors)
+        if self._is_eager:
             return self._written(tensors, self._eager(*tensors))
-        if self._num_calls == 2:
-            return self._written(tensors, self._trace(tensors) if self._lowered is None else self._eager(*tensors))
-        if self._num_calls in CHECKED_CALLS:
-            results = self._checked(tensors)
-            if self._num_calls == CHECKED_CALLS[0]:
-                give_back()  # the steps that follow need less, and other memory, than those that make the graph
-            return results
         self._note_unchecked(now)
         if self._is_to_compile:
             return self._compile(tensors)
         return self._step(tensors)
+
+    def _run_once(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Take a step in a way that is taken once, or now and then: before the graph, with it, or beside it."""
+        if self._is_eager or self._num_calls == 1:
+            return self._written(tensors, self._eager(*tensors))
+        if self._num_calls == 2:
+            return self._written(tensors, self._trace(tensors) if self._lowered is None else self._eager(*tensors))
+        return self._checked(tensors)
 
     def _step(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Take a step, the state in place, in the fastest way that there is at this call."""

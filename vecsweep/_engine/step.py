@@ -99,8 +99,7 @@ class Step:
                 grads = _clip(grads, self._max_grad_norm)
             parameters, optimizer = ensemble.parameters, ensemble.optimizer
             if self._update is not None:
-                parameters, optimizer = self._update.apply(parameters, grads, optimizer, hyper)
-                parameters = {name: _where(is_stepped, p, ensemble.parameters[name]) for name, p in parameters.items()}
+                parameters, optimizer = self._update.apply(parameters, grads, optimizer, hyper, is_stepped)
                 if scale is not None:  # a member that skips this step goes on later; one that diverged does not
                     optimizer = {
                         name: {k: _where(is_stepped, v, ensemble.optimizer[name][k]) for k, v in state.items()}
