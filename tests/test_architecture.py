@@ -28,7 +28,7 @@ LAYERS = {
         kernels.updates.sgd""",
         "kernels.rules kernels.updates",
     ],
-    "ground": ["_errors _folders _hyper _types _version _words", "_interrupts"],
+    "ground": ["_errors _folders _hyper _types _version _words several", "_interrupts"],
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
@@ -162,7 +162,7 @@ ALL_THAT_IS_IMPORTED = {
     "plan": {"_words", "_errors", "_hyper", "_types", "schedules"},
     "schedules": {"_words", "_hyper", "_types", "plot", "schedules"},
     "suggest": {"_words", "_types", "suggest"},
-    "task": {"_errors", "_types"},
+    "task": {"_errors", "_types", "several"},
     "results.ranking": {"_types", "_words", "execution", "results._html"},
     "results": {
         "_words",

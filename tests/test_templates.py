@@ -66,17 +66,28 @@ class HoldsAveragedModel(torch.optim.SGD):
         self.averaged = AveragedModel(nn.Linear(4, 1))
 
 
+class HasModes(torch.optim.SGD):
+    """As schedule-free optimizers are."""
+
+    def train(self): ...
+
+    def eval(self): ...
+
+
 def sgd(params):
     return torch.optim.SGD(params, lr=0.1)
 
 
 REFUSED = {
-    "two": (
-        lambda p: [sgd(p[:1]), sgd(p[1:])],
+    "not all are optimizers": (
+        lambda p: [sgd(p[:1]), None],
         TypeError,
-        "one optimizer; got a list of 2. Put all param",
+        "list of optim.* got a list of 2. Leave out",
     ),
-    "pair": (lambda p: (sgd(p[:1]), sgd(p[1:])), TypeError, "one optimizer; got a tuple of 2"),
+    "none": (lambda p: (), TypeError, "list of optimizers .* got a tuple of 0"),
+    "twice": (lambda p: [sgd(p), sgd(p[1:])], ValueError, "parameters appear in more than one parameter group"),
+    "one of two": (lambda p: [sgd(p[:1]), SAM(p[1:], lr=0.1)], TypeError, "SAM needs two"),
+    "modes": (lambda p: [sgd(p[:1]), HasModes(p[1:], lr=0.1)], ValueError, "HasModes among several: it evaluates at"),
     "sam": (
         lambda p: SAM(p, lr=0.1),
         TypeError,

@@ -17,6 +17,7 @@ from vecsweep.observers.observer import Observer
 from vecsweep.schedules import constant, parse
 from vecsweep.schedules.schedule import Schedule, as_schedule
 from vecsweep.schedules.torch_schedulers import TorchSchedule
+from vecsweep.several import parts_of
 from vecsweep.stumbles import look_at_task
 from vecsweep.task import Task
 
@@ -176,6 +177,7 @@ def check_vary(vary: Mapping[str, Sequence[float]], template: Optimizer) -> dict
             '`vary` must be a dict from names to lists of values, such as {"weight_decay": [0, 1e-2]}; got '
             f"{vary!r:.80}."
         )
+    template = parts_of(template)[0]
     known = plain_options(template.param_groups[0])
     checked = {}
     for name, values in vary.items():
@@ -209,7 +211,7 @@ def _check_is_taken(name: str, values: Sequence[float], template: Optimizer) -> 
         else:
             options[name] = value
         try:
-            type(template)([Tensor([0.0])], **options)
+            type(template)([Tensor([[0.0]])], **options)  # a matrix, which some insist on
         except ValueError as error:
             raise ValueError(f"`vary[{name!r}]` must suit {type(template).__name__}; got {value}: {error}.") from error
         except TypeError:

@@ -15,7 +15,8 @@ Metric = Callable[[Any, Any], Any]  # (outputs, targets) -> scalar; with a train
 BatchWeight = Callable[[Batch], Any]  # a number, or a tensor of one element
 TrainingStep = Callable[[nn.Module, Batch], Tensor]
 ModelSource = nn.Module | Callable[[], nn.Module]
-OptimizerSource = Optimizer | Callable[[Iterable[nn.Parameter]], Optimizer]
+Optimizers = Optimizer | Sequence[Optimizer]  # several, each over some of the parameters
+OptimizerSource = Optimizers | Callable[[Iterable[nn.Parameter]], Optimizers]
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -32,6 +32,7 @@ from vecsweep.pruning import RUNGS, Prune, halve
 from vecsweep.request import Request
 from vecsweep.results import RangeTest, Sweep
 from vecsweep.results.ranking import mode_of
+from vecsweep.several import parts_of
 from vecsweep.task import Task
 from vecsweep.training import begin, carry_out, finished
 
@@ -194,7 +195,7 @@ def _usual_range(template: Optimizer, method: Method) -> tuple[float, float]:
     """The learning rates from which to which it is tested where nobody says: six decades around what is usual."""
     if method == "ramp":
         return 1e-7, 10.0
-    return (1e-4, 100.0) if isinstance(template, SGD | Adagrad | Adadelta) else (1e-5, 10.0)
+    return (1e-4, 100.0) if isinstance(parts_of(template)[0], SGD | Adagrad | Adadelta) else (1e-5, 10.0)
 
 
 def _part(request: Request, whole: Span, until: int, *, is_in_epochs: bool) -> Span:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vecsweep._types import Batch, Batches, BatchWeight, LossFn, Metric, ModelSource, OptimizerSource, TrainingStep
+from vecsweep.several import as_one
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -31,7 +32,8 @@ class Task:
         optimizer: a torch.optim optimizer over the model's parameters, used as a template and never stepped,
             or a function from parameters to an optimizer. Its class, hyperparameters and parameter groups
             are what every member trains with. A member's lr is that of the first group; the other groups
-            keep their ratio to it.
+            keep their ratio to it. A list of optimizers, such as Muon for matrices and AdamW for the rest, is
+            as one optimizer with the groups of all.
         training_step: `(model, batch) -> scalar loss`, in place of `loss_fn`, for batches of any structure. It must
             reach what is trained through its `model`; other modules that it refers to are used as they are.
         val_batches: what members are validated on: a DataLoader, a list, or a function without arguments that returns
@@ -95,6 +97,7 @@ class Task:
                 "`optimizer` must be given: a torch.optim optimizer over the model's parameters, or a function "
                 "from parameters to one, such as `lambda params: torch.optim.SGD(params, lr=0.1)`."
             )
+        object.__setattr__(self, "optimizer", as_one(self.optimizer))
         if isinstance(self.optimizer, type) or not (isinstance(self.optimizer, Optimizer) or callable(self.optimizer)):
             raise TypeError(say_what_optimizer_is(self.optimizer))
         if isinstance(self.optimizer, Optimizer) and not isinstance(self.model, nn.Module):
@@ -205,8 +208,8 @@ def say_what_optimizer_is(value: object) -> str:
     """Say what to pass in place of something that is no optimizer."""
     if isinstance(value, list | tuple):
         return (
-            f"`optimizer` must be one optimizer; got {_describe(value)}. Put all parameters into groups of one: "
-            "`AdamW([{'params': body}, {'params': head, 'lr': 0.1}], lr=0.01)`."
+            f"`optimizer` must be a list of optimizers where it is a list; got {_describe(value)}. Leave out what is "
+            "none, as in `[Muon(matrices, lr=0.02), AdamW(others, lr=3e-4)]`."
         )
     if hasattr(value, "param_groups"):
         return (

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep._engine.lending import share
 from vecsweep._engine.memory import is_out_of_memory
+from vecsweep.several import Several, parts_of
 
 
 def copy_model(
@@ -89,6 +90,8 @@ def copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
         optimizer: the optimizer; torch.optim leaves those out of its copies.
         memo: as in `copy.deepcopy`: from the ids of the parameters to what stands for them.
     """
+    if isinstance(optimizer, Several):
+        return Several([copy_optimizer(part, memo) for part in optimizer.parts])
     copied = copy.deepcopy(optimizer, memo)
     for key, value in vars(optimizer).items():
         # A scheduler puts a `step` of its own on the caller's optimizer, which refers to that optimizer.
@@ -110,14 +113,17 @@ def forget_(optimizer: Optimizer) -> None:
     """Take from a copied template what it learned in steps of the caller's."""
     if all(isinstance(own, dict) and not own for own in optimizer.state.values()):  # some look for one, and leave it
         return
-    if not any(kind.__module__.startswith("torch.optim.") for kind in type(optimizer).__mro__ if kind is not Optimizer):
-        raise ValueError(
-            f"`optimizer` must not have been stepped; {type(optimizer).__name__} holds state, and vecsweep does not "
-            "know how to make it fresh. Pass a function that builds a new one: `lambda params: ...`."
-        )
+    for part in parts_of(optimizer):
+        kinds = [kind for kind in type(part).__mro__ if kind is not Optimizer]
+        if not any(f"{kind.__module__}.".startswith("torch.optim.") for kind in kinds):
+            raise ValueError(
+                f"`optimizer` must not have been stepped; {type(part).__name__} holds state, and vecsweep does not "
+                "know how to make it fresh. Pass a function that builds a new one: `lambda params: ...`."
+            )
     optimizer.state.clear()
-    if isinstance(optimizer, torch.optim.Adagrad):  # the one class that fills its state when it is built
-        for group in optimizer.param_groups:
-            for p in group["params"]:
-                total = torch.full_like(p, group["initial_accumulator_value"], requires_grad=False)
-                optimizer.state[p] = {"step": torch.tensor(0.0), "sum": total}
+    for part in parts_of(optimizer):
+        if isinstance(part, torch.optim.Adagrad):  # the one class that fills its state when it is built
+            for group in part.param_groups:
+                for p in group["params"]:
+                    total = torch.full_like(p, group["initial_accumulator_value"], requires_grad=False)
+                    part.state[p] = {"step": torch.tensor(0.0), "sum": total}

@@ -8,7 +8,7 @@ import copy
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from vecsweep._engine.watch import Changes, Watch
 from vecsweep._hyper import BETAS, own_lrs, plain_options
 from vecsweep._types import Metric, Precision
 from vecsweep.execution import Execution
+from vecsweep.several import as_one, parts_of
 from vecsweep.task import Task
 
 
@@ -36,7 +37,7 @@ class Group:
         names: of its trained parameters in the model.
         options: its hyperparameters by torch.optim's names, without lr.
         lr_ratio: its lr over the lr of the first group.
-        own: the names of hyperparameters for which it has a value of its own, other than the first group's.
+        own: the names of hyperparameters for which it does not follow the first group: it has another value, or none.
     """
 
     names: tuple[str, ...]
@@ -118,13 +119,14 @@ class Learner:
         set_to_train(model)
         if optimizer is None:
             assert callable(task.optimizer)
-            optimizer = task.optimizer(model.parameters())
-            if optimizer is None:
+            made = as_one(task.optimizer(model.parameters()))
+            if made is None:
                 raise TypeError(
                     "`optimizer` must return a torch.optim optimizer when it is a function; got NoneType. Return the "
                     "optimizer, as in `lambda params: SGD(params, lr=0.1)`."
                 )
-            check_template(optimizer)
+            check_template(made)  # or it is none
+            optimizer = cast(Optimizer, made)
         else:
             forget_(optimizer)
         if has_modes(optimizer):
@@ -233,13 +235,13 @@ def _groups(model: nn.Module, optimizer: Optimizer) -> tuple[Group, ...]:
                 f"to it; got {lrs[0]}. Put a group with a positive lr first."
             )
         options = {key: value for key, value in group.items() if key not in ("params", "lr")}
-        first = plain_options(groups[0].options if groups else options)
+        plain, first = plain_options(options), plain_options(groups[0].options if groups else options)
         groups.append(
             Group(
                 names=tuple(names[id(p)] for p in group["params"] if p.requires_grad),
                 options=options,
                 lr_ratio=lrs[index] / lrs[0] if lrs[0] > 0 else 1.0,
-                own=frozenset(key for key, value in plain_options(options).items() if value != first.get(key)),
+                own=frozenset(key for key in plain | first if plain.get(key) != first.get(key)),
             )
         )
     if not any(group.names for group in groups):
@@ -269,11 +271,12 @@ def _check_trainable(model: nn.Module) -> None:
 
 
 def _check_steps_by_its_class(optimizer: Optimizer) -> None:
-    if "step" in vars(optimizer) and not hasattr(optimizer.step, "_wrapped_by_lr_sched"):
-        raise ValueError(
-            f"`optimizer` must step by its class; the `step` of this {type(optimizer).__name__} has been replaced, and "
-            "copies would not have it. Put the new step into a subclass."
-        )
+    for part in parts_of(optimizer):
+        if "step" in vars(part) and not hasattr(part.step, "_wrapped_by_lr_sched"):
+            raise ValueError(
+                f"`optimizer` must step by its class; the `step` of this {type(part).__name__} has been replaced, and "
+                "copies would not have it. Put the new step into a subclass."
+            )
 
 
 def is_same(a: Tensor, b: Tensor) -> bool:

@@ -24,6 +24,7 @@ from vecsweep._hyper import own_lrs
 from vecsweep._types import Batch, FloatArray
 from vecsweep.execution import Execution
 from vecsweep.kernels.rules import OpenDraws
+from vecsweep.several import as_one
 from vecsweep.task import Task
 
 _CAST_TO = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -133,7 +134,7 @@ class PlainLoop:
         set_to_train(model)
         if optimizer is None:
             assert callable(task.optimizer)
-            optimizer = task.optimizer(model.parameters())
+            optimizer = as_one(task.optimizer(model.parameters()))
         else:
             forget_(optimizer)
         return self._own_loss(_device_of(model)), model, optimizer

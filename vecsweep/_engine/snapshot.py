@@ -25,6 +25,7 @@ from vecsweep._types import FloatArray, Hyper, IntArray
 from vecsweep._version import __version__
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan
+from vecsweep.several import parts_of
 
 _NUM_LOOKED_AT = 17  # steps of a plan
 _RTOL = 1e-6  # of what another machine may compute otherwise, such as a schedule
@@ -142,7 +143,7 @@ def identify_task(learners: Mapping[int, Learner]) -> Identity:
             "what is not trained": {name: summarize(tensor) for name, tensor in pattern.constants.items()},
         },
         "optimizer": {
-            "class": type(pattern.optimizer).__qualname__,
+            "class": ", ".join(type(part).__qualname__ for part in parts_of(pattern.optimizer)),
             "groups": [
                 {"names": list(group.names), "lr_ratio": group.lr_ratio, "options": _options_of(group.options)}
                 for group in pattern.groups

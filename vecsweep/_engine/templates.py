@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
+from vecsweep.several import Several
 from vecsweep.task import say_what_optimizer_is
 
 
@@ -17,6 +18,15 @@ def check_template(optimizer: Any) -> None:
         TypeError: it is none of torch.optim, or needs more than one gradient a step.
         ValueError: it remembers something outside its `state`.
     """
+    if isinstance(optimizer, Several):
+        for part in optimizer.parts:
+            check_template(part)
+            if hasattr(part, "train") and hasattr(part, "eval"):
+                raise ValueError(
+                    f"`optimizer` must not have {type(part).__name__} among several: it evaluates at other weights "
+                    "than it trains at. Put all parameters into groups of one."
+                )
+        return
     if not isinstance(optimizer, Optimizer):
         raise TypeError(say_what_optimizer_is(optimizer))
     name = type(optimizer).__name__

@@ -30,6 +30,7 @@ from vecsweep._engine.work import Work
 from vecsweep._version import __version__
 from vecsweep.execution import Execution
 from vecsweep.plan import Plan
+from vecsweep.several import parts_of
 
 _CHUNK_BYTES = 16 * 2**20  # of parameters, on a CPU: with gradients and optimizer state about the size of its caches
 _CHUNK_ACTIVATION_BYTES = 32 * 2**20  # less than glibc gives back to the system, to be faulted in again at each step
@@ -308,7 +309,7 @@ def _key(engine: Vectorized, plan: Plan, batches: BatchStream, execution: Execut
         torch.get_num_threads(),
         repr(learner.model),
         [(name, p.shape, p.dtype) for name, p in learner.parameters.items()],
-        type(learner.optimizer).__qualname__,
+        [type(part).__qualname__ for part in parts_of(learner.optimizer)],
         [(group.options, group.lr_ratio) for group in learner.groups],
         sorted(plan.hyper),
         key_of(batches.peek()).leaves,

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from vecsweep._types import FloatArray, Precision
+from vecsweep.several import as_one
 from vecsweep.task import Task
 
 _STEPS_TIMED = 3
@@ -91,9 +92,9 @@ def _copy(task: Task, device: torch.device | str | None) -> tuple[nn.Module, Opt
         assert isinstance(task.model, nn.Module)
         model, template = copy.deepcopy((task.model, task.optimizer))  # together, so that one holds the other's
         return model.to(device), template
-    assert task.optimizer is not None  # a Task has one
+    assert callable(task.optimizer)  # a Task has one
     model = (copy.deepcopy(task.model) if isinstance(task.model, nn.Module) else task.model()).to(device)
-    return model, task.optimizer(model.parameters())
+    return model, as_one(task.optimizer(model.parameters()))
 
 
 def _move(batch: Any, device: torch.device) -> Any:
