@@ -114,7 +114,7 @@ LAYERS = {
     "verbs": ["answer checking sweeps", "resuming"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
-        integrations._trainer integrations.fastai""",
+        integrations._trainer integrations.fastai integrations.sklearn""",
         """finder.history finder.seeds finder.steps integrations._lightning integrations.ignite
         integrations.transformers""",
         "finder.lr_finder integrations.lightning integrations.peft",
@@ -224,7 +224,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "pandas": {"results.frames"},
     "plotly": {"report.document"},
     "pyarrow": {"results.frames"},
-    "sklearn": {"tasks.data"},
+    "sklearn": {"tasks.data", "integrations.sklearn"},
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},
     "safetensors": {"checkpoint.disk", "results.sweep"},
