@@ -3,7 +3,7 @@
 Values are averaged over batches by the weight of each (`weights.py`), so that a smaller last batch counts right.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import NamedTuple
@@ -283,11 +283,14 @@ class Evaluator:
         return _Weighed(moved, weight.to(self._device, non_blocking=True))  # a number, which is copied at once
 
     def _validation(self) -> Iterator[dict[int, _Weighed]]:
-        """The validation batches, which all seeds have in common."""
+        """The validation batches, which all seeds have in common if the task does not give them by seed."""
         assert self._task.val_batches is not None
+        if self._task.validates_by_seed:
+            yield from self._by_seed("validation", self._task.open_validation, self._task.val_batches)
+            return
         first = self._seeds[0]
         self._streams.restart("validation", first)
-        source = self._task.iterate_validation(self._validated_on)
+        source = iter(self._task.open_validation(first, self._validated_on))
         while True:
             self._streams.use("validation", first)
             try:
@@ -298,21 +301,38 @@ class Evaluator:
 
     def _training(self) -> Iterator[dict[int, _Weighed]]:
         """One pass over each seed's training batches, always in an order of its own; training goes on as without it."""
+        source = own_loader(self._task.batches)
+        return self._by_seed("train metrics", lambda seed: self._task.iterate(seed, source), self._task.batches)
+
+    def _by_seed(
+        self, stream: str, open_source: Callable[[int], Iterable[Batch]], source: Batches
+    ) -> Iterator[dict[int, _Weighed]]:
+        """One pass over what each seed has of its own, side by side; who has come to an end counts no more.
+
+        Args:
+            stream: from which the seeds draw.
+            open_source: returns what a seed reads.
+            source: of all of it.
+        """
         sources = {}
         for seed in self._seeds:
-            self._streams.restart("train metrics", seed)
-            sources[seed] = self._task.iterate(seed, own_loader(self._task.batches))
+            self._streams.restart(stream, seed)
+            sources[seed] = iter(open_source(seed))
         latest: dict[int, _Weighed] = {}
         while sources:
             for seed in list(sources):
-                self._streams.use("train metrics", seed)
+                self._streams.use(stream, seed)
                 batch = next(sources[seed], None)
-                if batch is None:
-                    del sources[seed]
-                    if seed in latest:
-                        latest[seed] = latest[seed]._replace(weight=torch.zeros_like(latest[seed].weight))
-                else:
-                    latest[seed] = self._weigh(batch, self._task.batches, seed)
+                if batch is not None:
+                    latest[seed] = self._weigh(batch, source, seed)
+                    continue
+                if seed not in latest:
+                    raise ValueError(
+                        f"There must be at least one batch to evaluate on; got none for seed {seed}. Look at what the "
+                        "function returns that gives batches by seed, or by fold."
+                    )
+                del sources[seed]
+                latest[seed] = latest[seed]._replace(weight=torch.zeros_like(latest[seed].weight))
             if sources:
                 yield dict(latest)
 
@@ -330,4 +350,4 @@ class Evaluator:
         measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)
         if self._task.val_batches is not None:
             self._streams.restart("validation", self._seeds[0])
-            check_validation_ends(self._task, self._execution)
+            check_validation_ends(self._task, self._seeds[0], self._execution)
