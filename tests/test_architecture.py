@@ -32,7 +32,7 @@ LAYERS = {
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
-        "stumbles suggest.cyclical suggest.suggestion tasks.batches tasks.models",
+        "stumbles suggest.cyclical suggest.suggestion tasks.batches tasks.models tasks.recut",
         "suggest tasks.builtin",
         "tasks.finding",
         "tasks",
@@ -54,7 +54,7 @@ LAYERS = {
         "results.curves",
         "results.frames results.views",
         "results.sweep",
-        "results.answer results.joining results.range_test",
+        "results.answer results.by_samples results.joining results.range_test",
         "results",
     ],
     "looking": [
@@ -111,7 +111,7 @@ LAYERS = {
         "training",
         "search",
     ],
-    "verbs": ["answer checking sweeps", "resuming"],
+    "verbs": ["batch_sizes", "answer checking sweeps", "resuming"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
         integrations._trainer integrations.fastai integrations.sklearn""",
@@ -202,7 +202,7 @@ ALL_THAT_IS_IMPORTED = {
         "results.views",
         "report",
     },
-    "tasks": {"_words", "_folders", "task", "tasks"},
+    "tasks": {"_words", "_folders", "_types", "task", "tasks"},
     "observers": {"_errors", "_types", "results.curves", "results.member", "observers"},
 }
 

@@ -9,6 +9,7 @@ from typing import Literal, Unpack, get_args
 import numpy as np
 from torch.optim import SGD, Adadelta, Adagrad, Optimizer
 
+from vecsweep import batch_sizes
 from vecsweep._arguments import (
     RESTARTABLE,
     check_callbacks,
@@ -79,7 +80,8 @@ def sweep(
             member's `seed`, `seed % folds` is the fold, and `seed // folds` the seed.
         vary: values of other hyperparameters of the optimizer by name, such as `{"weight_decay": [0, 1e-2]}`, with
             "beta1" and "beta2" for the two of `betas`; there are members for each combination. Parameter groups with a
-            value of their own keep it.
+            value of their own keep it. Also "batch_size": the task's batches are cut anew, to sizes that divide the
+            largest, on the same samples; a step, wherever steps are counted, is as many samples as the largest has.
         num_steps: optimizer updates of each member.
         epochs: passes over the batches, in place of `num_steps`; steps are rounded down where `accumulation_steps`
             does not divide them. A source without a length is read through once, to count its batches, and refused
@@ -138,6 +140,10 @@ def sweep(
     seed_list = check_seeds(seeds, options, task)
     if folds is not None:
         task, seed_list = by_fold(task, seed_list, folds)
+    if isinstance(vary, Mapping) and batch_sizes.NAME in vary:
+        own = {name: value for name, value in given.items() if name not in ("task", "execution")} | dict(execution)
+        joined = batch_sizes.sweep_sizes(sweep, task, own | {"seeds": seed_list, "folds": None})
+        return replace(joined, about=tell_origin(sweep, given, task, options))
     check_flag("train_metrics", train_metrics)
     check_name("monitor", monitor)
     if val_every is not None:

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,7 @@ from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.execution import Execution
 from vecsweep.task import Task
+from vecsweep.tasks.recut import Recut
 
 _MAX_WORKERS = 16  # processes of loaders, on a machine with fewer processors
 _MAX_COUNTED_BATCHES = 1_000_000  # of a source that is read to see how many it has
@@ -48,6 +50,8 @@ def own_loader(batches: Any, *, has_new_workers: bool = False) -> Any:
         batches: any source.
         has_new_workers: whether the copy's workers end with each epoch.
     """
+    if isinstance(batches, Recut):
+        return replace(batches, source=own_loader(batches.source, has_new_workers=has_new_workers))
     if not isinstance(batches, DataLoader) or not batches.persistent_workers:
         return batches
     loader = copy.copy(batches)
