@@ -32,7 +32,8 @@ LAYERS = {
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
-        "stumbles suggest.cyclical suggest.suggestion tasks.batches tasks.models tasks.recut",
+        """stumbles suggest.cyclical suggest.suggestion tasks.averaged tasks.batches tasks.models
+        tasks.recut""",
         "suggest tasks.builtin",
         "tasks.finding",
         "tasks",
