@@ -68,7 +68,7 @@ LAYERS = {
         "report.against_lr report.curves report.document report.members report.plans report.race report.settings",
         "report.pages",
         "plot report observers.observer",
-        "observers.audience observers._tracker observers.tensorboard",
+        "observers.audience observers._tracker observers.live observers.tensorboard",
         "observers.mlflow observers.trackio observers.wandb",
         "observers",
     ],
@@ -204,7 +204,16 @@ ALL_THAT_IS_IMPORTED = {
         "report",
     },
     "tasks": {"_words", "_folders", "_types", "task", "tasks"},
-    "observers": {"_errors", "_types", "results.curves", "results.member", "observers"},
+    "observers": {
+        "_errors",
+        "_types",
+        "execution",
+        "observers",
+        "plot",
+        "results._html",
+        "results.curves",
+        "results.member",
+    },
 }
 
 NEVER_REACHED = {  # by any chain of imports that run when the module is imported
@@ -236,6 +245,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "trackio": {"observers.trackio"},
     "wandb": {"observers.wandb"},
     "shtab": {"cli.parser"},
+    "IPython": {"observers.live"},  # which is there wherever it imports it
     "ray": {"cluster.sending", "cluster.session"},
     "tqdm": {"cluster.driver", "_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
 }

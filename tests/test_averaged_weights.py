@@ -1,6 +1,6 @@
 """Members that are evaluated at other weights than they train at.
 
-By their optimizer, against a loop that calls `eval()` and `train()`; by a moving average, against torch's AveragedModel.
+By their optimizer, against a loop that calls `eval()` and `train()`; by a moving average, against torch's own.
 """
 
 import copy
