@@ -28,7 +28,7 @@ LAYERS = {
         kernels.updates.sgd""",
         "kernels.rules kernels.updates",
     ],
-    "ground": ["_errors _folders _hyper _types _version _words", "_interrupts"],
+    "ground": ["_cores _errors _folders _hyper _types _version _words", "_interrupts"],
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",

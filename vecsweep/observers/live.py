@@ -89,7 +89,8 @@ class LiveFigure(Observer):
         """Mark where a member came to its end."""
         if self._handle is not None:
             members = list(self._run.members)
-            members[member] = members[member]._replace(**{f"{reason}_at": step})
+            own = members[member]
+            members[member] = own._replace(diverged_at=step) if reason == "diverged" else own._replace(stopped_at=step)
             self._run = Run(tuple(members), self._run.begin, self._run.num_steps, self._run.steps_per_epoch)
 
     def end(self, runs: Curves | None) -> None:
@@ -115,7 +116,7 @@ class LiveFigure(Observer):
 
     def _so_far(self) -> Curves:
         """The curves of the steps that are done."""
-        names = next(reversed(self._measured.values())) if self._measured else {}
+        names = list(next(reversed(self._measured.values()))) if self._measured else []
         return Curves(
             members=self._run.members,
             lr=self._lr[: self._num_done],
