@@ -83,7 +83,7 @@ LAYERS = {
         "_engine.batches",
         "_engine.stock",
         "_engine.learner",
-        "_engine.contract _engine.optimizer _engine.plain _engine.probe _engine.record",
+        "_engine.contract _engine.optimizer _engine.passes _engine.plain _engine.probe _engine.record",
         "_engine.measure _engine.snapshot _engine.step _engine.untrained",
         "_engine.program",
         "_engine.sequential _engine.vectorized",
@@ -115,10 +115,10 @@ LAYERS = {
     "verbs": ["batch_sizes", "answer checking sweeps", "resuming"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
-        integrations._trainer integrations.fastai integrations.sklearn""",
+        integrations._sklearn integrations._trainer integrations.fastai""",
         """finder.history finder.seeds finder.steps integrations._lightning integrations.ignite
         integrations.transformers""",
-        "finder.lr_finder integrations.lightning integrations.peft",
+        "finder.lr_finder integrations.lightning integrations.peft integrations.sklearn",
         "finder",
         "vecsweep",
         "cli.arguments cli.plain_loop cli.waiting",
@@ -234,7 +234,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "pandas": {"results.frames"},
     "plotly": {"report.document"},
     "pyarrow": {"results.frames"},
-    "sklearn": {"tasks.data", "integrations.sklearn"},
+    "sklearn": {"tasks.data", "integrations._sklearn", "integrations.sklearn"},
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},
     "safetensors": {"checkpoint.disk", "results.sweep"},

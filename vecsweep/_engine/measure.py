@@ -3,10 +3,9 @@
 Values are averaged over batches by the weight of each (`weights.py`), so that a smaller last batch counts right.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._engine.batches import copy_batch, for_each, hand_out, key_of, member_dims, move
+from vecsweep._engine.batches import copy_batch, for_each, hand_out, key_of, member_dims
 from vecsweep._engine.capture import upload
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.ensemble import Ensemble
@@ -25,11 +24,11 @@ from vecsweep._engine.levels import Level, name_of_key
 from vecsweep._engine.lowering import lower
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.packing import unpack
+from vecsweep._engine.passes import Passes, Weighed
 from vecsweep._engine.rng import Streams
-from vecsweep._engine.sources import check_validation_ends, is_fresh, own_loader
-from vecsweep._engine.weights import weight_of
+from vecsweep._engine.sources import check_validation_ends
 from vecsweep._errors import warn_of_fallback
-from vecsweep._types import Batch, Batches, FloatArray
+from vecsweep._types import Batch, FloatArray
 from vecsweep.execution import Execution
 from vecsweep.kernels._trace import try_to_trace
 from vecsweep.kernels.rules import MemberRules, SharedInputsError, checkpoints_run_through
@@ -177,13 +176,6 @@ def measure_one(
         return objective.measure(tensors, copy_batch(batch))
 
 
-class _Weighed(NamedTuple):
-    """A batch, and how much it counts in a mean: a float64 scalar on the device."""
-
-    batch: Batch
-    weight: Tensor
-
-
 class Evaluator:
     """Measure members on the validation batches, and, where asked, on one pass over the training batches.
 
@@ -214,12 +206,11 @@ class Evaluator:
     ) -> None:
         self._task = task
         self._execution = execution
-        self._validated_on = own_loader(task.val_batches)
         self._learners = learners
         self._seeds = list(learners)
         self._streams = streams
         self._device = device
-        self._dtype = dtype
+        self._passes = Passes(task, learners, streams, device, dtype)
         self._has_train_metrics = has_train_metrics
         self._check()
 
@@ -245,14 +236,14 @@ class Evaluator:
             for chunk in chunks:
                 stack.enter_context(chunk.evaluating())
             if self._task.val_batches is not None:
-                parts.append(self._average(self._validation(), chunks, seeds))
+                parts.append(self._average(self._passes.validation(), chunks, seeds))
             if self._has_train_metrics:
-                parts.append([rows[1:] for rows in self._average(self._training(), chunks, seeds)])
+                parts.append([rows[1:] for rows in self._average(self._passes.training(), chunks, seeds)])
         together = torch.cat([torch.cat(of_chunk) for of_chunk in zip(*parts, strict=True)], dim=1).cpu().numpy()
         return np.split(together, np.cumsum([len(chunk) for chunk in chunks])[:-1], axis=1)
 
     def _average(
-        self, batches: Iterator[dict[int, _Weighed]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
+        self, batches: Iterator[dict[int, Weighed]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
     ) -> list[Tensor]:
         """Average over batches, by the weight of each for a member's seed."""
         totals = [torch.zeros((), dtype=torch.float64, device=self._device)] * len(chunks)
@@ -275,70 +266,9 @@ class Evaluator:
             )
         return [total / whole[index] for total, index in zip(totals, indices, strict=True)]
 
-    def _weigh(self, batch: Batch, source: Batches, seed: int) -> _Weighed:
-        """Take a batch to the members, and say how much it counts."""
-        learner = self._learners[seed]
-        moved = move(batch, self._device, self._dtype, is_fresh=is_fresh(source))
-        weight = weight_of(learner.task, learner.model, moved)
-        return _Weighed(moved, weight.to(self._device, non_blocking=True))  # a number, which is copied at once
-
-    def _validation(self) -> Iterator[dict[int, _Weighed]]:
-        """The validation batches, which all seeds have in common if the task does not give them by seed."""
-        assert self._task.val_batches is not None
-        if self._task.validates_by_seed:
-            yield from self._by_seed("validation", self._task.open_validation, self._task.val_batches)
-            return
-        first = self._seeds[0]
-        self._streams.restart("validation", first)
-        source = iter(self._task.open_validation(first, self._validated_on))
-        while True:
-            self._streams.use("validation", first)
-            try:
-                batch = next(source)
-            except StopIteration:
-                return
-            yield dict.fromkeys(self._seeds, self._weigh(batch, self._task.val_batches, first))
-
-    def _training(self) -> Iterator[dict[int, _Weighed]]:
-        """One pass over each seed's training batches, always in an order of its own; training goes on as without it."""
-        source = own_loader(self._task.batches)
-        return self._by_seed("train metrics", lambda seed: self._task.iterate(seed, source), self._task.batches)
-
-    def _by_seed(
-        self, stream: str, open_source: Callable[[int], Iterable[Batch]], source: Batches
-    ) -> Iterator[dict[int, _Weighed]]:
-        """One pass over what each seed has of its own, side by side; who has come to an end counts no more.
-
-        Args:
-            stream: from which the seeds draw.
-            open_source: returns what a seed reads.
-            source: of all of it.
-        """
-        sources = {}
-        for seed in self._seeds:
-            self._streams.restart(stream, seed)
-            sources[seed] = iter(open_source(seed))
-        latest: dict[int, _Weighed] = {}
-        while sources:
-            for seed in list(sources):
-                self._streams.use(stream, seed)
-                batch = next(sources[seed], None)
-                if batch is not None:
-                    latest[seed] = self._weigh(batch, source, seed)
-                    continue
-                if seed not in latest:
-                    raise ValueError(
-                        f"There must be at least one batch to evaluate on; got none for seed {seed}. Look at what the "
-                        "function returns that gives batches by seed, or by fold."
-                    )
-                del sources[seed]
-                latest[seed] = latest[seed]._replace(weight=torch.zeros_like(latest[seed].weight))
-            if sources:
-                yield dict(latest)
-
     def _check(self) -> None:
         """See that there is something to measure, by an ordinary pass over one batch, and an end of it."""
-        source = self._training() if self._task.val_batches is None else self._validation()
+        source = self._passes.training() if self._task.val_batches is None else self._passes.validation()
         first = next(source, None)
         if first is None:
             raise ValueError(
