@@ -182,6 +182,12 @@ def test_batches_may_be_dicts_and_functions_of_the_seed():
     np.testing.assert_allclose(runs.train_loss, runs.train_loss[:, [0, 0, 0, 0]], rtol=1e-9)  # the same samples
 
 
+@pytest.mark.parametrize("sizes", [[4.0, 12.0], np.array([4, 12]), (4, 12)], ids=["floats", "array", "tuple"])
+def test_sizes_are_whole_numbers_however_they_are_written(sizes):
+    runs = vs.sweep(task_of(), lrs=[0.1], vary={"batch_size": sizes}, epochs=1)
+    assert [m.hyper["batch_size"] for m in runs.members] == [4, 12]
+
+
 MISTAKES = {
     "not a list": ({"batch_size": 8}, {}, TypeError, r"must be a list of whole numbers; got 8. Pass \[8\]"),
     "none": ({"batch_size": []}, {}, ValueError, r"at least one size; got none"),

@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vecsweep._arguments import check_callbacks
 from vecsweep._errors import Interrupted
 from vecsweep.execution import check_count
@@ -55,11 +57,12 @@ def sweep_sizes(sweep: Callable[..., Sweep], task: Task, given: Mapping[str, Any
 
 def _check(sizes: Any, task: Task, given: Mapping[str, Any]) -> list[int]:
     """Return the batch sizes."""
-    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+    if not isinstance(sizes, Sequence | np.ndarray) or isinstance(sizes, str):
         raise TypeError(f"`vary[{NAME!r}]` must be a list of whole numbers; got {sizes!r:.80}. Pass [{sizes!r:.40}].")
-    if not sizes:
+    if len(sizes) == 0:
         raise ValueError(f"`vary[{NAME!r}]` must hold at least one size; got none.")
-    listed = [check_count(f"vary[{NAME!r}]", size) for size in sizes]
+    whole = [int(size) if isinstance(size, float) and size.is_integer() else size for size in sizes]
+    listed = [check_count(f"vary[{NAME!r}]", size) for size in whole]
     for i, size in enumerate(listed):
         if size in listed[:i]:
             raise ValueError(f"`vary[{NAME!r}]` must hold different sizes; got {size} again. Drop the repeated.")
