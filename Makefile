@@ -1,7 +1,7 @@
 # Each target does its own set-up in .venv; a second run finds it done and is quick.
 PYTHON ?= python3
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 DEMO_STAMP := .venv/.installed-demo
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
@@ -37,7 +37,7 @@ soak: $(STAMP)
 # The site of the documentation, into site/; links are checked, and nothing is fetched to look at it.
 docs: $(DEMO_STAMP)
 	$(PIP) --editable '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	! grep -rE '(src|rel="stylesheet" href)="https?://' site --include=*.html
 	@echo "Open site/index.html; for the search, $(BIN)/python -m http.server -d site"
 

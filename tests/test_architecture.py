@@ -28,11 +28,12 @@ LAYERS = {
         kernels.updates.sgd""",
         "kernels.rules kernels.updates",
     ],
-    "ground": ["_errors _folders _hyper _types _version _words several", "_interrupts"],
+    "ground": ["_cores _errors _folders _hyper _types _version _words several", "_interrupts"],
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
-        "stumbles suggest.cyclical suggest.suggestion tasks.batches tasks.models",
+        """stumbles suggest.cyclical suggest.suggestion tasks.averaged tasks.batches tasks.models
+        tasks.recut""",
         "suggest tasks.builtin",
         "tasks.finding",
         "tasks",
@@ -54,7 +55,7 @@ LAYERS = {
         "results.curves",
         "results.frames results.views",
         "results.sweep",
-        "results.answer results.joining results.range_test",
+        "results.answer results.by_samples results.joining results.range_test",
         "results",
     ],
     "looking": [
@@ -67,7 +68,7 @@ LAYERS = {
         "report.against_lr report.curves report.document report.members report.plans report.race report.settings",
         "report.pages",
         "plot report observers.observer",
-        "observers.audience observers._tracker observers.tensorboard",
+        "observers.audience observers._tracker observers.live observers.tensorboard",
         "observers.mlflow observers.trackio observers.wandb",
         "observers",
     ],
@@ -82,7 +83,7 @@ LAYERS = {
         "_engine.batches",
         "_engine.stock",
         "_engine.learner",
-        "_engine.contract _engine.optimizer _engine.plain _engine.probe _engine.record",
+        "_engine.contract _engine.optimizer _engine.passes _engine.plain _engine.probe _engine.record",
         "_engine.measure _engine.snapshot _engine.step _engine.untrained",
         "_engine.evaluate",
         "_engine.program",
@@ -102,7 +103,7 @@ LAYERS = {
         "cluster",
     ],
     "going on": [
-        "_arguments checkpoint.signals checkpoint.values origin pruning",
+        "_arguments checkpoint.signals checkpoint.values folds origin pruning",
         "checkpoint.disk race",
         "checkpoint.snapshots",
         "checkpoint.keeper",
@@ -112,13 +113,13 @@ LAYERS = {
         "training",
         "search",
     ],
-    "verbs": ["answer checking sweeps", "resuming"],
+    "verbs": ["batch_sizes", "answer checking sweeps", "resuming"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
-        integrations._trainer integrations.fastai""",
+        integrations._sklearn integrations._trainer integrations.fastai""",
         """finder.history finder.seeds finder.steps integrations._lightning integrations.ignite
         integrations.transformers""",
-        "finder.lr_finder integrations.lightning integrations.peft",
+        "finder.lr_finder integrations.lightning integrations.peft integrations.sklearn",
         "finder",
         "vecsweep",
         "cli.arguments cli.plain_loop cli.waiting",
@@ -203,8 +204,17 @@ ALL_THAT_IS_IMPORTED = {
         "results.views",
         "report",
     },
-    "tasks": {"_words", "_folders", "task", "tasks"},
-    "observers": {"_errors", "_types", "results.curves", "results.member", "observers"},
+    "tasks": {"_words", "_folders", "_types", "task", "tasks"},
+    "observers": {
+        "_errors",
+        "_types",
+        "execution",
+        "observers",
+        "plot",
+        "results._html",
+        "results.curves",
+        "results.member",
+    },
 }
 
 NEVER_REACHED = {  # by any chain of imports that run when the module is imported
@@ -225,7 +235,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "pandas": {"results.frames"},
     "plotly": {"report.document"},
     "pyarrow": {"results.frames"},
-    "sklearn": {"tasks.data"},
+    "sklearn": {"tasks.data", "integrations._sklearn", "integrations.sklearn"},
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},
     "safetensors": {"checkpoint.disk", "results.sweep"},
@@ -236,6 +246,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "trackio": {"observers.trackio"},
     "wandb": {"observers.wandb"},
     "shtab": {"cli.parser"},
+    "IPython": {"observers.live"},  # which is there wherever it imports it
     "ray": {"cluster.sending", "cluster.session"},
     "tqdm": {"cluster.driver", "_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
 }
@@ -457,9 +468,8 @@ def test_options_of_a_call_are_the_fields_of_execution():
 
 
 def test_every_option_is_explained():
-    assert [
-        name for name in ExecutionOptions.__annotations__ if f"\n        {name}: " not in vs.Execution.__doc__
-    ] == []
+    explained = inspect.getdoc(vs.Execution)  # without the indentation that Python 3.13 leaves out
+    assert [name for name in ExecutionOptions.__annotations__ if f"\n    {name}: " not in explained] == []
 
 
 @pytest.mark.parametrize("verb", [vs.range_test, vs.sweep, vs.check])

@@ -1,4 +1,7 @@
-"""Optimizers that evaluate at other weights than they train at, against a loop that calls `eval()` and `train()`."""
+"""Members that are evaluated at other weights than they train at.
+
+By their optimizer, against a loop that calls `eval()` and `train()`; by a moving average, against torch's own.
+"""
 
 import copy
 from dataclasses import replace
@@ -8,8 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import vecsweep as vs
+from vecsweep.tasks import Averaged
 
 LRS = [0.01, 0.05]
 NUM_STEPS = 24
@@ -188,3 +193,97 @@ def test_failed_evaluation_leaves_the_caller_with_the_error_itself():
     )
     with pytest.raises(AttributeError, match="nope"):
         sweep(task, 8, "sequential")
+
+
+class Tanh(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def averaging_loop(net, batches, lr, *, copies_first):
+    """Validation losses at the average, and its weights, by an ordinary loop with torch's own."""
+    net = copy.deepcopy(net)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    average.n_averaged.fill_(0 if copies_first else 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
+    validation = []
+    for step in range(NUM_STEPS):
+        x, y = batches[step % 6]
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+        average.update_parameters(net)
+        if (step + 1) % VAL_EVERY == 0:
+            for own, trained in zip(average.module.buffers(), net.buffers(), strict=True):
+                own.copy_(trained)  # the average is of the parameters
+            average.eval()
+            with torch.no_grad():
+                validation.append(np.mean([F.cross_entropy(average(x), y).item() for x, y in batches[:2]]))
+    return validation, average.module.state_dict()
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_moving_average_is_that_of_a_loop_with_torchs_own(engine):
+    batches = task_of(OPTIMIZERS[0].values[0]).batches
+    net = Tanh()
+    task = vs.Task(
+        Averaged(net, decay=0.9),
+        batches,
+        F.cross_entropy,
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        val_batches=batches[:2],
+    )
+    runs = sweep(task, NUM_STEPS, engine)
+    assert runs.engine.startswith(engine)
+    for i, lr in enumerate(LRS):
+        validation, state = averaging_loop(net, batches, lr, copies_first=False)
+        np.testing.assert_allclose(runs.metrics["val_loss"][:, i], validation, rtol=1e-9)
+        torch.testing.assert_close(runs.model(i).averaged().state_dict(), state, rtol=1e-9, atol=1e-12)
+    gone_on = sweep(task, VAL_EVERY, engine).extend(num_steps=NUM_STEPS - VAL_EVERY)
+    np.testing.assert_allclose(gone_on.metrics["val_loss"], runs.metrics["val_loss"], rtol=1e-9)
+
+
+def test_model_with_torchs_average_in_it_trains_as_a_loop_with_it():
+    class WithAverage(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+            self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9)).requires_grad_(False)
+            self.average.n_averaged.fill_(1)
+
+        def forward(self, x):
+            return self.net(x) if self.training else self.average(x)
+
+    def step(model, batch):
+        if model.training:
+            model.average.update_parameters(model.net)  # with what the last update left
+        return F.cross_entropy(model(batch[0]), batch[1])
+
+    batches = task_of(OPTIMIZERS[0].values[0]).batches
+    net = nn.Linear(6, 3)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    task = vs.Task(WithAverage(net), batches, training_step=step, optimizer=optimizer, val_batches=batches[:2])
+    with pytest.warns(vs.FallbackWarning, match=r"cannot batch them: aten::_foreach_lerp"):
+        runs = sweep(task, VAL_EVERY + 1, "auto")
+    for i, lr in enumerate(LRS):
+        average, trained = copy.deepcopy(net), copy.deepcopy(net)
+        optimizer = torch.optim.SGD(trained.parameters(), lr=lr)
+        for x, y in [batches[k % 6] for k in range(VAL_EVERY)]:
+            optimizer.zero_grad()
+            F.cross_entropy(trained(x), y).backward()
+            optimizer.step()
+            with torch.no_grad():
+                for mean, p in zip(average.parameters(), trained.parameters(), strict=True):
+                    mean.lerp_(p, 0.1)
+        torch.testing.assert_close(runs.model(i).average.module.state_dict(), average.state_dict())
+
+
+def test_average_leaves_the_caller_s_module_and_says_what_it_takes():
+    net = nn.Linear(6, 3)
+    before = copy.deepcopy(net.state_dict())
+    assert Averaged(net).averaged() is not net
+    torch.testing.assert_close(net.state_dict(), before)
+    with pytest.raises(TypeError, match=r"`module` must be an nn.Module; got type. Build it first"):
+        Averaged(nn.Linear)
+    with pytest.raises(ValueError, match=r"`decay` must be a number from 0 up to, not including, 1; got 1"):
+        Averaged(net, decay=1)

@@ -161,3 +161,15 @@ def test_a_loss_that_takes_gradients_itself_is_trained():
     task = vs.Task(model, [torch.randn(4, 3)], training_step=penalty, optimizer=optimizer)
     losses = vs.sweep(task, lrs=[0.1], num_steps=3, engine="sequential").train_loss[:, 0]
     assert losses[0] > losses[1] > losses[2] > 0
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_evaluations_go_on_without_a_value_when_all_have_diverged(engine):
+    model = nn.Linear(1, 1)
+    batches = [(torch.ones(2, 1), torch.zeros(2, 1))]
+    optimizer = torch.optim.SGD(model.parameters())
+    task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=optimizer, val_batches=batches)
+    runs = vs.sweep(task, lrs=[1e30, 2e30], num_steps=20, val_every=4, engine=engine)
+    assert all(m.diverged_at < 4 for m in runs.members)
+    assert runs.metrics["val_loss"].shape == (5, 2)
+    assert np.isnan(runs.metrics["val_loss"]).all()

@@ -1,5 +1,7 @@
 """The pages of docs/: each runs as one program, what they link to is there, and their commands are understood."""
 
+import importlib
+import inspect
 import re
 import shlex
 import warnings
@@ -35,6 +37,9 @@ def test_code_of_a_page_runs_from_its_first_block_to_its_last(name, tmp_path, mo
 @pytest.mark.parametrize(("name", "link"), LINKS)
 def test_link_leads_somewhere(name, link):
     file, _, anchor = link.partition("#")
+    if link.startswith("gallery/"):  # made when the site is built, by the page's own code, which the test above runs
+        assert f'.savefig("{link.removeprefix("gallery/")}")' in PAGES[name]
+        return
     assert (ROOT / "docs" / (file or name)).exists()
     if anchor:
         headings = re.findall(r"^#+ (.*)$", PAGES[file or name], re.MULTILINE)
@@ -58,6 +63,43 @@ def test_every_public_name_is_in_the_reference():
 
     named = {line.split(".")[-1] for line in re.findall(r"^::: (\S+)", PAGES["api.md"], re.MULTILINE)}
     assert set(vs.__all__) <= named
+
+
+def find_reference():
+    """What the reference describes, by name; of a module all that it exports, or that the page names."""
+    found = {}
+    for name, options in re.findall(r"^::: (\S+)\n((?:    .*\n)*)", PAGES["api.md"], re.MULTILINE):
+        chosen = re.search(r"members: \[(.*)\]", options)
+        if chosen or name == "vecsweep.schedules":
+            module = importlib.import_module(name)
+            found |= {
+                f"{name}.{own}": getattr(module, own) for own in (chosen[1].split(", ") if chosen else module.__all__)
+            }
+        else:
+            home, _, own = name.rpartition(".")
+            found[name] = getattr(importlib.import_module(home), own)
+    return {name: value for name, value in found.items() if callable(value)}
+
+
+ON_PAGES = {  # what needs other packages, and the page whose code runs it
+    "integrations.lightning": "lightning.md",
+    "integrations.transformers": "hugging-face.md",
+    "integrations.peft": "lora.md",
+    "observers.TensorBoard": "trackers.md",
+    "observers.MLflow": "trackers.md",
+    "observers.WandB": "trackers.md",
+    "observers.Trackio": "trackers.md",
+    "tasks.digits": "find-lr.md",
+}
+
+
+@pytest.mark.parametrize(("name", "described"), find_reference().items())
+def test_what_is_in_the_reference_has_an_example_that_runs(name, described):
+    page = next((page for start, page in ON_PAGES.items() if name.startswith(f"vecsweep.{start}")), None)
+    if page is None:
+        assert "Example:\n    >>> " in inspect.getdoc(described), "examples after >>> are run as doctests"
+    else:
+        assert re.search(rf"\b{name.split('.')[-1]}\(", PAGES[page])
 
 
 def test_pages_ask_nothing_of_the_network_when_they_are_looked_at():

@@ -3,8 +3,13 @@
 import ast
 import base64
 import json
+import re
+import sys
+import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +17,8 @@ from report_subjects import make_runs
 from torch import nn
 
 import vecsweep as vs
+from vecsweep.observers import LiveFigure
+from vecsweep.results._html import html_picture
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "docs" / "notebooks").glob("*.ipynb"))
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -101,3 +108,98 @@ def test_names_are_text_whatever_they_contain():
     assert set(shown.tags) <= {"p", "br", "table", "thead", "tbody", "tr", "th", "td", "img"}
     assert hostile in shown.text
     assert len(shown.sources) == 1
+
+
+class Cell:
+    """What stands for a notebook: what is shown in its cell, each picture in place of the last."""
+
+    def __init__(self, monkeypatch, *, has_kernel=True):
+        self.shown, self.clock = [], 0.0
+        shell = SimpleNamespace(kernel=object()) if has_kernel else SimpleNamespace()
+        display = SimpleNamespace(HTML=str, display=self.display)
+        ipython = SimpleNamespace(get_ipython=lambda: shell, display=display)
+        monkeypatch.setitem(sys.modules, "IPython", ipython)
+        monkeypatch.setitem(sys.modules, "IPython.display", display)
+        monkeypatch.setattr("vecsweep.observers.live.time.monotonic", self.tick)
+
+    def tick(self):
+        self.clock += 0.2
+        return self.clock
+
+    def display(self, shown, *, display_id):
+        assert display_id
+        self.shown.append([shown])
+        return SimpleNamespace(update=self.shown[-1].append)
+
+
+def validated(task):
+    return replace(task, val_batches=list(task.batches))
+
+
+def test_live_figure_is_drawn_anew_while_members_train_and_shows_all_in_the_end(monkeypatch):
+    cell = Cell(monkeypatch)
+    runs = vs.sweep(
+        validated(make_task()), lrs=[0.1, 1e30], num_steps=40, val_every=1, callbacks=[LiveFigure(), TellNobody()]
+    )
+    ((first, *pictures),) = cell.shown
+    assert first == ""
+    assert 3 < len(pictures) < 40  # a call of the clock takes 0.2 s, and there is a second between two
+    assert [_Shown(picture).tags for picture in pictures] == [["img"]] * len(pictures)
+    assert f"{len(runs.train_loss)} steps;" in pictures[-1]
+
+
+class TellNobody(vs.observers.Observer):
+    def losses(self, step, loss, hyper):
+        assert not loss.flags.writeable
+
+
+def test_live_figure_draws_what_the_finished_sweep_draws(monkeypatch):
+    cell = Cell(monkeypatch)
+    runs = vs.sweep(validated(make_task()), lrs=[0.1, 0.2, 1e30], num_steps=20, val_every=5, callbacks=[LiveFigure()])
+    assert picture_of(cell.shown[0][-1]) == picture_of(runs.plot())
+    figure = LiveFigure("train_loss")
+    runs = vs.sweep(make_task(), lrs=[0.1, 0.2], num_steps=8, callbacks=[figure])
+    longer = runs.extend(num_steps=8)
+    assert picture_of(cell.shown[-1][-1]) == picture_of(replace(longer, phases=(0,)).plot(metric="train_loss"))
+
+
+def picture_of(shown):
+    """The pixels of what is shown."""
+    html = shown if isinstance(shown, str) else html_picture(shown, "")
+    return re.search(r"base64,([^\"]*)", html)[1]
+
+
+def test_scan_and_race_have_a_figure_each(monkeypatch):
+    cell = Cell(monkeypatch)
+    vs.find_lr(make_task(), num_steps=64, callbacks=[LiveFigure()])
+    assert len(cell.shown) >= 2
+
+
+@pytest.mark.parametrize("has_ipython", [False, True])
+def test_live_figure_shows_nothing_outside_of_notebooks(monkeypatch, has_ipython):
+    if has_ipython:
+        cell = Cell(monkeypatch, has_kernel=False)
+    else:
+        monkeypatch.delitem(sys.modules, "IPython", raising=False)
+    vs.sweep(make_task(), lrs=[0.1], num_steps=4, callbacks=[LiveFigure()])
+    assert not has_ipython or cell.shown == []
+
+
+def test_live_figure_takes_the_name_of_a_metric():
+    with pytest.raises(TypeError, match=r"`metric` must be a name, or None; got 3"):
+        LiveFigure(3)
+
+
+def test_kernel_shows_the_live_figure_and_the_results():
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    pytest.importorskip("sklearn")
+    notebook = nbformat.read(NOTEBOOKS[0], as_version=4)
+    notebook.cells = notebook.cells[:2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the kernel's sockets, and paths of Jupyter's that will change
+        nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    outputs = notebook.cells[1].outputs
+    pictures = [output.data["text/html"] for output in outputs if output.output_type == "display_data"]
+    assert any(_Shown(picture).tags == ["img"] for picture in pictures)
+    assert "to the best" in outputs[-1].data["text/html"]

@@ -1,5 +1,6 @@
 """Ordinary stumbles, and what is said about each: the remedy is in the message."""
 
+import os
 import warnings
 
 import pytest
@@ -161,3 +162,40 @@ def test_wrong_device_is_refused_at_the_call(place, message):
 def test_gpu_that_is_not_there_is_refused_at_the_call():
     with pytest.raises(ValueError, match=r"got 'cuda', and PyTorch sees no GPU. Pass 'cpu'"):
         vs.find_lr(task_of(), num_steps=64, device="cuda")
+
+
+class OnMPS(nn.Parameter):
+    """What a parameter says of itself on Apple's GPUs, which none of the tests has."""
+
+    device = property(lambda self: torch.device("mps"))
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_model_on_mps_is_refused_at_the_call(is_built):
+    model = nn.Linear(4, 3)
+    model.weight = OnMPS(model.weight.detach())
+    task = task_of(
+        model=(lambda: model) if is_built else model, optimizer=lambda params: torch.optim.SGD(params, lr=0.1)
+    )
+    with pytest.raises(ValueError, match=r"`model` must be where there is float64.*it is on 'mps'.*`device='cpu'`"):
+        vs.sweep(task, lrs=[0.1], num_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("load", "num_threads", "chosen", "is_told"),
+    [(4.5, 2, {}, True), (3.5, 2, {}, False), (4.5, 1, {}, False), (4.5, 2, {"OMP_WAIT_POLICY": "PASSIVE"}, False)],
+)
+def test_threads_that_will_spin_on_busy_cores_are_told_of(monkeypatch, load, num_threads, chosen, is_told):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(4)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        vs.sweep(task_of(), lrs=[0.1], num_steps=2)
+    messages = [str(own.message) for own in told if "cores with a load of 4.5" in str(own.message)]
+    assert len(messages) == is_told
+    assert all("OMP_WAIT_POLICY=PASSIVE before Python starts" in message for message in messages)

@@ -18,7 +18,7 @@ from vecsweep.schedules import constant, parse
 from vecsweep.schedules.schedule import Schedule, as_schedule
 from vecsweep.schedules.torch_schedulers import TorchSchedule
 from vecsweep.several import parts_of
-from vecsweep.stumbles import look_at_task
+from vecsweep.stumbles import look_at_cores, look_at_task
 from vecsweep.task import Task
 
 RESTARTABLE = "Pass a list, a DataLoader, or the generator function itself."
@@ -38,6 +38,8 @@ def check_task(task: Task | Callable[[], Task], execution: ExecutionOptions) -> 
             f"`task` must be a vecsweep.Task; got {type(task).__name__}. Wrap model, batches and loss in one."
         )
     look_at_task(task)
+    if options.cluster is None:
+        look_at_cores(task, options.place)
     return task, options
 
 

@@ -8,7 +8,12 @@ from typing import Any
 
 
 class FallbackWarning(UserWarning):
-    """A task trains another way than asked for, because PyTorch cannot batch some part of it, or cannot be kept so."""
+    """A task trains another way than asked for, because PyTorch cannot batch some part of it, or cannot be kept so.
+
+    Example:
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("error", FallbackWarning)  # rather stop than train one after another
+    """
 
 
 class LostMembersWarning(UserWarning):
@@ -44,7 +49,19 @@ def _warn(message: str, category: type[Warning]) -> None:
 
 
 class ResultFileError(ValueError):
-    """A file is not a result that this version of vecsweep can read."""
+    """A file is not a result that this version of vecsweep can read.
+
+    Example:
+        >>> import tempfile
+        >>> import vecsweep as vs
+        >>> path = Path(tempfile.mkdtemp()) / "runs.npz"
+        >>> _ = path.write_bytes(b"something else")
+        >>> try:
+        ...     vs.load(path)
+        ... except ResultFileError as error:
+        ...     print("no result" if "not" in str(error) else error)
+        no result
+    """
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,6 +72,12 @@ class Interrupted(KeyboardInterrupt):
             stood; a second Ctrl-C, which does not wait for all members to be at one step, leaves none. None when
             not even the first steps were done.
         checkpoint: the folder in which the run can go on from here, if it is kept in one.
+
+    Example:
+        >>> try:
+        ...     raise Interrupted(result=None)  # as Ctrl-C does
+        ... except Interrupted as stop:
+        ...     runs = stop.result
     """
 
     def __init__(self, result: Any | None, checkpoint: Path | None = None) -> None:

@@ -67,6 +67,17 @@ class CheckReport:
         notes: what could not be compared, and why.
         num_steps: how many updates were compared.
         is_batched: whether the members were stepped in one pass.
+
+    Example:
+        >>> import torch
+        >>> import vecsweep as vs
+        >>> model = torch.nn.Linear(2, 1)
+        >>> batches = [(torch.tensor([[1.0, 2.0], [2.0, -1.0]]), torch.tensor([[3.0], [1.0]]))]
+        >>> loss = torch.nn.functional.mse_loss
+        >>> task = vs.Task(model, batches, loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> report = vs.check(task, lrs=[0.01, 0.1], num_steps=5)
+        >>> report.is_equal, report.num_steps
+        (True, 5)
     """
 
     deviations: tuple[Deviation, ...]
@@ -152,6 +163,16 @@ def check(
         TypeError: an argument is of the wrong kind.
         ValueError: an argument is out of range, or the task cannot be trained.
         Interrupted: Ctrl-C; its `result` is None.
+
+    Example:
+        >>> import torch
+        >>> import vecsweep as vs
+        >>> model = torch.nn.Linear(2, 1)
+        >>> batches = [(torch.tensor([[1.0, 2.0], [2.0, -1.0]]), torch.tensor([[3.0], [1.0]]))]
+        >>> loss = torch.nn.functional.mse_loss
+        >>> task = vs.Task(model, batches, loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> check(task, lrs=[0.01, 0.1], num_steps=5).is_equal
+        True
     """
     task, options = check_task(task, execution)
     if options.cluster is not None:

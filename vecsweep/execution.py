@@ -98,6 +98,10 @@ class Execution:
             it has none; the address of a cluster that runs; or a `vecsweep.execution.Cluster`, which says more. The
             `device` is then None, "cuda" or "cpu". The result is the same, and its weights are on the CPU. None for
             one device.
+
+    Example:
+        >>> Execution(precision="bf16", accumulation_steps=4).chunk_size
+        'auto'
     """
 
     device: torch.device | str | Sequence[torch.device | str] | None = None

@@ -99,6 +99,18 @@ def load(
         FileNotFoundError: there is nothing.
         ResultFileError: it is not a result of this version, or damaged.
         ValueError: the task is another than was trained, or a function is not given.
+
+    Example:
+        >>> import tempfile
+        >>> import torch
+        >>> import vecsweep as vs
+        >>> model = torch.nn.Linear(2, 1)
+        >>> batches = [(torch.tensor([[1.0, 2.0], [2.0, -1.0]]), torch.tensor([[3.0], [1.0]]))]
+        >>> loss = torch.nn.functional.mse_loss
+        >>> task = vs.Task(model, batches, loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> path = vs.sweep(task, lrs=[0.01, 0.1], num_steps=5).save(f"{tempfile.mkdtemp()}/runs.npz")
+        >>> load(path)
+        Sweep(2 members: 2 lrs, 1 schedule, 1 seed; 5 steps; train_loss)
     """
     path = Path(path)
     if not path.is_dir():

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vecsweep._cores import find_load
 from vecsweep._errors import warn_of_stumble
 from vecsweep._types import Batch
 from vecsweep.task import Task
@@ -29,6 +30,19 @@ def look_at_task(task: Task) -> None:
             "A scheduler is attached to `optimizer`; no member follows it. Pass a function that builds it, as in "
             "`schedules=[vecsweep.schedules.from_torch(lambda optimizer: StepLR(optimizer, 10))]`, and an optimizer "
             "without one."
+        )
+
+
+def look_at_cores(task: Task, place: torch.device | None) -> None:
+    """Warn of threads that will spin on cores that other work keeps busy."""
+    if place is None and isinstance(task.model, nn.Module):
+        place = next((p.device for p in task.model.parameters()), None)
+    is_on_cpu = place is None or place.type == "cpu"
+    if is_on_cpu and torch.get_num_threads() > 1 and (load := find_load()) is not None:
+        warn_of_stumble(
+            f"There are {load}. PyTorch's threads spin while they wait for each other, and on busy cores a run has "
+            "taken 15 times as long. Set OMP_WAIT_POLICY=PASSIVE before Python starts, or call "
+            "`torch.set_num_threads(1)`."
         )
 
 

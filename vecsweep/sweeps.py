@@ -9,6 +9,7 @@ from typing import Literal, Unpack, get_args
 import numpy as np
 from torch.optim import SGD, Adadelta, Adagrad, Optimizer
 
+from vecsweep import batch_sizes
 from vecsweep._arguments import (
     RESTARTABLE,
     check_callbacks,
@@ -24,6 +25,7 @@ from vecsweep._interrupts import held
 from vecsweep._types import Lrs, Method, Mode, NormName, Schedules, Seeds, Spacing
 from vecsweep.checkpoint.arguments import journal_of
 from vecsweep.execution import MOST_MEMBERS, ExecutionOptions, check_choice, check_count, check_flag, check_name
+from vecsweep.folds import by_fold
 from vecsweep.observers.observer import Observer
 from vecsweep.observers.tensorboard import TensorBoard
 from vecsweep.origin import tell_origin
@@ -44,6 +46,7 @@ def sweep(
     lrs: Lrs,
     schedules: Schedules | None = None,
     seeds: Seeds = 1,
+    folds: int | None = None,
     vary: Mapping[str, Sequence[float]] | None = None,
     num_steps: int | None = None,
     epochs: int | None = None,
@@ -73,9 +76,13 @@ def sweep(
             function from an array of progress in [0, 1] to multiples of the learning rate.
         seeds: how many seeds, or the seeds themselves. All members of a seed see the same initial weights, batches and
             dropout masks.
+        folds: how many folds of cross-validation each setting is trained on; None for none. The task's `batches` and
+            `val_batches` are functions of the fold then, 0 to `folds - 1`. A fold is to results what a seed is: of a
+            member's `seed`, `seed % folds` is the fold, and `seed // folds` the seed.
         vary: values of other hyperparameters of the optimizer by name, such as `{"weight_decay": [0, 1e-2]}`, with
             "beta1" and "beta2" for the two of `betas`; there are members for each combination. Parameter groups with a
-            value of their own keep it.
+            value of their own keep it. Also "batch_size": the task's batches are cut anew, to sizes that divide the
+            largest, on the same samples; a step, wherever steps are counted, is as many samples as the largest has.
         num_steps: optimizer updates of each member.
         epochs: passes over the batches, in place of `num_steps`; steps are rounded down where `accumulation_steps`
             does not divide them. A source without a length is read through once, to count its batches, and refused
@@ -132,6 +139,12 @@ def sweep(
     task, options = check_task(task, execution)
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
+    if folds is not None:
+        task, seed_list = by_fold(task, seed_list, folds)
+    if isinstance(vary, Mapping) and batch_sizes.NAME in vary:
+        own = {name: value for name, value in given.items() if name not in ("task", "execution")} | dict(execution)
+        joined = batch_sizes.sweep_sizes(sweep, task, own | {"seeds": seed_list, "folds": None})
+        return replace(joined, about=tell_origin(sweep, given, task, options))
     check_flag("train_metrics", train_metrics)
     check_name("monitor", monitor)
     if val_every is not None:

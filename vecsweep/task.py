@@ -37,7 +37,7 @@ class Task:
         training_step: `(model, batch) -> scalar loss`, in place of `loss_fn`, for batches of any structure. It must
             reach what is trained through its `model`; other modules that it refers to are used as they are.
         val_batches: what members are validated on: a DataLoader, a list, or a function without arguments that returns
-            an iterable. All members see the same batches.
+            an iterable; or, as for `batches`, a function from a seed to one. Members of a seed see the same batches.
         metrics: by name, each `(outputs, targets) -> scalar`, the mean over a batch; with `training_step`,
             `(model, batch) -> scalar`. "val_loss" is there without asking, and the others become "val_<name>".
         batch_weight: `(batch) -> number`, how much a batch counts in the means over validation batches. None counts
@@ -194,9 +194,14 @@ class Task:
         """Start over on the batches, for one seed; `source` may be a loader that stands for the task's own."""
         return iter(_open(self.batches if source is None else source, seed))
 
-    def iterate_validation(self, source: Batches | None = None) -> Iterator[Batch]:
-        """Start over on the validation batches; `source` may be a loader that stands for the task's own."""
-        return iter(_open(self.val_batches if source is None else source, 0))
+    def open_validation(self, seed: int, source: Batches | None = None) -> Iterable[Batch]:
+        """Return what one seed's validation batches are read from; `source` may stand for the task's own."""
+        return _open(self.val_batches if source is None else source, seed)
+
+    @property
+    def validates_by_seed(self) -> bool:
+        """Whether each seed has validation batches of its own."""
+        return is_by_seed(self.val_batches)
 
     @property
     def is_one_pass(self) -> bool:
@@ -233,13 +238,15 @@ def _is_source(source: Any) -> bool:
 def _open(source: Any, seed: int) -> Iterable[Batch]:
     """Call a source that is a function, with the seed if it takes one."""
     if callable(source) and not hasattr(source, "__iter__"):
-        return source(seed) if _takes_seed(source) else source()
+        return source(seed) if is_by_seed(source) else source()
     return source
 
 
-def _takes_seed(function: Any) -> bool:
-    """Whether a function must be called with one argument."""
-    parameters = inspect.signature(function).parameters.values()
+def is_by_seed(source: Any) -> bool:
+    """Whether a source of batches is a function that must be called with one argument, the seed."""
+    if not callable(source) or hasattr(source, "__iter__"):
+        return False
+    parameters = inspect.signature(source).parameters.values()
     return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 

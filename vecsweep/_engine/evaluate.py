@@ -5,32 +5,23 @@ Values are averaged over batches by the weight of each (`weights.py`), so that a
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._engine.batches import move
 from vecsweep._engine.capture import upload
 from vecsweep._engine.contract import Chunk
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import measure_one
 from vecsweep._engine.packing import unpack
+from vecsweep._engine.passes import Passes, Weighed
 from vecsweep._engine.rng import Streams
-from vecsweep._engine.sources import check_validation_ends, is_fresh, own_loader
-from vecsweep._engine.weights import weight_of
-from vecsweep._types import Batch, Batches, FloatArray
+from vecsweep._engine.sources import check_validation_ends
+from vecsweep._types import FloatArray
 from vecsweep.execution import Execution
 from vecsweep.task import Task
-
-
-class _Weighed(NamedTuple):
-    """A batch, and how much it counts in a mean: a float64 scalar on the device."""
-
-    batch: Batch
-    weight: Tensor
 
 
 class Evaluator:
@@ -63,12 +54,11 @@ class Evaluator:
     ) -> None:
         self._task = task
         self._execution = execution
-        self._validated_on = own_loader(task.val_batches)
         self._learners = learners
         self._seeds = list(learners)
         self._streams = streams
         self._device = device
-        self._dtype = dtype
+        self._passes = Passes(task, learners, streams, device, dtype)
         self._has_train_metrics = has_train_metrics
         self._check()
 
@@ -94,14 +84,14 @@ class Evaluator:
             for chunk in chunks:
                 stack.enter_context(chunk.evaluating())
             if self._task.val_batches is not None:
-                parts.append(self._average(self._validation(), chunks, seeds))
+                parts.append(self._average(self._passes.validation(), chunks, seeds))
             if self._has_train_metrics:
-                parts.append([rows[1:] for rows in self._average(self._training(), chunks, seeds)])
+                parts.append([rows[1:] for rows in self._average(self._passes.training(), chunks, seeds)])
         together = torch.cat([torch.cat(of_chunk) for of_chunk in zip(*parts, strict=True)], dim=1).cpu().numpy()
         return np.split(together, np.cumsum([len(chunk) for chunk in chunks])[:-1], axis=1)
 
     def _average(
-        self, batches: Iterator[dict[int, _Weighed]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
+        self, batches: Iterator[dict[int, Weighed]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
     ) -> list[Tensor]:
         """Average over batches, by the weight of each for a member's seed."""
         totals = [torch.zeros((), dtype=torch.float64, device=self._device)] * len(chunks)
@@ -124,50 +114,9 @@ class Evaluator:
             )
         return [total / whole[index] for total, index in zip(totals, indices, strict=True)]
 
-    def _weigh(self, batch: Batch, source: Batches, seed: int) -> _Weighed:
-        """Take a batch to the members, and say how much it counts."""
-        learner = self._learners[seed]
-        moved = move(batch, self._device, self._dtype, is_fresh=is_fresh(source))
-        weight = weight_of(learner.task, learner.model, moved)
-        return _Weighed(moved, weight.to(self._device, non_blocking=True))  # a number, which is copied at once
-
-    def _validation(self) -> Iterator[dict[int, _Weighed]]:
-        """The validation batches, which all seeds have in common."""
-        assert self._task.val_batches is not None
-        first = self._seeds[0]
-        self._streams.restart("validation", first)
-        source = self._task.iterate_validation(self._validated_on)
-        while True:
-            self._streams.use("validation", first)
-            try:
-                batch = next(source)
-            except StopIteration:
-                return
-            yield dict.fromkeys(self._seeds, self._weigh(batch, self._task.val_batches, first))
-
-    def _training(self) -> Iterator[dict[int, _Weighed]]:
-        """One pass over each seed's training batches, always in an order of its own; training goes on as without it."""
-        sources = {}
-        for seed in self._seeds:
-            self._streams.restart("train metrics", seed)
-            sources[seed] = self._task.iterate(seed, own_loader(self._task.batches))
-        latest: dict[int, _Weighed] = {}
-        while sources:
-            for seed in list(sources):
-                self._streams.use("train metrics", seed)
-                batch = next(sources[seed], None)
-                if batch is None:
-                    del sources[seed]
-                    if seed in latest:
-                        latest[seed] = latest[seed]._replace(weight=torch.zeros_like(latest[seed].weight))
-                else:
-                    latest[seed] = self._weigh(batch, self._task.batches, seed)
-            if sources:
-                yield dict(latest)
-
     def _check(self) -> None:
         """See that there is something to measure, by an ordinary pass over one batch, and an end of it."""
-        source = self._training() if self._task.val_batches is None else self._validation()
+        source = self._passes.training() if self._task.val_batches is None else self._passes.validation()
         first = next(source, None)
         if first is None:
             raise ValueError(
@@ -179,4 +128,4 @@ class Evaluator:
         measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)
         if self._task.val_batches is not None:
             self._streams.restart("validation", self._seeds[0])
-            check_validation_ends(self._task, self._execution)
+            check_validation_ends(self._task, self._seeds[0], self._execution)

@@ -116,6 +116,11 @@ class Learner:
             # The function may return a module that the caller keeps.
             model, optimizer = copy_model(built, lent=lendable(built))
         model.to(device=execution.place, dtype=dtype)
+        if any(parameter.device.type == "mps" for parameter in model.parameters()):
+            raise ValueError(
+                "`model` must be where there is float64, for the bookkeeping of losses; it is on 'mps', which has "
+                "none. Pass `device='cpu'`."
+            )
         set_to_train(model)
         if optimizer is None:
             assert callable(task.optimizer)

@@ -429,7 +429,7 @@ class Loop:
     def _evaluate(self, groups: list[Group], num_done: int) -> list[Group]:
         """Measure every member, and act on it."""
         row, alive = self.num_evaluated, self._is_alive()
-        if self.evaluator is not None:
+        if self.evaluator is not None and groups:  # not all have diverged
             measured = self.evaluator([group.chunk for group in groups], [group.seeds for group in groups])
             for group, values in zip(groups, measured, strict=True):
                 for name, of_members in zip(self.evaluator.names, values, strict=True):

@@ -28,6 +28,7 @@ from vecsweep._interrupts import held
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task
+from vecsweep.tasks.recut import Recut
 
 
 def train(
@@ -181,7 +182,8 @@ def _watch(task: Task) -> Watch:
 def _own_generators(task: Task) -> list[torch.Generator]:
     """The random generators that belong to the task's DataLoaders and their samplers."""
     owners: list[object] = []
-    for batches in (task.batches, task.val_batches):
+    cut_from = task.batches.source if isinstance(task.batches, Recut) else task.batches
+    for batches in (cut_from, task.val_batches):
         batch_sampler = getattr(batches, "batch_sampler", None)
         owners += (batches, getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
     generators = [getattr(owner, "generator", None) for owner in owners]

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,7 @@ from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.execution import Execution
 from vecsweep.task import Task
+from vecsweep.tasks.recut import Recut
 
 _MAX_WORKERS = 16  # processes of loaders, on a machine with fewer processors
 _MAX_COUNTED_BATCHES = 1_000_000  # of a source that is read to see how many it has
@@ -48,6 +50,8 @@ def own_loader(batches: Any, *, has_new_workers: bool = False) -> Any:
         batches: any source.
         has_new_workers: whether the copy's workers end with each epoch.
     """
+    if isinstance(batches, Recut):
+        return replace(batches, source=own_loader(batches.source, has_new_workers=has_new_workers))
     if not isinstance(batches, DataLoader) or not batches.persistent_workers:
         return batches
     loader = copy.copy(batches)
@@ -107,15 +111,15 @@ def count_batches(task: Task, seed: int, execution: Execution, streams: Streams,
     return num_read if most is None or num_read < most else None
 
 
-def check_validation_ends(task: Task, execution: Execution) -> None:
-    """Raise ValueError where the validation batches have no length, and go on for too long to have an end.
+def check_validation_ends(task: Task, seed: int, execution: Execution) -> None:
+    """Raise ValueError where a seed's validation batches have no length, and go on for too long to have an end.
 
     The stream from which they draw must be in place.
     """
-    if length_of(task.val_batches) is not None:
+    source = task.open_validation(seed, own_loader(task.val_batches))
+    if length_of(source) is not None:
         return
-    source = task.iterate_validation(own_loader(task.val_batches))
-    if _count(source, execution, _MAX_VALIDATION_BATCHES) == _MAX_VALIDATION_BATCHES:
+    if _count(iter(source), execution, _MAX_VALIDATION_BATCHES) == _MAX_VALIDATION_BATCHES:
         raise ValueError(
             f"`val_batches` must come to an end; {_MAX_VALIDATION_BATCHES:,} were read, and there were more. Pass a "
             "list of those to validate on, as `list(itertools.islice(source, 100))`; what has a length may be longer."
@@ -136,10 +140,12 @@ def num_seeds_at_once(task: Task, seeds: Sequence[int], *, has_train_metrics: bo
     if len(set(seeds)) == 1:
         return None
     num_of_seed = getattr(task.open(seeds[0]), "num_workers", 0) * (2 if has_train_metrics else 1)
+    num_common = getattr(task.val_batches, "num_workers", 0)
+    if task.validates_by_seed:
+        num_of_seed += getattr(task.open_validation(seeds[0]), "num_workers", 0)
     if num_of_seed == 0:
         return None
-    num_free = max(_MAX_WORKERS, os.cpu_count() or 1) - getattr(task.val_batches, "num_workers", 0)
-    return max(1, num_free // num_of_seed)
+    return max(1, (max(_MAX_WORKERS, os.cpu_count() or 1) - num_common) // num_of_seed)
 
 
 def _count(source: Iterator[Batch], execution: Execution, most: int | None) -> int:

@@ -21,6 +21,11 @@ class Run:
         begin: the steps that they have taken before.
         num_steps: how many will come.
         steps_per_epoch: None if nobody counted.
+
+    Example:
+        >>> run = Run((MemberRecord(0.1, "cosine", 0, None), MemberRecord(0.2, "cosine", 0, None)), 0, 100)
+        >>> run.names
+        ['lr=0.1 schedule=cosine seed=0', 'lr=0.2 schedule=cosine seed=0']
     """
 
     members: tuple[MemberRecord, ...]

@@ -43,6 +43,9 @@ def write_sweep(runs: Curves, folder: str | os.PathLike[str]) -> Path:
     Raises:
         ImportError: TensorBoard is not installed.
         OSError: the folder cannot be written to.
+
+    Example:
+        `vs.sweep(task, lrs=[0.03, 0.1], epochs=2, callbacks=[TensorBoard("runs")])`, then `tensorboard --logdir runs`
     """
     writer = TensorBoard(folder)
     writer.start(Run(runs.members, 0, len(runs.train_loss), runs.steps_per_epoch))

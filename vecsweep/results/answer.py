@@ -40,6 +40,17 @@ class Answer:
         budget: that was allowed, in runs of one member.
         cost: that was taken.
         runs: all that was trained, a sweep for each part: a scan of each combination, the race, and what was added.
+
+    Example:
+        >>> import torch
+        >>> import vecsweep as vs
+        >>> model = torch.nn.Linear(2, 1)
+        >>> batches = [(torch.tensor([[1.0, 2.0], [2.0, -1.0]]), torch.tensor([[3.0], [1.0]]))]
+        >>> loss = torch.nn.functional.mse_loss
+        >>> task = vs.Task(model, batches, loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> answer = vs.find_lr(task, num_steps=64)
+        >>> answer.interval[0] <= answer.lr <= answer.interval[1], answer.model()
+        (True, Linear(in_features=2, out_features=1, bias=True))
     """
 
     lr: float

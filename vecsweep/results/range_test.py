@@ -30,6 +30,17 @@ class RangeTest(Sweep):
 
     Attributes:
         method: "grid", a member for each learning rate, or "ramp", a learning rate for each step.
+
+    Example:
+        >>> import torch
+        >>> import vecsweep as vs
+        >>> model = torch.nn.Linear(2, 1)
+        >>> batches = [(torch.tensor([[1.0, 2.0], [2.0, -1.0]]), torch.tensor([[3.0], [1.0]]))]
+        >>> loss = torch.nn.functional.mse_loss
+        >>> task = vs.Task(model, batches, loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> found = vs.range_test(task, start_lr=1e-3, end_lr=10, num_lrs=5, num_steps=20)
+        >>> found.lrs.round(3).tolist(), len(found.scores)
+        ([0.001, 0.01, 0.1, 1.0, 10.0], 5)
     """
 
     method: Method

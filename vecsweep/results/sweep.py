@@ -67,6 +67,17 @@ class Sweep(Curves):
     """What a sweep trained: its curves, as `Curves` has them, and the weights, as long as it is not read from a file.
 
     A sweep is never changed: `select`, `extend` and `branch` return another.
+
+    Example:
+        >>> import torch
+        >>> import vecsweep as vs
+        >>> model = torch.nn.Linear(2, 1)
+        >>> batches = [(torch.tensor([[1.0, 2.0], [2.0, -1.0]]), torch.tensor([[3.0], [1.0]]))]
+        >>> loss = torch.nn.functional.mse_loss
+        >>> task = vs.Task(model, batches, loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=20)
+        >>> runs.members[runs.best("train_loss")].lr, runs.extend(num_steps=5).train_loss.shape
+        (0.1, (25, 2))
     """
 
     _trained: Trained | None = field(default=None, repr=False)

@@ -186,6 +186,11 @@ def evaluate_momentum(schedule: Schedule, progress: FloatArray, name: str) -> Fl
 
     Raises:
         ValueError: A value is missing, is not a number, or is outside [0, 1).
+
+    Example:
+        >>> ramp = Schedule(lambda progress: 1 - progress, momentum=lambda progress: 0.95 - 0.1 * progress)
+        >>> evaluate_momentum(ramp, np.array([0.0, 0.5, 1.0]), "mine")
+        array([0.95, 0.9 , 0.85])
     """
     if schedule.momentum is None:
         return None

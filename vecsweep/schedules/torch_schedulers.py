@@ -37,6 +37,11 @@ class TorchSchedule:
             parameter groups of the task's, with the member's learning rate.
         interval: when the scheduler steps: after each "epoch" or each "step".
         metric: the metric that a ReduceLROnPlateau is fed; None for "val_loss", and for other schedulers.
+
+    Example:
+        >>> import torch
+        >>> TorchSchedule(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30)).interval
+        'epoch'
     """
 
     factory: SchedulerFactory
@@ -161,6 +166,13 @@ class RunningScheduler:
         metric: the name of that metric; None if it is not fed.
         name: of the scheduler's class.
         num_steps: how often it stepped.
+
+    Example:
+        >>> import torch
+        >>> template = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+        >>> halving = TorchSchedule(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5))
+        >>> RunningScheduler(halving, template, lr=0.8).hyper()
+        {'lr': 0.8}
     """
 
     def __init__(self, schedule: TorchSchedule, template: Optimizer, lr: float) -> None:

@@ -4,6 +4,7 @@ The data of most tasks are fetched once, by `vecsweep data`; those of the digits
 `demo`, and those of the regression are made.
 """
 
+from vecsweep.tasks.averaged import Averaged
 from vecsweep.tasks.batches import ShuffledBatches
 from vecsweep.tasks.builtin import (
     TASKS,
@@ -19,6 +20,7 @@ from vecsweep.tasks.finding import load_task
 
 __all__ = [
     "TASKS",
+    "Averaged",
     "ShuffledBatches",
     "cifar10",
     "digits",

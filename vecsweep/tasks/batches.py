@@ -11,13 +11,14 @@ from torch import Tensor
 
 
 class ShuffledBatches:
-    """Batches of tensors that lie in memory, in a new order on each pass; a last, smaller one is dropped.
+    """Batches of tensors that lie in memory, in a new order on each pass.
 
     Args:
         inputs: `[sample, ...]`.
         targets: `[sample, ...]`.
         batch_size: samples in each batch.
         transform: what the inputs of each batch go through, such as `crop_and_flip`; None leaves them as they are.
+        drops_last: whether a last, smaller batch of a pass is left out.
 
     Example:
         >>> batches = ShuffledBatches(torch.zeros(10, 3), torch.zeros(10), batch_size=4)
@@ -26,15 +27,23 @@ class ShuffledBatches:
     """
 
     def __init__(
-        self, inputs: Tensor, targets: Tensor, batch_size: int, *, transform: Callable[[Tensor], Tensor] | None = None
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        batch_size: int,
+        *,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        drops_last: bool = True,
     ) -> None:
         self.inputs = inputs
         self.targets = targets
         self.batch_size = batch_size
         self.transform = transform
+        self.drops_last = drops_last
 
     def __len__(self) -> int:
-        return len(self.inputs) // self.batch_size
+        num_whole, rest = divmod(len(self.inputs), self.batch_size)
+        return num_whole + (rest > 0 and not self.drops_last)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order = torch.randperm(len(self.inputs))

@@ -171,6 +171,11 @@ def tanh_regression() -> Task:
 
     Returns:
         The task; a batch is features `[50, 5]` and values `[50, 1]`.
+
+    Example:
+        >>> inputs, targets = next(iter(tanh_regression().batches))
+        >>> inputs.shape, targets.shape
+        (torch.Size([50, 5]), torch.Size([50, 1]))
     """
     data = polynomial_data()
     return Task(

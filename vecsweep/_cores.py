@@ -1,0 +1,22 @@
+"""Whether other work keeps the cores busy, so that threads that spin while they wait for each other cost much.
+
+On two cores with a load of 7.6 the steps of a range test took 12 to 17 s in place of 0.4 to 0.7.
+"""
+
+import os
+
+_SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+def find_load() -> str | None:
+    """Say how busy the cores are; None where they are free, there is one, or the user has said how threads wait."""
+    is_chosen = os.environ.get("OMP_NUM_THREADS") == "1" or any(name in os.environ for name in _SETTINGS)
+    if is_chosen or not hasattr(os, "getloadavg"):
+        return None
+    load, num_cores = os.getloadavg()[0], _num_cores()
+    return f"{num_cores} cores with a load of {load:.1f}" if 1 < num_cores <= load else None
+
+
+def _num_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
