@@ -3,8 +3,6 @@
 import asyncio
 import errno
 import multiprocessing
-import os
-import signal
 import sys
 import threading
 import warnings
@@ -144,52 +142,6 @@ def test_error_with_a_result_of_its_own_keeps_it():
     with pytest.raises(Own, match="no entry") as caught:
         vs.sweep(make_task(Breaking(37, Own("no entry"))), lrs=[0.1], num_steps=100)
     assert caught.value.result == "its own"
-
-
-class Samples(Dataset):
-    def __init__(self, at=None, how=None):
-        self.at, self.how = at, how
-
-    def __len__(self):
-        return 400
-
-    def __getitem__(self, i):
-        if i == self.at:
-            self.how()
-        return torch.full((6,), i / 400), i % 3
-
-
-def die():
-    os._exit(3)
-
-
-def be_killed():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fail():
-    raise LookupError("sample 330 is missing")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="forked workers")
-@pytest.mark.parametrize(
-    ("how", "error", "said"),
-    [
-        (fail, LookupError, "sample 330"),
-        # The others where it ends while it hands a batch over.
-        (die, (RuntimeError, ConnectionError, EOFError), "DataLoader worker|Connection reset|^$"),
-        (be_killed, (RuntimeError, ConnectionError, EOFError), "DataLoader worker|Connection reset|^$"),
-    ],
-)
-def test_loader_worker_that_fails_dies_or_is_killed_keeps_what_was_trained(how, error, said):
-    task, before = make_task(DataLoader(Samples(330, how), 8, num_workers=1)), threading.active_count()
-    with no_fallback(), pytest.raises(error, match=said) as caught:
-        vs.sweep(task, lrs=[0.01, 0.1], num_steps=60, engine="vectorized")
-    stopped = caught.value.result
-    assert len(stopped.train_loss) >= 16
-    whole = vs.sweep(make_task(DataLoader(Samples(), 8)), lrs=[0.01, 0.1], num_steps=len(stopped.train_loss))
-    np.testing.assert_array_equal(stopped.train_loss, whole.train_loss)
-    assert threading.active_count() == before
 
 
 # Observers.

@@ -12,18 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vecsweep._engine.fingerprint import Fingerprint, fingerprint
+from vecsweep._engine.loaders import END, next_batch, opened
 from vecsweep._engine.packing import VALUES, Packed, pack, tree_flatten, tree_map
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sources import is_fresh, length_of, own_loader, read_over
 from vecsweep._errors import warn_of_trouble
-from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.task import Task
-
-_END = object()  # of an iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +118,6 @@ class BatchStream:
             pass
         return list(islice(self._ahead, num))
 
-    def close(self) -> None:
-        """End the processes of a loader; an error that is kept would keep them, too."""
-        iterator, self._iterator = self._iterator, None
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()
-
     def _load(self) -> None:
         """See that there is a next batch."""
         if self._ahead or (self._iterator is not None and self._load_more()):
@@ -149,9 +140,8 @@ class BatchStream:
         self._streams.use("batches", self._seed)
         if self._is_over:
             return False
-        with raised_at_once():
-            batch = next(self._iterator, _END)
-        self._is_over = batch is _END
+        batch = next_batch(self._iterator)
+        self._is_over = batch is END
         if self._is_over:
             self._check_length()
         else:
@@ -171,7 +161,7 @@ class BatchStream:
     def _begin(self) -> None:
         """Start over on the batches."""
         self._epoch = self._streams.mark("batches", self._seed)
-        self._iterator = self._task.iterate(self._seed, self._source)
+        self._iterator = opened(self._task.iterate(self._seed, self._source))
         self._is_over = False
         self._num_loaded = 0
 

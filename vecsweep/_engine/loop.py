@@ -12,9 +12,9 @@ from itertools import chain, compress
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from vecsweep import _interrupts as interrupts
+from vecsweep._bars import Bar
 from vecsweep._engine.batches import is_finite
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
 from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
@@ -183,9 +183,7 @@ class Loop:
         """Run to the end of the plan, or to Ctrl-C."""
         if self.is_over:
             return self._train()
-        with self.engines.closing as closing:
-            for stream in self.windows.streams.values():
-                closing.callback(stream.close)
+        with self.engines.closing:
             return self._train()
 
     def _train(self) -> Record:
@@ -193,7 +191,7 @@ class Loop:
         groups, self.is_even = list[Group](), False
         num_done = 0 if self.snapshot is None else self.snapshot.num_done
         is_complete, error = False, None
-        with tqdm(
+        with Bar(
             total=total * num_members,
             initial=num_done * num_members,
             unit=" steps",

@@ -22,6 +22,7 @@ from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.graph import CHECKED_CALLS
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.levels import Level, name_of_key
+from vecsweep._engine.loaders import END, next_batch, opened
 from vecsweep._engine.lowering import lower
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.packing import unpack
@@ -287,12 +288,10 @@ class Evaluator:
         assert self._task.val_batches is not None
         first = self._seeds[0]
         self._streams.restart("validation", first)
-        source = self._task.iterate_validation(self._validated_on)
+        source = opened(self._task.iterate_validation(self._validated_on))
         while True:
             self._streams.use("validation", first)
-            try:
-                batch = next(source)
-            except StopIteration:
+            if (batch := next_batch(source)) is END:
                 return
             yield dict.fromkeys(self._seeds, self._weigh(batch, self._task.val_batches, first))
 
@@ -301,13 +300,12 @@ class Evaluator:
         sources = {}
         for seed in self._seeds:
             self._streams.restart("train metrics", seed)
-            sources[seed] = self._task.iterate(seed, own_loader(self._task.batches))
+            sources[seed] = opened(self._task.iterate(seed, own_loader(self._task.batches)))
         latest: dict[int, _Weighed] = {}
         while sources:
             for seed in list(sources):
                 self._streams.use("train metrics", seed)
-                batch = next(sources[seed], None)
-                if batch is None:
+                if (batch := next_batch(sources[seed])) is END:
                     del sources[seed]
                     if seed in latest:
                         latest[seed] = latest[seed]._replace(weight=torch.zeros_like(latest[seed].weight))
