@@ -415,8 +415,6 @@ class Loop:
     def _raise_own_error(self, group: Group, window: Window, obstacle: Unmappable) -> None:
         """Raise what has nothing to do with batching: what an ordinary pass over these batches raises, too."""
         interrupts.check()
-        if isinstance(obstacle.__cause__, RuntimeError) and "DataLoader worker" in str(obstacle.__cause__):
-            raise obstacle.__cause__  # from the handler of a signal, wherever that came
         try:
             for seed in dict.fromkeys(group.seeds):
                 batches = [batch for step_batches in window for batch in step_batches[seed]]
