@@ -94,7 +94,7 @@ class Chunk(Protocol):
 
         Args:
             positions: of the members.
-            is_last: whether the chunk is not stepped again; then they need no copies.
+            is_last: whether nobody needs them once the chunk is stepped again; then they are no copies.
         """
         ...
 

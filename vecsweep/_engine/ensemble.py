@@ -5,7 +5,7 @@ other, be handed to the caller, or be trained further.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -112,9 +112,13 @@ class MemberState:
 
     def on(self, device: torch.device | str) -> "MemberState":
         """The same on a device."""
+        return self.mapped(lambda tensor: tensor.to(device))
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "MemberState":
+        """The same with what a function makes of each tensor."""
 
         def moved(value: Any) -> Any:
-            return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device), value)
+            return pytree.tree_map_only(Tensor, function, value)
 
         own = self.optimizer
         return MemberState(

@@ -13,6 +13,7 @@ from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.fingerprint import fingerprint
 from vecsweep._engine.record import End
 from vecsweep._engine.snapshot import Snapshot, describe_machine
+from vecsweep._engine.staging import Stage
 
 if TYPE_CHECKING:
     from vecsweep._engine.loop import Group, Loop
@@ -23,11 +24,7 @@ _RTOL = 1e-6  # between what machines make of a schedule
 
 def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Snapshot:
     """Copy all that it takes to go on from here."""
-    states = dict[int, MemberState]()
-    for group in groups:
-        for position, i in enumerate(group.members):  # one by one: a GPU has no memory for them twice
-            states[i] = group.chunk.members([position])[0].on("cpu")
-    ended = {i: state.on("cpu") for i, state in enumerate(loop.states) if state is not None}
+    states, ended = _states_of(loop, groups)
     places = {seed: loop.windows.place_of(seed) for seed in loop.learners}
     marks = {seed: loop.streams.mark("model", seed) for seed in loop.learners}
     earlier_s = 0.0 if loop.snapshot is None else loop.snapshot.duration_s
@@ -52,6 +49,17 @@ def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Sna
         loop.identity,
         describe_machine(loop.device),
     )
+
+
+def _states_of(loop: "Loop", groups: Sequence["Group"]) -> tuple[dict[int, MemberState], dict[int, MemberState]]:
+    """Copy the states of the members that train, and of those that have come to their end, to the host."""
+    ended = {i: state for i, state in enumerate(loop.states) if state is not None}
+    places = [(i, group.chunk, position) for group in groups for position, i in enumerate(group.members)]
+    if loop.device.type != "cuda":
+        return {i: chunk.members([position])[0].on("cpu") for i, chunk, position in places}, ended
+    with Stage(loop.device) as stage:
+        states = {i: chunk.members([position], is_last=True)[0].mapped(stage.copy) for i, chunk, position in places}
+        return states, {i: state.mapped(stage.copy) for i, state in ended.items()}
 
 
 def take_up(loop: "Loop", snapshot: Snapshot) -> None:
