@@ -75,8 +75,9 @@ LAYERS = {
         """_engine _engine.capture _engine.choices _engine.closeness _engine.divergence _engine.graph _engine.lending
         _engine.levels _engine.loaders _engine.memory _engine.messages _engine.modes _engine.packing _engine.places
         _engine.rng _engine.staging _engine.templates _engine.work""",
-        """_engine.copying _engine.fingerprint _engine.joining _engine.reach _engine.remembered _engine.sources
+        """_engine.copying _engine.fingerprint _engine.joining _engine.reach _engine.remembered _engine.waypoints
         _engine.weights""",
+        "_engine.sources",
         "_engine.lowering _engine.watch",
         "_engine.ensemble _engine.objective",
         "_engine.batches",

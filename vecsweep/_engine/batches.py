@@ -18,6 +18,7 @@ from vecsweep._engine.loaders import END, next_batch, opened
 from vecsweep._engine.packing import VALUES, Packed, pack, tree_flatten, tree_map
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sources import is_fresh, length_of, own_loader, read_over
+from vecsweep._engine.waypoints import Waypoint, Waypoints
 from vecsweep._errors import warn_of_trouble
 from vecsweep._types import Batch
 from vecsweep.task import Task
@@ -86,7 +87,8 @@ class BatchStream:
         self._is_over = False  # the iterator has ended
         self._epoch: State | None = None  # the random stream as it was when the iterator was made
         self._num_loaded = 0  # from the iterator
-        if start is not None:
+        self._waypoints = Waypoints(self._source if has_new_workers else None, streams, seed)
+        if start is not None and not self._is_led_to(start, last):
             streams.rewind("batches", seed, start.epoch)
             self._skip(start.num_taken, last, hides_progress)
 
@@ -95,7 +97,8 @@ class BatchStream:
         """Where the stream stands, so that another can go on from there."""
         if self._epoch is None:  # nothing was read yet
             return Position(self._streams.mark("batches", self._seed), 0)
-        return Position(self._epoch, self._num_loaded - len(self._ahead))
+        num_taken = self._num_loaded - len(self._ahead)
+        return Position(self._epoch, num_taken, self._waypoints.before(num_taken))
 
     def take(self) -> Batch:
         """Take the next batch; start over when they run out."""
@@ -146,6 +149,7 @@ class BatchStream:
             self._check_length()
         else:
             self._num_loaded += 1
+            self._waypoints.note(self._num_loaded)
             self._ahead.append(move(batch, self._device, self._dtype, is_fresh=is_fresh(self._source)))
         return not self._is_over
 
@@ -164,6 +168,21 @@ class BatchStream:
         self._iterator = opened(self._task.iterate(self._seed, self._source))
         self._is_over = False
         self._num_loaded = 0
+        self._waypoints.begin()
+
+    def _is_led_to(self, start: "Position", last: Fingerprint | None) -> bool:
+        """Go to a place by a waypoint; False if there is none, or if it leads elsewhere, as where workers draw."""
+        if start.waypoint is None or last is None or last.digest is None:
+            return False
+        iterator = self._waypoints.go_to(start.waypoint)
+        if iterator is None:
+            return False
+        self._iterator, self._epoch = opened(iterator), start.epoch
+        num_read, batch = read_over(self._iterator, start.num_taken - start.waypoint.num_loaded, hides_progress=True)
+        self._num_loaded = start.waypoint.num_loaded + num_read
+        if self._num_loaded < start.num_taken:
+            return False
+        return fingerprint(move(batch, self._device, self._dtype, is_fresh=True)) == last
 
     def _skip(self, num_batches: int, last: Fingerprint | None, hides_progress: bool | None) -> None:
         """Read over what another stream had taken of this epoch."""
@@ -197,10 +216,12 @@ class Position:
     Attributes:
         epoch: the random stream as it was when the epoch began.
         num_taken: batches taken since.
+        waypoint: a place on the way, if the loader goes to such by itself.
     """
 
     epoch: State
     num_taken: int
+    waypoint: Waypoint | None = None
 
 
 def move(batch: Batch, device: torch.device, dtype: torch.dtype | None, *, is_fresh: bool) -> Batch:

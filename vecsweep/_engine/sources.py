@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, default_collate
 from vecsweep._bars import Bar
 from vecsweep._engine.loaders import END, loaders_ended, next_batch, opened
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.waypoints import is_stateful
 from vecsweep._errors import warn_of_stumble
 from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
@@ -43,13 +44,13 @@ def is_fresh(source: Any) -> bool:
 
 
 def own_loader(batches: Any, *, has_new_workers: bool = False) -> Any:
-    """A copy of a loader whose workers persist: it has one iterator, which other seeds and the caller use too.
+    """A copy of a loader that holds on to its iterator, which other seeds and the caller use too.
 
     Args:
         batches: any source.
         has_new_workers: whether the copy's workers end with each epoch.
     """
-    if not isinstance(batches, DataLoader) or not batches.persistent_workers:
+    if not isinstance(batches, DataLoader) or not (batches.persistent_workers or is_stateful(batches)):
         return batches
     loader = copy.copy(batches)
     loader._iterator = None
