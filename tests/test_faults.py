@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import multiprocessing
+import re
 import sys
 import threading
 import warnings
@@ -183,6 +184,42 @@ def test_batch_of_nan_is_named_where_all_diverge_at_once():
     with pytest.warns(RuntimeWarning, match=r"All 3 members of seed 0 diverged at step 20, whose batch.*NaN"):
         runs = vs.sweep(make_task(batches), lrs=[0.001, 0.01, 0.1], num_steps=40)
     assert runs.diverged_at.tolist() == [20, 20, 20]
+
+
+def test_empty_batch_is_named_where_all_diverge_by_it():
+    batches = make_batches(30)
+    batches[20] = tuple(part[:0] for part in batches[20])
+    with pytest.warns(RuntimeWarning, match=r"All 2 members of seed 0 diverged at step 20, whose batch.*no sample"):
+        vs.sweep(make_task(batches), lrs=[0.01, 0.1], num_steps=40)
+
+
+ODD = {
+    "dtype": lambda x, y: (x.double(), y),
+    "structure": lambda x, y: {"inputs": x, "targets": y},
+    "length": lambda x, y: (x, y, y),
+    "shape": lambda x, y: (x[:, :5], y),
+    "labels": lambda x, y: (x, y.double()),
+    "nothing": lambda x, y: None,
+}
+
+
+def what_pytorch_says(model, batch):
+    try:
+        inputs, targets = batch
+        F.cross_entropy(model(inputs), targets)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return str(error).splitlines()[0]
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+@pytest.mark.parametrize("odd", ODD)
+def test_batch_that_is_another_keeps_what_was_trained_and_is_no_matter_of_batching(odd, engine):
+    batches, task = make_batches(40), make_task()
+    batches[20] = ODD[odd](*batches[20])
+    said = what_pytorch_says(task.model, batches[20])
+    with no_fallback(), pytest.raises((RuntimeError, TypeError, ValueError), match=re.escape(said)) as caught:
+        vs.sweep(make_task(batches), lrs=[0.01, 0.1], num_steps=40, engine=engine)
+    assert len(caught.value.result.train_loss) == 16
 
 
 def test_members_that_diverge_by_their_learning_rate_are_not_blamed_on_the_data():

@@ -357,6 +357,6 @@ def size_bytes(batch: Batch) -> int:
 
 
 def is_finite(batch: Batch) -> bool:
-    """Whether no number of a batch's tensors is NaN or infinite."""
+    """Whether there are numbers in all of a batch's tensors, and none is NaN or infinite."""
     leaves = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return all(bool(leaf.isfinite().all()) for leaf in leaves)
+    return all(leaf.numel() > 0 and bool(leaf.isfinite().all()) for leaf in leaves)

@@ -403,8 +403,8 @@ class Loop:
                 num = int((self.diverged_at[own] == at[0]).sum())
                 who = f"All {num} members" if num > 1 else "The member"
                 warn_of_trouble(
-                    f"{who} of seed {seed} diverged at step {at[0]}, whose batch holds NaN or infinity: look at the "
-                    "data rather than at the learning rates. Steps, and batches, are counted from 0."
+                    f"{who} of seed {seed} diverged at step {at[0]}, whose batch holds NaN or infinity, or no "
+                    "sample: look at the data, not at the learning rates. Steps, and batches, are counted from 0."
                 )
 
     def _go_back(self, marks: Mapping[int, State]) -> None:
