@@ -46,9 +46,14 @@ class Traced(NamedTuple):
 
     def module(self, graph: Graph | None = None) -> GraphModule:
         """Make code of the graph, or of another that was made from it."""
-        module = GraphModule(self.constants, self.graph if graph is None else graph)
-        weakref.finalize(module, _forget_source, module.forward.__code__.co_filename).atexit = False
-        return module
+        return code_of(self.constants, self.graph if graph is None else graph)
+
+
+def code_of(constants: torch.nn.Module, graph: Graph) -> GraphModule:
+    """Make code of a graph, and of the module that has what it refers to."""
+    code = GraphModule(constants, graph)
+    weakref.finalize(code, _forget_source, code.forward.__code__.co_filename).atexit = False
+    return code
 
 
 def _forget_source(name: str) -> None:

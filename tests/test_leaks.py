@@ -15,6 +15,7 @@ from kept_runs import INPUTS, TARGETS, mlp
 from torch.utils.data import DataLoader, TensorDataset
 
 import vecsweep as vs
+from vecsweep._engine import lowering
 
 NUM_SWEEPS = int(os.environ.get("VECSWEEP_SOAK_SWEEPS", "14"))
 MOST_MB = 16.0  # that the memory of a process varies by
@@ -116,6 +117,9 @@ def test_text_of_a_traced_step_is_gone_with_it():
         gc.collect()
         return [name for name in linecache.cache if name.startswith("<eval_with_key>")]
 
+    lowering._KEPT.clear()
     before = texts()
     sweep()
+    assert len(texts()) > len(before), "that of the last ones is kept with them"
+    lowering._KEPT.clear()
     assert texts() == before
