@@ -33,8 +33,13 @@ test-trackers: $(STAMP)
 soak: $(STAMP)
 	VECSWEEP_FUZZED_CALLS=10000 VECSWEEP_FUZZED_FILES=2000 $(SOAK) tests/test_fuzz.py
 	VECSWEEP_SOAK_PRESSES=450 $(SOAK) tests/test_interrupts.py
+	VECSWEEP_SOAK_PRESSES=200 $(SOAK) tests/test_commands_interrupted.py -rP
 	VECSWEEP_KILLS=200 $(SOAK) tests/test_kills.py
 	VECSWEEP_SOAK_SWEEPS=500 $(SOAK) tests/test_leaks.py -rP
+	$(PIP) ckpt-chaos
+	rm -rf build/chaos
+	$(BIN)/python -m ckpt_chaos run --work build/chaos --max-points 1000 --modes before,torn,unsynced,term \
+	--result-file '{out}/result.txt' -- $(BIN)/python bench/soak/chaos.py '{out}'
 
 # The site of the documentation, into site/; links are checked, and nothing is fetched to look at it.
 docs: $(DEMO_STAMP)

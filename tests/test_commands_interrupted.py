@@ -62,7 +62,8 @@ def test_ctrl_c_at_any_moment_ends_a_command_with_130_and_no_traceback(options, 
             _, err = process.communicate(timeout=60)
             waited_s.append(time.monotonic() - pressed)
         num_pressed += process.returncode != 0
-        assert process.returncode in (0, 130), err.decode()  # it may have been over
+        # It may have been over, or, while PyTorch was loaded, ended by the signal itself: 130 for a shell.
+        assert process.returncode in (0, 130, -signal.SIGINT), err.decode()
         assert b"Traceback" not in err
         assert b"Exception ignored" not in err
         vs.load(tmp_path / "out" / "sweep.npz")

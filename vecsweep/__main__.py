@@ -13,7 +13,7 @@ def command() -> int:
         from vecsweep.cli import main
 
         return main()
-    signal.signal(signal.SIGINT, interrupts.leave_at_once)
+    interrupts.begin_command()
     sys.unraisablehook = _show
     from vecsweep.cli import main
 

@@ -45,12 +45,23 @@ _hold: _Hold | None = None  # of the main thread
 
 STATUS = 128 + signal.SIGINT  # of a command that Ctrl-C ended
 _LEAVE_S = 2.0
-_is_leaving = False
+_is_leaving = _is_command = False
 
 
-def leave_at_once(number: int, frame: FrameType | None) -> None:
-    """Handle Ctrl-C while a command loads what it needs: it has done nothing yet, and imports take no exceptions."""
-    os._exit(STATUS)
+def begin_command() -> None:
+    """Let Ctrl-C end the process of a command while it loads what it needs.
+
+    It has done nothing yet. No handler of Python's runs while PyTorch's libraries are loaded, which takes seconds.
+    """
+    global _is_command
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _is_command = True
+
+
+def end_loading() -> None:
+    """Handle Ctrl-C from now on, in the process of a command."""
+    if _is_command:
+        signal.signal(signal.SIGINT, leave)
 
 
 def leave(number: int, frame: FrameType | None) -> None:

@@ -8,7 +8,6 @@ that code is what has to be mended.
 
 import argparse
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vecsweep._engine.memory import keep_memory
         from vecsweep.cli.parser import make_parser
         from vecsweep.cli.saying import fallbacks_in_a_line
-    if signal.getsignal(signal.SIGINT) is interrupts.leave_at_once:
-        signal.signal(signal.SIGINT, interrupts.leave)
+    interrupts.end_loading()
     try:
         arguments = make_parser().parse_args(argv)
         keep_memory()
