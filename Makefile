@@ -4,6 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 DEMO_STAMP := .venv/.installed-demo
 STAMP := .venv/.installed
+SOAK := $(BIN)/python -m pytest -o faulthandler_timeout=14400
 BENCH_STAMP := .venv/.installed-bench
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 TORCH_INDEX ?=
@@ -30,9 +31,15 @@ test-trackers: $(STAMP)
 
 # What takes long: many more of what make test fuzzes and interrupts. docs/reliability.md has the figures.
 soak: $(STAMP)
-	VECSWEEP_FUZZED_CALLS=10000 VECSWEEP_FUZZED_FILES=2000 $(BIN)/python -m pytest tests/test_fuzz.py
-	VECSWEEP_SOAK_PRESSES=450 $(BIN)/python -m pytest tests/test_interrupts.py
-	VECSWEEP_KILLS=250 $(BIN)/python -m pytest tests/test_checkpoint.py -k killed
+	VECSWEEP_FUZZED_CALLS=10000 VECSWEEP_FUZZED_FILES=2000 $(SOAK) tests/test_fuzz.py
+	VECSWEEP_SOAK_PRESSES=450 $(SOAK) tests/test_interrupts.py
+	VECSWEEP_SOAK_PRESSES=200 $(SOAK) tests/test_commands_interrupted.py -rP
+	VECSWEEP_KILLS=200 $(SOAK) tests/test_kills.py
+	VECSWEEP_SOAK_SWEEPS=500 $(SOAK) tests/test_leaks.py -rP
+	$(PIP) ckpt-chaos
+	rm -rf build/chaos
+	$(BIN)/python -m ckpt_chaos run --work build/chaos --max-points 1000 --modes before,torn,unsynced,term \
+	--result-file '{out}/result.txt' -- $(BIN)/python bench/soak/chaos.py '{out}'
 
 # The site of the documentation, into site/; links are checked, and nothing is fetched to look at it.
 docs: $(DEMO_STAMP)

@@ -4,7 +4,9 @@ What `torch.fx.experimental.proxy_tensor.make_fx` does, without its fake tensors
 shapes and compilers; in a short sweep of a small model they took longer than all steps together.
 """
 
+import linecache
 import operator
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -12,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Node, graph_module
 from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -44,7 +46,20 @@ class Traced(NamedTuple):
 
     def module(self, graph: Graph | None = None) -> GraphModule:
         """Make code of the graph, or of another that was made from it."""
-        return GraphModule(self.constants, self.graph if graph is None else graph)
+        return code_of(self.constants, self.graph if graph is None else graph)
+
+
+def code_of(constants: torch.nn.Module, graph: Graph) -> GraphModule:
+    """Make code of a graph, and of the module that has what it refers to."""
+    code = GraphModule(constants, graph)
+    weakref.finalize(code, _forget_source, code.forward.__code__.co_filename).atexit = False
+    return code
+
+
+def _forget_source(name: str) -> None:
+    """Drop the text of code that is gone, which torch.fx and Python keep for tracebacks, and for ever."""
+    linecache.cache.pop(name, None)
+    graph_module._loader.eval_cache.pop(name, None)
 
 
 def trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> Traced:

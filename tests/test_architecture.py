@@ -28,7 +28,7 @@ LAYERS = {
         kernels.updates.sgd""",
         "kernels.rules kernels.updates",
     ],
-    "ground": ["_cores _errors _folders _hyper _types _version _words several", "_interrupts"],
+    "ground": ["_bars _cores _errors _folders _hyper _types _version _words several", "_interrupts"],
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
@@ -74,10 +74,11 @@ LAYERS = {
     ],
     "engine": [
         """_engine _engine.capture _engine.choices _engine.closeness _engine.divergence _engine.graph _engine.lending
-        _engine.levels _engine.memory _engine.messages _engine.modes _engine.packing _engine.places _engine.rng
-        _engine.templates _engine.work""",
-        """_engine.copying _engine.fingerprint _engine.joining _engine.reach _engine.remembered _engine.sources
-        _engine.staging _engine.weights""",
+        _engine.levels _engine.loaders _engine.memory _engine.messages _engine.modes _engine.packing _engine.places
+        _engine.rng _engine.templates _engine.unloading _engine.work""",
+        """_engine.copying _engine.fingerprint _engine.joining _engine.reach _engine.remembered _engine.staging
+        _engine.waypoints _engine.weights""",
+        "_engine.sources",
         "_engine.lowering _engine.watch",
         "_engine.ensemble _engine.objective",
         "_engine.batches",
@@ -248,7 +249,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "shtab": {"cli.parser"},
     "IPython": {"observers.live"},  # which is there wherever it imports it
     "ray": {"cluster.sending", "cluster.session"},
-    "tqdm": {"cluster.driver", "_engine.trials", "_engine.loop", "_engine.sources", "finder.lr_finder"},
+    "tqdm": {"_bars"},
 }
 
 

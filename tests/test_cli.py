@@ -23,6 +23,7 @@ from safetensors.torch import load_model
 import vecsweep as vs
 import vecsweep.tasks
 import vecsweep.tasks.data
+from vecsweep.__main__ import command
 from vecsweep._types import EngineName, Method, Precision, Spacing
 from vecsweep.checking import Deviation
 from vecsweep.cli import main
@@ -607,7 +608,7 @@ def test_every_help_text_ends_in_an_example(command, run):
 
 def test_the_console_script_is_the_same_command(run):
     (script,) = entry_points(group="console_scripts", name="vecsweep")
-    assert script.load() is main
+    assert script.load() is command
     assert run("--version").out == f"vecsweep {vs.__version__}\n"
 
 

@@ -3,8 +3,7 @@
 import asyncio
 import errno
 import multiprocessing
-import os
-import signal
+import re
 import sys
 import threading
 import warnings
@@ -146,52 +145,6 @@ def test_error_with_a_result_of_its_own_keeps_it():
     assert caught.value.result == "its own"
 
 
-class Samples(Dataset):
-    def __init__(self, at=None, how=None):
-        self.at, self.how = at, how
-
-    def __len__(self):
-        return 400
-
-    def __getitem__(self, i):
-        if i == self.at:
-            self.how()
-        return torch.full((6,), i / 400), i % 3
-
-
-def die():
-    os._exit(3)
-
-
-def be_killed():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def fail():
-    raise LookupError("sample 330 is missing")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="forked workers")
-@pytest.mark.parametrize(
-    ("how", "error", "said"),
-    [
-        (fail, LookupError, "sample 330"),
-        # The others where it ends while it hands a batch over.
-        (die, (RuntimeError, ConnectionError, EOFError), "DataLoader worker|Connection reset|^$"),
-        (be_killed, (RuntimeError, ConnectionError, EOFError), "DataLoader worker|Connection reset|^$"),
-    ],
-)
-def test_loader_worker_that_fails_dies_or_is_killed_keeps_what_was_trained(how, error, said):
-    task, before = make_task(DataLoader(Samples(330, how), 8, num_workers=1)), threading.active_count()
-    with no_fallback(), pytest.raises(error, match=said) as caught:
-        vs.sweep(task, lrs=[0.01, 0.1], num_steps=60, engine="vectorized")
-    stopped = caught.value.result
-    assert len(stopped.train_loss) >= 16
-    whole = vs.sweep(make_task(DataLoader(Samples(), 8)), lrs=[0.01, 0.1], num_steps=len(stopped.train_loss))
-    np.testing.assert_array_equal(stopped.train_loss, whole.train_loss)
-    assert threading.active_count() == before
-
-
 # Observers.
 
 
@@ -231,6 +184,42 @@ def test_batch_of_nan_is_named_where_all_diverge_at_once():
     with pytest.warns(RuntimeWarning, match=r"All 3 members of seed 0 diverged at step 20, whose batch.*NaN"):
         runs = vs.sweep(make_task(batches), lrs=[0.001, 0.01, 0.1], num_steps=40)
     assert runs.diverged_at.tolist() == [20, 20, 20]
+
+
+def test_empty_batch_is_named_where_all_diverge_by_it():
+    batches = make_batches(30)
+    batches[20] = tuple(part[:0] for part in batches[20])
+    with pytest.warns(RuntimeWarning, match=r"All 2 members of seed 0 diverged at step 20, whose batch.*no sample"):
+        vs.sweep(make_task(batches), lrs=[0.01, 0.1], num_steps=40)
+
+
+ODD = {
+    "dtype": lambda x, y: (x.double(), y),
+    "structure": lambda x, y: {"inputs": x, "targets": y},
+    "length": lambda x, y: (x, y, y),
+    "shape": lambda x, y: (x[:, :5], y),
+    "labels": lambda x, y: (x, y.double()),
+    "nothing": lambda x, y: None,
+}
+
+
+def what_pytorch_says(model, batch):
+    try:
+        inputs, targets = batch
+        F.cross_entropy(model(inputs), targets)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return str(error).splitlines()[0]
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+@pytest.mark.parametrize("odd", ODD)
+def test_batch_that_is_another_keeps_what_was_trained_and_is_no_matter_of_batching(odd, engine):
+    batches, task = make_batches(40), make_task()
+    batches[20] = ODD[odd](*batches[20])
+    said = what_pytorch_says(task.model, batches[20])
+    with no_fallback(), pytest.raises((RuntimeError, TypeError, ValueError), match=re.escape(said)) as caught:
+        vs.sweep(make_task(batches), lrs=[0.01, 0.1], num_steps=40, engine=engine)
+    assert len(caught.value.result.train_loss) == 16
 
 
 def test_members_that_diverge_by_their_learning_rate_are_not_blamed_on_the_data():

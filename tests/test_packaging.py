@@ -78,8 +78,8 @@ def test_wheel_holds_the_licence(wheel):
 def test_command_is_installed_and_names_a_function_that_exists(wheel):
     scripts = configparser.ConfigParser()
     scripts.read_string(read(wheel, "entry_points.txt"))
-    assert dict(scripts["console_scripts"]) == {"vecsweep": "vecsweep.cli:main"}
-    assert callable(EntryPoint("vecsweep", "vecsweep.cli:main", "console_scripts").load())
+    assert dict(scripts["console_scripts"]) == {"vecsweep": "vecsweep.__main__:command"}
+    assert callable(EntryPoint("vecsweep", "vecsweep.__main__:command", "console_scripts").load())
 
 
 def test_core_requirements_are_eight(metadata):

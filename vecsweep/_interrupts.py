@@ -5,15 +5,17 @@ modes, too, which then stays as it is for the rest of the process, or inside a c
 drops it. While Ctrl-C is held back, a handler notes it, and the run looks between its windows of steps, its evaluations
 and its trials. A second Ctrl-C is raised wherever it comes.
 
-Only the main thread gets signals, and only Python's own handler is replaced: who has installed another, as an asyncio
-event loop does, is asked by nobody and keeps it.
+Only the main thread gets signals, and only Python's own handler is replaced, and that of vecsweep's own commands: who
+has installed another, as an asyncio event loop does, is asked by nobody and keeps it.
 """
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from vecsweep._errors import Interrupted
 
@@ -23,9 +25,10 @@ class Stop(KeyboardInterrupt):
 
 
 class _Hold:
-    """What has come since Ctrl-C is held back."""
+    """What has come since Ctrl-C is held back, and the handler that was there."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Any) -> None:
+        self.before = before
         self.is_due = False
         self.is_raised_at_once = False
 
@@ -40,6 +43,42 @@ class _Hold:
 
 _hold: _Hold | None = None  # of the main thread
 
+STATUS = 128 + signal.SIGINT  # of a command that Ctrl-C ended
+_LEAVE_S = 2.0
+_is_leaving = _is_command = False
+
+
+def begin_command() -> None:
+    """Let Ctrl-C end the process of a command while it loads what it needs.
+
+    It has done nothing yet. No handler of Python's runs while PyTorch's libraries are loaded, which takes seconds.
+    """
+    global _is_command
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _is_command = True
+
+
+def end_loading() -> None:
+    """Handle Ctrl-C from now on, in the process of a command."""
+    if _is_command:
+        signal.signal(signal.SIGINT, leave)
+
+
+def leave(number: int, frame: FrameType | None) -> None:
+    """Handle Ctrl-C while a command does anything else than train: raise it, and see to it that it is not lost."""
+    global _is_leaving
+    if not _is_leaving:
+        timer = threading.Timer(_LEAVE_S, os._exit, [STATUS])
+        timer.daemon = True
+        timer.start()
+    _is_leaving = True
+    raise KeyboardInterrupt
+
+
+def is_leaving() -> bool:
+    """Whether Ctrl-C came to a command while it did not train."""
+    return _is_leaving
+
 
 @contextmanager
 def held() -> Iterator[None]:
@@ -50,10 +89,11 @@ def held() -> Iterator[None]:
     """
     global _hold
     is_free = _hold is None and threading.current_thread() is threading.main_thread()
-    if not is_free or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    before = signal.getsignal(signal.SIGINT)
+    if not is_free or before not in (signal.default_int_handler, leave):
         yield
         return
-    own = _hold = _Hold()
+    own = _hold = _Hold(before)
     signal.signal(signal.SIGINT, own.note)
     try:
         yield
@@ -61,7 +101,7 @@ def held() -> Iterator[None]:
         raise Interrupted(None) from None
     finally:
         if signal.getsignal(signal.SIGINT) == own.note:  # and not what the caller's code has installed meanwhile
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, before)
         _hold = None
     if own.is_due:
         raise Interrupted(None)
@@ -79,11 +119,15 @@ def check() -> None:
 
 
 @contextmanager
-def raised_at_once() -> Iterator[None]:
-    """Let Ctrl-C through while the caller's own code is waited for, which may take as long as it likes."""
+def raised_at_once(*, in_commands_only: bool = False) -> Iterator[None]:
+    """Let Ctrl-C through while something is waited for that may take as long as it likes, such as the caller's code.
+
+    Args:
+        in_commands_only: whether what it breaks off may stay unusable, which matters to all but a command, which ends.
+    """
     check()
     own = _hold if threading.current_thread() is threading.main_thread() else None
-    if own is None:
+    if own is None or (in_commands_only and own.before is not leave):
         yield
         return
     own.is_raised_at_once = True

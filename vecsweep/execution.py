@@ -144,7 +144,7 @@ class Execution:
             object.__setattr__(self, "device", None)
         else:
             device = self.device
-            one = device if device is None or isinstance(device, str | torch.device) else device[0]
+            one: Any = device[0] if isinstance(device, list | tuple) else device
             object.__setattr__(self, "device", _check_device(one))
 
     @property

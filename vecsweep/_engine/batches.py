@@ -12,18 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from vecsweep._engine.fingerprint import Fingerprint, fingerprint
+from vecsweep._engine.loaders import END, next_batch, opened
 from vecsweep._engine.packing import VALUES, Packed, pack, tree_flatten, tree_map
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sources import is_fresh, length_of, own_loader, read_over
+from vecsweep._engine.waypoints import Waypoint, Waypoints
 from vecsweep._errors import warn_of_trouble
-from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.task import Task
-
-_END = object()  # of an iterator
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +87,8 @@ class BatchStream:
         self._is_over = False  # the iterator has ended
         self._epoch: State | None = None  # the random stream as it was when the iterator was made
         self._num_loaded = 0  # from the iterator
-        if start is not None:
+        self._waypoints = Waypoints(self._source if has_new_workers else None, streams, seed)
+        if start is not None and not self._is_led_to(start, last):
             streams.rewind("batches", seed, start.epoch)
             self._skip(start.num_taken, last, hides_progress)
 
@@ -98,7 +97,8 @@ class BatchStream:
         """Where the stream stands, so that another can go on from there."""
         if self._epoch is None:  # nothing was read yet
             return Position(self._streams.mark("batches", self._seed), 0)
-        return Position(self._epoch, self._num_loaded - len(self._ahead))
+        num_taken = self._num_loaded - len(self._ahead)
+        return Position(self._epoch, num_taken, self._waypoints.before(num_taken))
 
     def take(self) -> Batch:
         """Take the next batch; start over when they run out."""
@@ -120,12 +120,6 @@ class BatchStream:
         while len(self._ahead) < num and self._load_more():
             pass
         return list(islice(self._ahead, num))
-
-    def close(self) -> None:
-        """End the processes of a loader; an error that is kept would keep them, too."""
-        iterator, self._iterator = self._iterator, None
-        if isinstance(iterator, _MultiProcessingDataLoaderIter):
-            iterator._shutdown_workers()
 
     def _load(self) -> None:
         """See that there is a next batch."""
@@ -149,13 +143,13 @@ class BatchStream:
         self._streams.use("batches", self._seed)
         if self._is_over:
             return False
-        with raised_at_once():
-            batch = next(self._iterator, _END)
-        self._is_over = batch is _END
+        batch = next_batch(self._iterator)
+        self._is_over = batch is END
         if self._is_over:
             self._check_length()
         else:
             self._num_loaded += 1
+            self._waypoints.note(self._num_loaded)
             self._ahead.append(move(batch, self._device, self._dtype, is_fresh=is_fresh(self._source)))
         return not self._is_over
 
@@ -171,9 +165,24 @@ class BatchStream:
     def _begin(self) -> None:
         """Start over on the batches."""
         self._epoch = self._streams.mark("batches", self._seed)
-        self._iterator = self._task.iterate(self._seed, self._source)
+        self._iterator = opened(self._task.iterate(self._seed, self._source))
         self._is_over = False
         self._num_loaded = 0
+        self._waypoints.begin()
+
+    def _is_led_to(self, start: "Position", last: Fingerprint | None) -> bool:
+        """Go to a place by a waypoint; False if there is none, or if it leads elsewhere, as where workers draw."""
+        if start.waypoint is None or last is None or last.digest is None:
+            return False
+        iterator = self._waypoints.go_to(start.waypoint)
+        if iterator is None:
+            return False
+        self._iterator, self._epoch = opened(iterator), start.epoch
+        num_read, batch = read_over(self._iterator, start.num_taken - start.waypoint.num_loaded, hides_progress=True)
+        self._num_loaded = start.waypoint.num_loaded + num_read
+        if self._num_loaded < start.num_taken:
+            return False
+        return fingerprint(move(batch, self._device, self._dtype, is_fresh=True)) == last
 
     def _skip(self, num_batches: int, last: Fingerprint | None, hides_progress: bool | None) -> None:
         """Read over what another stream had taken of this epoch."""
@@ -207,10 +216,12 @@ class Position:
     Attributes:
         epoch: the random stream as it was when the epoch began.
         num_taken: batches taken since.
+        waypoint: a place on the way, if the loader goes to such by itself.
     """
 
     epoch: State
     num_taken: int
+    waypoint: Waypoint | None = None
 
 
 def move(batch: Batch, device: torch.device, dtype: torch.dtype | None, *, is_fresh: bool) -> Batch:
@@ -346,6 +357,6 @@ def size_bytes(batch: Batch) -> int:
 
 
 def is_finite(batch: Batch) -> bool:
-    """Whether no number of a batch's tensors is NaN or infinite."""
+    """Whether there are numbers in all of a batch's tensors, and none is NaN or infinite."""
     leaves = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return all(bool(leaf.isfinite().all()) for leaf in leaves)
+    return all(leaf.numel() > 0 and bool(leaf.isfinite().all()) for leaf in leaves)

@@ -1,6 +1,6 @@
 """What both engines keep: the vectorized and the sequential one are the same to the training loop."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
@@ -94,12 +94,16 @@ class Chunk(Protocol):
 
         Args:
             positions: of the members.
-            is_last: whether the chunk is not stepped again; then they need no copies.
+            is_last: whether nobody needs them once the chunk is stepped again; then they are no copies.
         """
         ...
 
-    def copies(self) -> list[MemberState]:
-        """Copy the states of all members to the host; a GPU need not have memory for them twice."""
+    def copies(self, copy: Callable[[Tensor], Tensor]) -> list[MemberState]:
+        """Copy the states of all members to the host; a GPU need not have memory for them twice.
+
+        Args:
+            copy: a tensor to the host.
+        """
         ...
 
     def select(self, keep: Sequence[int]) -> "Chunk":

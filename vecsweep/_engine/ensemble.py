@@ -5,7 +5,7 @@ other, be handed to the caller, or be trained further.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -112,26 +112,15 @@ class MemberState:
             scale=None if self.scale is None else LossScale(self.scale.value.clone(), self.scale.streak.clone()),
         )
 
-    def on(self, device: torch.device | str, wholes: dict[int, Tensor] | None = None) -> "MemberState":
-        """The same on a device.
+    def on(self, device: torch.device | str) -> "MemberState":
+        """The same on a device."""
+        return self.mapped(lambda tensor: tensor.to(device))
 
-        Args:
-            device: where to.
-            wholes: stacked tensors that are there already, by the id of what they are copies of; gets those that it
-                lacks. Members are then moved together, because each transfer from a GPU waits for it.
-        """
-
-        def move(tensor: Tensor) -> Tensor:
-            whole = tensor if tensor._base is None else tensor._base
-            is_plain = whole.dtype == tensor.dtype and whole.storage_offset() == 0 and whole.is_contiguous()
-            if wholes is None or not is_plain:
-                return tensor.to(device)
-            if id(whole) not in wholes:
-                wholes[id(whole)] = whole.to(device)
-            return wholes[id(whole)].as_strided(tensor.size(), tensor.stride(), tensor.storage_offset())
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "MemberState":
+        """The same with what a function makes of each tensor."""
 
         def moved(value: Any) -> Any:
-            return pytree.tree_map_only(Tensor, move, value)
+            return pytree.tree_map_only(Tensor, function, value)
 
         own = self.optimizer
         return MemberState(

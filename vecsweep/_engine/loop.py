@@ -12,9 +12,9 @@ from itertools import chain, compress
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from vecsweep import _interrupts as interrupts
+from vecsweep._bars import Bar
 from vecsweep._engine.batches import is_finite
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
 from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
@@ -183,9 +183,7 @@ class Loop:
         """Run to the end of the plan, or to Ctrl-C."""
         if self.is_over:
             return self._train()
-        with self.engines.closing as closing:
-            for stream in self.windows.streams.values():
-                closing.callback(stream.close)
+        with self.engines.closing:
             return self._train()
 
     def _train(self) -> Record:
@@ -193,7 +191,7 @@ class Loop:
         groups, self.is_even = list[Group](), False
         num_done = 0 if self.snapshot is None else self.snapshot.num_done
         is_complete, error = False, None
-        with tqdm(
+        with Bar(
             total=total * num_members,
             initial=num_done * num_members,
             unit=" steps",
@@ -405,8 +403,8 @@ class Loop:
                 num = int((self.diverged_at[own] == at[0]).sum())
                 who = f"All {num} members" if num > 1 else "The member"
                 warn_of_trouble(
-                    f"{who} of seed {seed} diverged at step {at[0]}, whose batch holds NaN or infinity: look at the "
-                    "data rather than at the learning rates. Steps, and batches, are counted from 0."
+                    f"{who} of seed {seed} diverged at step {at[0]}, whose batch holds NaN or infinity, or no "
+                    "sample: look at the data, not at the learning rates. Steps, and batches, are counted from 0."
                 )
 
     def _go_back(self, marks: Mapping[int, State]) -> None:
@@ -417,8 +415,6 @@ class Loop:
     def _raise_own_error(self, group: Group, window: Window, obstacle: Unmappable) -> None:
         """Raise what has nothing to do with batching: what an ordinary pass over these batches raises, too."""
         interrupts.check()
-        if isinstance(obstacle.__cause__, RuntimeError) and "DataLoader worker" in str(obstacle.__cause__):
-            raise obstacle.__cause__  # from the handler of a signal, wherever that came
         try:
             for seed in dict.fromkeys(group.seeds):
                 batches = [batch for step_batches in window for batch in step_batches[seed]]

@@ -18,7 +18,7 @@ from torch.fx import Graph, GraphModule, Node
 from vecsweep._engine.fingerprint import content_of
 from vecsweep._engine.graph import fold_copies_, fuse_writes_, simplify_, write_in_place
 from vecsweep._engine.joining import join_alike_, join_copies_
-from vecsweep.kernels._trace import Traced
+from vecsweep.kernels._trace import Traced, code_of
 
 _MAX_KEPT = 32  # graphs
 _MAX_CONSTANT_BYTES = 2**14  # of a graph that is kept: what it refers to must not outlive its model
@@ -48,11 +48,11 @@ class Lowered:
 
     def pure(self) -> GraphModule:
         """Make code that returns the new state and the rest."""
-        return GraphModule(self.constants, self.graph)
+        return code_of(self.constants, self.graph)
 
     def in_place(self, num_state: int) -> GraphModule:
         """Make code that copies the new state over the old in the end, for a compiler to fuse."""
-        return GraphModule(self.constants, write_in_place(self.graph, num_state))
+        return code_of(self.constants, write_in_place(self.graph, num_state))
 
 
 def lower(traced: Traced, num_members: int = 0, num_state: int = 0) -> Lowered:
@@ -85,7 +85,7 @@ def _lower(traced: Traced, num_members: int, num_state: int) -> Lowered:
     written = write_in_place(graph, num_state)
     fuse_writes_(written)
     join_copies_(written, num_members)
-    return Lowered(graph, constants, GraphModule(constants, written).forward)
+    return Lowered(graph, constants, code_of(constants, written).forward)
 
 
 def _key_of(traced: Traced, num_members: int, num_state: int) -> Hashable:

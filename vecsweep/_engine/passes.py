@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vecsweep._engine.batches import move
 from vecsweep._engine.learner import Learner
+from vecsweep._engine.loaders import END, next_batch, opened
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sources import is_fresh, own_loader
 from vecsweep._engine.weights import weight_of
@@ -57,12 +58,10 @@ class Passes:
             return
         first = self._seeds[0]
         self._streams.restart("validation", first)
-        source = iter(self._task.open_validation(first, self._validated_on))
+        source = opened(iter(self._task.open_validation(first, self._validated_on)))
         while True:
             self._streams.use("validation", first)
-            try:
-                batch = next(source)
-            except StopIteration:
+            if (batch := next_batch(source)) is END:
                 return
             yield dict.fromkeys(self._seeds, self._weigh(batch, self._task.val_batches, first))
 
@@ -84,13 +83,12 @@ class Passes:
         sources = {}
         for seed in self._seeds:
             self._streams.restart(stream, seed)
-            sources[seed] = iter(open_source(seed))
+            sources[seed] = opened(iter(open_source(seed)))
         latest: dict[int, Weighed] = {}
         while sources:
             for seed in list(sources):
                 self._streams.use(stream, seed)
-                batch = next(sources[seed], None)
-                if batch is not None:
+                if (batch := next_batch(sources[seed])) is not END:
                     latest[seed] = self._weigh(batch, source, seed)
                     continue
                 if seed not in latest:

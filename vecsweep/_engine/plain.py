@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep import _interrupts as interrupts
 from vecsweep._engine.copying import copy_model, forget_, set_to_train
+from vecsweep._engine.loaders import END, next_batch, opened
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.sources import own_loader
 from vecsweep._engine.watch import Watch
@@ -151,12 +152,10 @@ class PlainLoop:
         self._streams.restart("batches", seed)
         while True:
             self._streams.use("batches", seed)
-            source = self._task.iterate(seed)
+            source = opened(self._task.iterate(seed))
             while True:
                 self._streams.use("batches", seed)
-                try:
-                    batch = next(source)
-                except StopIteration:
+                if (batch := next_batch(source)) is END:
                     break
                 yield pytree.tree_map(lambda leaf: self._placed(leaf, device), batch)
 

@@ -31,6 +31,7 @@ from vecsweep._engine.packing import tree_flatten
 from vecsweep._engine.staging import Captures, num_ahead
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
+from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
 from vecsweep.kernels._compile import compile_graph
 from vecsweep.kernels._trace import try_to_trace
@@ -306,7 +307,7 @@ class Program:
         with torch.no_grad():
             expected = self._lowered.pure().forward(*tensors)
             try:
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), raised_at_once(in_commands_only=True):
                     warnings.simplefilter("ignore")  # what the compiler says of its own parts is not for the caller
                     compiled = compile_graph(parts)
                     results = compiled(*tensors)

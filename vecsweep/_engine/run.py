@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from vecsweep._engine.choices import Timing
 from vecsweep._engine.learner import Learner
+from vecsweep._engine.loaders import loaders_ended
 from vecsweep._engine.loop import Loop
 from vecsweep._engine.memory import memory_kept
 from vecsweep._engine.modes import modes_set_aside
@@ -92,7 +93,8 @@ def train(
                 "at the same time. Take fewer seeds, or a smaller `num_workers`."
             )
         for members in turns:
-            records.append(train_turn(members))
+            with loaders_ended():
+                records.append(train_turn(members))
             if not records[-1].is_complete:
                 break
     return records[0] if len(turns) == 1 else join(records, turns, len(plan.members))
@@ -161,7 +163,7 @@ def plain_loop(task: Task, execution: Execution, dtype: torch.dtype | None) -> I
         dtype: of parameters, buffers and batches; None leaves them as they are.
     """
     streams = Streams(_device_of(task, execution), _own_generators(task))
-    with streams.borrowed(), modes_set_aside():
+    with streams.borrowed(), modes_set_aside(), loaders_ended():
         yield PlainLoop(task, execution, streams, dtype)
 
 

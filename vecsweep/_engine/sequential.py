@@ -5,7 +5,7 @@ to leave a diverged member alone.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
@@ -155,9 +155,9 @@ class SequentialChunk:
         """Give back the memory of a member that is not stepped again."""
         self._members[i].let_go()
 
-    def copies(self) -> list[MemberState]:
+    def copies(self, copy: Callable[[Tensor], Tensor]) -> list[MemberState]:
         """Copy the states of all members to the host."""
-        return [self.members([i])[0].on("cpu") for i in range(len(self))]
+        return [state.mapped(copy) for state in self.members(range(len(self)), is_last=True)]
 
     def select(self, keep: Sequence[int]) -> "SequentialChunk":
         """Take some members out."""

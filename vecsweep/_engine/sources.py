@@ -10,9 +10,11 @@ from itertools import islice
 from typing import Any
 
 from torch.utils.data import DataLoader, default_collate
-from tqdm import tqdm
 
+from vecsweep._bars import Bar
+from vecsweep._engine.loaders import END, loaders_ended, next_batch, opened
 from vecsweep._engine.rng import Streams
+from vecsweep._engine.waypoints import is_stateful
 from vecsweep._errors import warn_of_stumble
 from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
@@ -44,7 +46,7 @@ def is_fresh(source: Any) -> bool:
 
 
 def own_loader(batches: Any, *, has_new_workers: bool = False) -> Any:
-    """A copy of a loader whose workers persist: it has one iterator, which other seeds and the caller use too.
+    """A copy of a loader that holds on to its iterator, which other seeds and the caller use too.
 
     Args:
         batches: any source.
@@ -52,7 +54,7 @@ def own_loader(batches: Any, *, has_new_workers: bool = False) -> Any:
     """
     if isinstance(batches, Recut):
         return replace(batches, source=own_loader(batches.source, has_new_workers=has_new_workers))
-    if not isinstance(batches, DataLoader) or not batches.persistent_workers:
+    if not isinstance(batches, DataLoader) or not (batches.persistent_workers or is_stateful(batches)):
         return batches
     loader = copy.copy(batches)
     loader._iterator = None
@@ -64,10 +66,10 @@ def own_loader(batches: Any, *, has_new_workers: bool = False) -> Any:
 def read_over(source: Iterator[Batch], num: int, hides_progress: bool | None) -> tuple[int, Batch]:
     """Read over so many batches, or as many as there are; return how many, and the last."""
     last, num_read = None, 0
-    bar = tqdm(total=num, desc="reading forward", unit=" batches", disable=hides_progress, delay=1, leave=False)
+    bar = Bar(total=num, desc="reading forward", unit=" batches", disable=hides_progress, delay=1, leave=False)
     with bar:
-        for last in islice(source, num):  # noqa: B007 - what is asked for is the last
-            num_read += 1
+        while num_read < num and (batch := next_batch(source)) is not END:
+            last, num_read = batch, num_read + 1
             bar.update()
     return num_read, last
 
@@ -96,13 +98,13 @@ def count_batches(task: Task, seed: int, execution: Execution, streams: Streams,
     Raises:
         ValueError: all were to be read, and there is no end of them.
     """
-    with streams.borrowed():
+    with streams.borrowed(), loaders_ended():
         streams.use("batches", seed)
         source = own_loader(task.open(seed))
         length = length_of(source)
         if length is not None:
             return length
-        num_read = _count(iter(source), execution, _MAX_COUNTED_BATCHES if most is None else most)
+        num_read = _count(opened(iter(source)), execution, _MAX_COUNTED_BATCHES if most is None else most)
     if most is None and num_read == _MAX_COUNTED_BATCHES:
         raise ValueError(
             f"`epochs` needs batches that come to an end; {num_read:,} were read, and there were more. Pass "
@@ -119,7 +121,7 @@ def check_validation_ends(task: Task, seed: int, execution: Execution) -> None:
     source = task.open_validation(seed, own_loader(task.val_batches))
     if length_of(source) is not None:
         return
-    if _count(iter(source), execution, _MAX_VALIDATION_BATCHES) == _MAX_VALIDATION_BATCHES:
+    if _count(opened(iter(source)), execution, _MAX_VALIDATION_BATCHES) == _MAX_VALIDATION_BATCHES:
         raise ValueError(
             f"`val_batches` must come to an end; {_MAX_VALIDATION_BATCHES:,} were read, and there were more. Pass a "
             "list of those to validate on, as `list(itertools.islice(source, 100))`; what has a length may be longer."
@@ -150,7 +152,7 @@ def num_seeds_at_once(task: Task, seeds: Sequence[int], *, has_train_metrics: bo
 
 def _count(source: Iterator[Batch], execution: Execution, most: int | None) -> int:
     """Count batches, and show that this is what takes the time."""
-    with tqdm(desc="counting batches", unit=" batches", disable=execution.hides_progress, delay=1, leave=False) as bar:
+    with Bar(desc="counting batches", unit=" batches", disable=execution.hides_progress, delay=1, leave=False) as bar:
         num_read, told_at = 0, time.monotonic() + _PATIENCE_S
         with raised_at_once():
             for _ in islice(source, most):

@@ -4,7 +4,7 @@ These functions are part of `Loop`, and stand here because who reads how it trai
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.fingerprint import fingerprint
 from vecsweep._engine.record import End
 from vecsweep._engine.snapshot import Snapshot, describe_machine
+from vecsweep._engine.unloading import Stage, together
 
 if TYPE_CHECKING:
     from vecsweep._engine.loop import Group, Loop
@@ -24,11 +25,7 @@ _RTOL = 1e-6  # between what machines make of a schedule
 
 def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Snapshot:
     """Copy all that it takes to go on from here."""
-    states = dict[int, MemberState]()
-    for group in groups:
-        states |= zip(group.members, group.chunk.copies(), strict=True)
-    wholes = dict[int, Tensor]()
-    ended = {i: state.on("cpu", wholes) for i, state in enumerate(loop.states) if state is not None}
+    states, ended = _states_of(loop, groups)
     places = {seed: loop.windows.place_of(seed) for seed in loop.learners}
     marks = {seed: loop.streams.mark("model", seed) for seed in loop.learners}
     earlier_s = 0.0 if loop.snapshot is None else loop.snapshot.duration_s
@@ -53,6 +50,20 @@ def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Sna
         loop.identity,
         describe_machine(loop.device),
     )
+
+
+def _states_of(loop: "Loop", groups: Sequence["Group"]) -> tuple[dict[int, MemberState], dict[int, MemberState]]:
+    """Copy the states of the members that train, and of those that have come to their end, to the host."""
+    ended = {i: state for i, state in enumerate(loop.states) if state is not None}
+    if loop.device.type != "cuda":
+        return _copies(groups, lambda tensor: tensor.to("cpu", copy=True)), ended
+    with Stage(loop.device) as stage:
+        copy = together(stage.copy)
+        return _copies(groups, stage.copy), {i: state.mapped(copy) for i, state in ended.items()}
+
+
+def _copies(groups: Sequence["Group"], copy: Callable[[Tensor], Tensor]) -> dict[int, MemberState]:
+    return {i: state for own in groups for i, state in zip(own.members, own.chunk.copies(copy), strict=True)}
 
 
 def take_up(loop: "Loop", snapshot: Snapshot) -> None:

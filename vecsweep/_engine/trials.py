@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from vecsweep import _interrupts as interrupts
+from vecsweep._bars import Bar
 from vecsweep._engine.batches import BatchStream, key_of
 from vecsweep._engine.choices import Choice, Timing, Way, choose, search
 from vecsweep._engine.contract import Chunk, Engine, OutOfMemory, Unmappable
@@ -237,7 +237,7 @@ class Trials:
         self._streams = streams
         self._num_processes = num_processes
         hidden = engine.execution.hides_progress
-        self._bar = tqdm(desc="timing ways to step", unit=" ways", disable=hidden, delay=1, leave=False)
+        self._bar = Bar(desc="timing ways to step", unit=" ways", disable=hidden, delay=1, leave=False)
 
     def __enter__(self) -> "Trials":
         return self

@@ -11,7 +11,7 @@ import re
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -364,11 +364,11 @@ class VectorizedChunk:
             states = [replace(state, optimizer=own) for state, own in zip(states, optimizers, strict=True)]
         return states if is_last else [state.copy() for state in states]
 
-    def copies(self) -> list[MemberState]:
+    def copies(self, copy: Callable[[Tensor], Tensor]) -> list[MemberState]:
         """Copy the states of all members to the host: stacked, because each transfer from a GPU waits for it."""
         if self._optimizers is not None:
-            return [self.members([i])[0].on("cpu") for i in range(len(self))]
-        copied = pytree.tree_map(lambda tensor: tensor.to("cpu", copy=True), self._ensemble.tensors)
+            return [state.mapped(copy) for state in self.members(range(len(self)), is_last=True)]
+        copied = pytree.tree_map(copy, self._ensemble.tensors)
         ensemble = self._ensemble.with_tensors(copied)
         return [ensemble.member(i) for i in range(len(self))]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ from vecsweep._engine.fingerprint import Fingerprint
 from vecsweep._engine.levels import Level, Stepping
 from vecsweep._engine.record import End
 from vecsweep._engine.snapshot import Manner, Snapshot
+from vecsweep._engine.waypoints import Waypoint
 from vecsweep._errors import ResultFileError, warn_of_fallback
 from vecsweep._version import __version__
 from vecsweep.checkpoint.disk import read_folder, remove, write_folder
+from vecsweep.checkpoint.values import Box
 
 _NUM_KEPT = 2
 
@@ -90,13 +93,21 @@ def unpack_state(value: dict[str, Any]) -> MemberState:
 
 def pack_end(end: End) -> dict[str, Any]:
     """Where a seed stands, as plain containers."""
-    place = {"epoch": end.batches.epoch, "num_taken": end.batches.num_taken}
+    place: dict[str, Any] = {"epoch": end.batches.epoch, "num_taken": end.batches.num_taken}
+    if (waypoint := end.batches.waypoint) is not None:
+        own = {"stream": waypoint.stream, "loader": waypoint.loader, "num_loaded": waypoint.num_loaded}
+        with suppress(TypeError):  # without it, batches are read over
+            Box().pack(own, "waypoint")
+            place["waypoint"] = own
     return {"model": end.model, "batches": place, "outside": end.outside}
 
 
 def unpack_end(value: dict[str, Any]) -> End:
     """What `pack_end` was given."""
-    return End(value["model"], Position(**value["batches"]), value["outside"])
+    place = dict(value["batches"])
+    waypoint = place.pop("waypoint", None)
+    position = Position(**place, waypoint=None if waypoint is None else Waypoint(**waypoint))
+    return End(value["model"], position, value["outside"])
 
 
 def _outline(value: Any) -> Any:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vecsweep import _interrupts as interrupts
 from vecsweep._version import __version__
 from vecsweep.cli.busy import spare_busy_cores
 from vecsweep.cli.waiting import tell, told_if_slow
@@ -38,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vecsweep._engine.memory import keep_memory
         from vecsweep.cli.parser import make_parser
         from vecsweep.cli.saying import fallbacks_in_a_line
+    interrupts.end_loading()
     try:
         arguments = make_parser().parse_args(argv)
         keep_memory()
@@ -49,8 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         if (folder := getattr(stop, "checkpoint", None)) is not None:
             tell(f"`vecsweep resume {folder}` goes on from there.")
-        return 130
+        return interrupts.STATUS
     except (ValueError, TypeError, ImportError, BrokenPipeError) as error:
+        if interrupts.is_leaving():  # of which some library has made an error of its own
+            return interrupts.STATUS
         if not _is_ours(error):
             raise
         if isinstance(error, BrokenPipeError):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vecsweep import _interrupts as interrupts
+from vecsweep._bars import Bar
 from vecsweep._engine.record import Record
 from vecsweep._errors import warn_of_fallback, warn_of_loss
 from vecsweep._words import counted
@@ -85,7 +85,7 @@ class Driver:
         """Train all members, or as many as Ctrl-C leaves the time for."""
         total = self._plan.num_steps * len(self._plan.members)
         try:
-            with tqdm(total=total, unit=" steps", unit_scale=True, disable=self._job.execution.hides_progress) as bar:
+            with Bar(total=total, unit=" steps", unit_scale=True, disable=self._job.execution.hides_progress) as bar:
                 try:
                     while not self._is_done:
                         self._work(bar)

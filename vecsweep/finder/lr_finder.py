@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from vecsweep._bars import Bar
 from vecsweep._engine.modes import modes_set_aside
 from vecsweep._types import Seeds
 from vecsweep.execution import check_count
@@ -213,7 +213,7 @@ class LRFinder(History, Steps):
         try:
             self._surroundings.drop_gradients()
             self._move_to_test_device()
-            with modes_set_aside(), tqdm(ramps, disable=None) as bar:
+            with modes_set_aside(), Bar(ramps, disable=None) as bar:
                 for lrs in bar:
                     self._set_learning_rate(lrs)
                     loss = self._train_batch(
