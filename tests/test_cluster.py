@@ -7,13 +7,24 @@ import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 
+import clusters
 import numpy as np
 import pytest
 import stock
 import torch
-from torch import nn
+from clusters import (
+    LRS,
+    STORE,
+    assert_same,
+    gated,
+    in_background,
+    is_alive,
+    killed_once,
+    make_task,
+    two_nodes,
+    wait_for,
+)
 
 import vecsweep as vs
 from vecsweep._errors import LostMembersWarning
@@ -23,26 +34,16 @@ from vecsweep.execution import Cluster, Execution
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vecsweep[cluster]'")
 
 from ray import cloudpickle  # noqa: E402
-from ray.cluster_utils import Cluster as RayCluster  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Ray's own
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the folder of the tests
-
-STORE = 80 * 2**20  # bytes of each node's object store, the least that Ray takes
-LRS = [0.01, 0.03, 0.1, 0.2]
+for module in (sys.modules[__name__], clusters):  # workers do not have the folder of the tests
+    cloudpickle.register_pickle_by_value(module)
 
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A cluster of two nodes with a core each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
-        cluster = RayCluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    with two_nodes() as cluster:
         yield cluster
-        cluster.shutdown()
 
 
 @pytest.fixture
@@ -59,44 +60,6 @@ def third(nodes):
     yield add, remove
     while added:
         remove()
-
-
-def make_task(batches=None, *, dropout=0.0, **how):
-    """A small regression in float64, the optimizer as `stock` wants it."""
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(dropout), nn.Linear(6, 1)).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(draw(*parameter.shape))
-    data = [(draw(8, 4), draw(8, 1)) for _ in range(5)]
-    optimizer = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
-    how = {"loss_fn": nn.functional.mse_loss, "optimizer": optimizer, "val_batches": data[:2]} | how
-    return vs.Task(model, data if batches is None else batches(data), **how)
-
-
-def assert_same(runs, expected, rtol=1e-9):
-    """Hold a sweep against another."""
-    assert runs.members == expected.members
-    for name in ("train_loss", "lr", "evaluated_at"):
-        np.testing.assert_allclose(getattr(runs, name), getattr(expected, name), rtol=rtol, err_msg=name)
-    assert runs.metrics.keys() == expected.metrics.keys()
-    for name, values in expected.metrics.items():
-        np.testing.assert_allclose(runs.metrics[name], values, rtol=rtol, err_msg=name)
-
-
-def wait_for(condition, what):
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until, what
-        time.sleep(0.05)
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 # Equal to one device
@@ -201,23 +164,6 @@ def test_eight_cores_of_this_machine_are_eight_workers_and_nothing_is_left_of_ra
 # Workers that die
 
 
-def killed_once(folder, *, at, seed=None, times=1):
-    """Batches whose reading kills the process, the first times that a batch is come to."""
-
-    def batches(data):
-        def read(own):
-            for k, batch in enumerate(data):
-                deaths = list(folder.iterdir())
-                if k == at and len(deaths) < times and seed in (None, own):
-                    (folder / str(len(deaths))).touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                yield batch
-
-        return read
-
-    return batches
-
-
 def test_members_of_a_killed_worker_begin_anew_and_watchers_see_no_step_twice(nodes, tmp_path):
     deaths, here, there = (tmp_path / name for name in ("deaths", "here", "there"))
     deaths.mkdir()
@@ -227,7 +173,7 @@ def test_members_of_a_killed_worker_begin_anew_and_watchers_see_no_step_twice(no
     runs = vs.sweep(task, cluster=nodes.address, tensorboard=there, **how)
     assert len(list(deaths.iterdir())) == 1
     assert_same(runs, expected)
-    assert "1 shard began anew" in runs.engine
+    assert "1 shard dealt out again" in runs.engine
     assert_same_events(there, here)
 
 
@@ -256,51 +202,6 @@ def test_members_are_lost_with_workers_that_die_again_and_again_and_the_others_s
     assert runs.best("train_loss") in (0, 2)
 
 
-def gated(folder, go, *, at=10):
-    """Batches that say who reads them, and wait at one until there is a file: after the 7 that a worker is timed with.
-
-    Nobody must have to count them.
-    """
-
-    def batches(data):
-        num_read = 0
-
-        def read(seed):
-            nonlocal num_read
-            for batch in data:
-                if num_read == at:
-                    (folder / f"{os.getpid()}").touch()
-                    while not go.exists():
-                        time.sleep(0.05)
-                num_read += 1
-                yield batch
-
-        return read
-
-    return batches
-
-
-def in_background(function):
-    """Run a function in a thread; what it returns waits for it, and raises what it raised."""
-    errors = []
-
-    def run():
-        try:
-            function()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-
-    def join():
-        thread.join()
-        if errors:
-            raise errors[0]
-
-    return join
-
-
 def test_members_of_a_node_that_goes_are_trained_on_others(nodes, third, tmp_path):
     add, remove = third
     add()
@@ -321,7 +222,7 @@ def test_members_of_a_node_that_goes_are_trained_on_others(nodes, third, tmp_pat
     )
     join()
     assert_same(runs, vs.sweep(make_task(val_batches=None), lrs=[*LRS, 0.3, 0.4], num_steps=9))
-    assert "began anew" in runs.engine
+    assert "dealt out again" in runs.engine
 
 
 def test_node_that_joins_takes_members_that_wait(nodes, third, tmp_path, monkeypatch):
@@ -351,7 +252,7 @@ def test_shards_at_a_rung_make_room_for_one_that_has_no_place(nodes, monkeypatch
     how = {"lrs": [*LRS, 0.3, 0.4], "epochs": 8, "prune": "halving"}
     runs = vs.sweep(make_task(), cluster=Cluster(address=nodes.address, num_workers=3), **how)
     assert_same(runs, vs.sweep(make_task(), **how))
-    assert "began anew" not in runs.engine
+    assert "dealt out again" not in runs.engine
 
 
 def test_ctrl_c_keeps_what_was_trained_and_leaves_no_worker(nodes, tmp_path):

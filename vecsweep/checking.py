@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vecsweep._arguments import RESTARTABLE, check_lrs, check_seeds, check_task
 from vecsweep._engine.plain import PlainLoop
-from vecsweep._engine.record import Record
+from vecsweep._engine.record import Record, here
 from vecsweep._engine.run import plain_loop, template_of, train
 from vecsweep._errors import FallbackWarning, Interrupted
 from vecsweep._interrupts import held
@@ -217,7 +217,7 @@ def _compare(task: Task, plan: Plan, how: Execution, dtype: torch.dtype | None) 
         raise record.error
     if not record.is_complete:
         raise Interrupted(None)  # half a comparison would say that the two are equal
-    own = next(iter(record.states[0].parameters.values())).dtype
+    own = next(iter(here(record.states[:1])[0].parameters.values())).dtype
     name = how.precision or str(own).removeprefix("torch.")
     tolerance = _HALF_TOLERANCE if how.precision else _OWN_TOLERANCE.get(own, _HALF_TOLERANCE)
     compared = _Compared(name, tolerance, record, [], [])
@@ -238,7 +238,8 @@ def _compare_member(compared: _Compared, plan: Plan, i: int, loop: PlainLoop, *,
     compared.deviations.append(Deviation(compared.dtype, i, member.lr, _LOSS, value, step))
     if not is_whole:
         return
-    ours = record.learners[member.seed].model_of(record.states[i])
+    (state,) = here([record.states[i]])
+    ours = record.learners[member.seed].model_of(state)
     tensors = ours.state_dict(keep_vars=True)
     compared.parameters.extend(
         Deviation(compared.dtype, i, member.lr, name, _relative(_array(tensors[name]), _array(value)))

@@ -24,7 +24,7 @@ from vecsweep._engine.learner import Learner
 from vecsweep._engine.measure import Evaluator
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.parallel import Parallel
-from vecsweep._engine.record import End, Observer, Record, Start
+from vecsweep._engine.record import End, Observer, Record, Start, here
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
 from vecsweep._engine.snapshot import (
@@ -315,7 +315,7 @@ class Loop:
 
     def _starts(self, members: Sequence[int]) -> list[MemberState]:
         if self.start is not None:
-            return [self.start.states[i] for i in members]
+            return here(self.start.states[i] for i in members)
         seeds = [self.plan.seeds[i] for i in members]
         of_seeds = {seed: replace(self.engine.start(seed), fate=self.fates[seed]) for seed in set(seeds)}
         return [of_seeds[seed] for seed in seeds]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vecsweep._types import EngineName
+from vecsweep.checkpoint.elsewhere import folder_of, is_elsewhere
 from vecsweep.tasks import TASKS
 
 RANGE_OPTIONS = ("start_lr", "end_lr", "num_lrs", "num_steps", "seeds", "method", "spacing")
@@ -95,8 +96,8 @@ def add_checkpoint(parser: Any) -> None:
         "--checkpoint",
         type=kept_folder,
         metavar="DIR",
-        help="keep the run here as it goes, so that the same command, or vecsweep resume DIR, goes on with it "
-        "(default: nowhere)",
+        help="keep the run here as it goes, in a folder or at a URL, so that the same command, or vecsweep resume "
+        "DIR, goes on with it (default: nowhere)",
     )
     parser.add_argument(
         "--checkpoint-every",
@@ -223,9 +224,15 @@ def merged(varied: Sequence[tuple[str, list[float]]]) -> dict[str, list[float]]:
     return found
 
 
-def kept_folder(text: str) -> Path:
-    """Check a folder for checkpoints, before the work that it is to keep."""
-    path = output_folder(text)
+def kept_folder(text: str) -> Path | str:
+    """Check a folder for checkpoints, which may be a URL, before the work that it is to keep."""
+    try:
+        folder = folder_of(text)
+    except (ImportError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
+    if is_elsewhere(folder):
+        return text
+    path = output_folder(str(folder))
     there = next(own for own in (path, *path.absolute().parents) if own.is_dir())
     if not os.access(there, os.W_OK):
         raise argparse.ArgumentTypeError(f"the folder {str(there)!r} is read-only; choose another")

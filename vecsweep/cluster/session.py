@@ -3,7 +3,9 @@
 import importlib.util
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -52,9 +54,9 @@ def connected(cluster: Cluster, num_members: int) -> Iterator["Session"]:
     settings = dict(_LOCAL_SETTINGS) if cluster.is_here else {}
     if cluster.indices:
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cluster.indices))
-    is_ours = False
+    is_ours, before = False, signal.getsignal(signal.SIGTERM)
     try:
-        with _environment(settings), _quiet():
+        with _environment(settings), _quiet(), _own_handler_kept():
             import ray
 
             is_ours = not ray.is_initialized()
@@ -64,8 +66,19 @@ def connected(cluster: Cluster, num_members: int) -> Iterator["Session"]:
     finally:
         if is_ours:
             ray.shutdown()
+            if before is not None and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, before)
             if not has_mode:
                 _forget_mode()
+
+
+@contextmanager
+def _own_handler_kept() -> Iterator[None]:
+    """Let Ray have a handler of SIGTERM only where nobody else has: one that keeps the run, say."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if before is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -150,7 +163,6 @@ class Session:
 
         self._ray = ray
         self._cluster = cluster
-        self.max_restarts = cluster.max_restarts
         self.kind = cluster.kind or ("cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu")
         self._num_members = num_members
         num_here = min(self.num_devices, num_members)
