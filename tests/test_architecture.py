@@ -28,7 +28,7 @@ LAYERS = {
         kernels.updates.sgd""",
         "kernels.rules kernels.updates",
     ],
-    "ground": ["_errors _folders _hyper _types _version _words", "_interrupts"],
+    "ground": ["_errors _folders _hyper _types _version _words", "_arrays _interrupts"],
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
@@ -164,12 +164,13 @@ ALL_THAT_IS_IMPORTED = {
     "kernels.rules": {"kernels.rules", "kernels._trace"},
     "kernels.updates": {"kernels.updates"},
     "execution": {"_words", "_errors", "_types"},
-    "plan": {"_words", "_errors", "_hyper", "_types", "schedules"},
+    "plan": {"_arrays", "_words", "_errors", "_hyper", "_types", "schedules"},
     "schedules": {"_words", "_hyper", "_types", "plot", "schedules"},
     "suggest": {"_words", "_types", "suggest"},
     "task": {"_errors", "_types"},
     "results.ranking": {"_types", "_words", "execution", "results._html"},
     "results": {
+        "_arrays",
         "_words",
         "_errors",
         "_types",

@@ -16,6 +16,7 @@ import numpy as np
 from torch import nn
 
 from vecsweep._arguments import check_lrs, check_schedules, check_vary, needs_epochs
+from vecsweep._arrays import blank
 from vecsweep._engine.record import Record, Start, here
 from vecsweep._errors import Interrupted, with_result
 from vecsweep._hyper import plain_options
@@ -355,7 +356,8 @@ def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str
         num_rows: tuple[int, int],
         fill: FloatArray | float,
     ) -> FloatArray:
-        whole = np.full((sum(num_rows), len(members)), fill)
+        whole = blank(sum(num_rows), len(members))
+        whole[:] = fill
         if old is not None:
             whole[: num_rows[0]] = old
         if new is not None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from vecsweep import _interrupts as interrupts
+from vecsweep._arrays import blank
 from vecsweep._engine.batches import is_finite
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
 from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
@@ -112,8 +113,8 @@ class Loop:
             check_identity(self.identity, self.snapshot.identity)
         self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
         self.hyper = {name: values.copy() if self.feedback else values for name, values in plan.hyper.items()}
-        self.loss = np.full(plan.lr.shape, np.nan)
-        self.norms: dict[str, FloatArray] = {name: np.full(plan.lr.shape, np.nan) for name in self.evaluation.recorded}
+        self.loss = blank(*plan.lr.shape)
+        self.norms: dict[str, FloatArray] = {name: blank(*plan.lr.shape) for name in self.evaluation.recorded}
         self.num_evaluated = 0
         self.seeds = np.array(plan.seeds)
         self.diverged_at = np.full(len(plan.members), -1)

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from vecsweep._arrays import blank
 from vecsweep._engine.batches import Position
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
@@ -174,7 +175,7 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
         return whole
 
     def rows(parts: Sequence[FloatArray]) -> FloatArray:
-        whole = np.full((max(map(len, parts)), num_members), np.nan)
+        whole = blank(max(map(len, parts)), num_members)
         for part, (_, members) in zip(parts, begun, strict=True):
             whole[: len(part), list(members)] = part
         return whole

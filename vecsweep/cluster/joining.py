@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from vecsweep._arrays import row_blocks
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.record import End, Record, join
 from vecsweep._engine.rng import Streams
@@ -79,7 +80,9 @@ def _execution_here(job: Job) -> Execution:
 
 def _completed(values: FloatArray, planned: FloatArray) -> FloatArray:
     """Put what was planned where nothing was done."""
-    return np.where(np.isnan(values), planned[: len(values)], values)
+    for rows in row_blocks(values):
+        values[rows] = np.where(np.isnan(values[rows]), planned[rows][: len(values[rows])], values[rows])
+    return values
 
 
 def _furthest_ends(plan: Plan, parts: Sequence[Part]) -> dict[int, End]:
