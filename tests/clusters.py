@@ -58,7 +58,7 @@ def assert_same(runs, expected, rtol=1e-9):
 
 
 def wait_for(condition, what):
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < until, what
         time.sleep(0.05)

@@ -141,7 +141,12 @@ def test_answer_is_that_of_one_device_and_takes_the_ray_that_is_there(nodes):
     assert answer.cost == pytest.approx(expected.cost)
 
 
-def test_eight_cores_of_this_machine_are_eight_workers_and_nothing_is_left_of_ray(tmp_path):
+def test_devices_of_this_machine_are_a_worker_each_and_nothing_is_left_of_ray(device, tmp_path):
+    num = 8 if device == "cpu" else torch.cuda.device_count()
+    if num < 2:
+        pytest.skip("there is one GPU alone")
+    devices = ["cpu"] * num if device == "cpu" else [f"cuda:{k}" for k in range(num)]
+
     def batches(data):
         def read(seed):
             from ray.util import get_node_ip_address
@@ -152,8 +157,8 @@ def test_eight_cores_of_this_machine_are_eight_workers_and_nothing_is_left_of_ra
         return read
 
     task = make_task(batches, val_batches=None)
-    runs = vs.sweep(task, lrs=np.geomspace(1e-3, 0.3, 9), num_steps=7, device=["cpu"] * 8)
-    assert "9 members in 8 shards on 8 workers" in runs.engine
+    runs = vs.sweep(task, lrs=np.geomspace(1e-3, 0.3, num + 1), num_steps=7, device=devices)
+    assert f"{num + 1} members in {num} shards on {num} workers" in runs.engine
     stock.assert_equal(runs, make_task(), 7)
     assert not ray.is_initialized()
     addresses = {path.read_text() for path in tmp_path.iterdir()}
@@ -164,14 +169,26 @@ def test_eight_cores_of_this_machine_are_eight_workers_and_nothing_is_left_of_ra
 # Workers that die
 
 
-def test_members_of_a_killed_worker_begin_anew_and_watchers_see_no_step_twice(nodes, tmp_path):
+class Watching(vs.observers.Observer):
+    """Counts the losses that were told, of all members."""
+
+    num_told = 0
+
+    def losses(self, step, loss, hyper):
+        self.num_told += int((~np.isnan(loss)).sum())
+
+
+def test_members_of_a_killed_worker_begin_anew_and_watchers_see_no_step_twice(nodes, tmp_path, capsys):
     deaths, here, there = (tmp_path / name for name in ("deaths", "here", "there"))
     deaths.mkdir()
     how = {"lrs": LRS, "epochs": 3, "seeds": 2}
     expected = vs.sweep(make_task(), tensorboard=here, **how)
     task = make_task(killed_once(deaths, at=4, seed=1))
-    runs = vs.sweep(task, cluster=nodes.address, tensorboard=there, **how)
+    watching = Watching()
+    runs = vs.sweep(task, cluster=nodes.address, tensorboard=there, callbacks=[watching], progress=True, **how)
     assert len(list(deaths.iterdir())) == 1
+    assert watching.num_told == (~np.isnan(runs.train_loss)).sum()
+    assert re.search(r"steps/s, 8 of 8 members alive, 0 shards on \d workers?, 1 restarted", capsys.readouterr().err)
     assert_same(runs, expected)
     assert "1 shard dealt out again" in runs.engine
     assert_same_events(there, here)
@@ -270,7 +287,7 @@ def test_ctrl_c_keeps_what_was_trained_and_leaves_no_worker(nodes, tmp_path):
     task = make_task(gated(readers, go, at=40), val_batches=None)
     join = in_background(interrupt)
     with pytest.raises(vs.Interrupted, match="interrupted") as interruption:
-        vs.sweep(task, lrs=LRS, num_steps=200_000, cluster=nodes.address)
+        vs.sweep(task, lrs=LRS, num_steps=200_000, cluster=nodes.address, engine="vectorized", compile=False)
     join()
     runs = interruption.value.result
     assert not runs.is_complete
@@ -335,7 +352,7 @@ def at_home(home):
 def test_task_that_cannot_be_made_on_a_worker_says_so_in_its_own_words(nodes):
     task = make_task(lambda data: NotThere(os.getpid()))
     with pytest.raises(FileNotFoundError, match="no such data here") as raised:
-        vs.sweep(task, lrs=LRS, num_steps=3, cluster=nodes.address)
+        vs.sweep(task, lrs=LRS, num_steps=3, cluster=Cluster(address=nodes.address, num_workers=1))
     assert "could not be made there" in "".join(raised.value.__notes__)
 
 
@@ -344,7 +361,9 @@ def test_error_of_the_task_is_raised_as_on_one_device(nodes):
         raise LookupError("the loss is at a loss")
 
     with pytest.raises(LookupError, match="the loss is at a loss"):
-        vs.sweep(make_task(loss_fn=loss_fn), lrs=LRS, num_steps=3, cluster=nodes.address)
+        vs.sweep(
+            make_task(loss_fn=loss_fn), lrs=LRS, num_steps=3, cluster=Cluster(address=nodes.address, num_workers=1)
+        )
 
 
 # What is asked for
@@ -356,9 +375,10 @@ def test_missing_ray_is_one_line(monkeypatch):
         vs.sweep(make_task(), lrs=[0.1], num_steps=1, cluster="auto")
 
 
-def test_check_is_of_one_device():
-    with pytest.raises(ValueError, match="`check` compares what one device does; got a cluster"):
-        vs.check(make_task(), cluster="auto")
+def test_check_holds_what_workers_do_against_a_plain_loop_here(nodes):
+    report = vs.check(make_task(), num_steps=5, cluster=Cluster(address=nodes.address, num_workers=1))
+    assert report.is_equal
+    assert report.engine.startswith("cluster, 3 members in ")
 
 
 @pytest.mark.parametrize(

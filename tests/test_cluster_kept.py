@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import clusters
 import numpy as np
@@ -15,10 +16,16 @@ from clusters import LRS, assert_same, halting, is_alive, make_task, two_nodes, 
 from torch import nn
 
 import vecsweep as vs
-from vecsweep.checkpoint.keeper import Interval
+from vecsweep.checkpoint.keeper import FolderKeeper, Interval
+from vecsweep.checkpoint.signals import Signals
 from vecsweep.cluster import session
-from vecsweep.cluster.keeping import Place
-from vecsweep.execution import Cluster
+from vecsweep.cluster.driver import Driver
+from vecsweep.cluster.job import Job
+from vecsweep.cluster.keeping import Keeping, Place
+from vecsweep.cluster.shares import Shares
+from vecsweep.cluster.worker import Worker
+from vecsweep.execution import Cluster, Execution
+from vecsweep.plan import Plan
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vecsweep[cluster]'")
 pytest.importorskip("upath", reason="checkpoints at URLs need: pip install 'vecsweep[cluster]'")
@@ -103,7 +110,7 @@ def test_drivers_that_are_told_to_leave_or_killed_are_gone_on_with(nodes, tmp_pa
                 process.send_signal(order)
                 if order == signal.SIGTERM:
                     go.touch()
-                assert process.wait(120) == status
+                assert process.wait(300) == status
             finally:
                 process.kill()
                 go.touch()
@@ -175,6 +182,26 @@ def test_call_of_a_cluster_is_not_gone_on_with_on_one_device(done):
     *_, where = done
     with pytest.raises(ValueError, match=r"holds another call: `cluster` was 'given' and is None"):
         vs.sweep(make_task(), lrs=LRS, epochs=3, checkpoint=where)
+
+
+def test_signals_to_the_driver_reach_the_loops_of_all_shards(tmp_path):
+    plan = Plan.constant(np.array([0.1, 0.2]), [0], num_steps=4)
+    job = Job(task=make_task(), plan=plan, execution=Execution.of({"cluster": "auto"}))
+    keeper = FolderKeeper(tmp_path, Interval(), Signals())
+    driver = Driver(job, Keeping(keeper, job))
+    driver._shares = Shares([0, 0], max_restarts=3)
+    driver._shares.deal({7: 1.0})
+    worker = Worker(b"", Execution(), None, "cpu")
+    driver._hands[7] = SimpleNamespace(actor=SimpleNamespace(write=SimpleNamespace(remote=worker.write)))
+    loop = worker._keeper(Place(tmp_path / "shard", Interval()))
+    assert not loop.is_due(3)
+    keeper.signals.ask_writing()
+    driver._heed_signals()
+    assert loop.is_due(3)
+    assert not loop.is_due(3), "asked once, written once"
+    worker.stop()
+    with pytest.raises(KeyboardInterrupt, match="^$"):
+        loop.is_due(4)
 
 
 def test_folder_that_a_machine_does_not_see_is_named(tmp_path):

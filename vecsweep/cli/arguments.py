@@ -82,12 +82,11 @@ def add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None:
         "--divergence-factor", type=_divergence_factor, metavar="FACTOR", help="above 1, or none (default: 5)"
     )
     group.add_argument("--seed", type=int, metavar="SEED", help="the first of several seeds (default: 0)")
-    if has_engine:
-        group.add_argument(
-            "--cluster",
-            metavar="ADDRESS",
-            help="several devices that share the members, by Ray: auto for all of this machine, or a cluster's address",
-        )
+    group.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="several devices that share the members, by Ray: auto for all of this machine, or a cluster's address",
+    )
 
 
 def add_checkpoint(parser: Any) -> None:

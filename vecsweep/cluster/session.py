@@ -131,7 +131,8 @@ def _start(cluster: Cluster) -> None:
         except ConnectionError as error:
             raise ConnectionError(
                 f"`cluster` must be the address of a Ray cluster that runs; nothing answered at {cluster.address!r}. "
-                'Start one with `ray start --head`, or pass "auto" for this machine alone.'
+                'Start one with `ray start --head`, or pass "auto" for this machine alone; where it asks for a token, '
+                "set RAY_AUTH_MODE=token."
             ) from error
         return
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
