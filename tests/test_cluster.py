@@ -141,6 +141,30 @@ def test_answer_is_that_of_one_device_and_takes_the_ray_that_is_there(nodes):
     assert answer.cost == pytest.approx(expected.cost)
 
 
+def test_runs_of_a_call_share_one_connection(monkeypatch):
+    is_there, told = [False], []
+    monkeypatch.setattr(ray, "is_initialized", lambda: is_there[0])
+    monkeypatch.setattr(session, "Session", lambda cluster, num_members: told.append(num_members))
+
+    def start(cluster):
+        told.append("start")
+        is_there[0] = True
+
+    def stop():
+        told.append("stop")
+        is_there[0] = False
+
+    monkeypatch.setattr(session, "_start", start)
+    monkeypatch.setattr(ray, "shutdown", stop)
+    with session.connected_once():
+        for num_members in (1, 2):
+            with session.connected(Cluster(), num_members):
+                pass
+    with session.connected(Cluster(), 3):
+        pass
+    assert told == ["start", 1, 2, "stop", "start", 3, "stop"]
+
+
 def test_devices_of_this_machine_are_a_worker_each_and_nothing_is_left_of_ray(device, tmp_path):
     num = 8 if device == "cpu" else torch.cuda.device_count()
     if num < 2:

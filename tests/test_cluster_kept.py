@@ -200,7 +200,7 @@ def test_signals_to_the_driver_reach_the_loops_of_all_shards(tmp_path):
     assert loop.is_due(3)
     assert not loop.is_due(3), "asked once, written once"
     worker.stop()
-    with pytest.raises(KeyboardInterrupt, match="^$"):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         loop.is_due(4)
 
 

@@ -7,7 +7,8 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -54,22 +55,40 @@ def connected(cluster: Cluster, num_members: int) -> Iterator["Session"]:
     settings = dict(_LOCAL_SETTINGS) if cluster.is_here else {}
     if cluster.indices:
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cluster.indices))
-    is_ours, before = False, signal.getsignal(signal.SIGTERM)
-    try:
+    handler = signal.getsignal(signal.SIGTERM)
+    with ExitStack() as own:
         with _environment(settings), _quiet(), _own_handler_kept():
             import ray
 
-            is_ours = not ray.is_initialized()
-            if is_ours:
+            if not ray.is_initialized():
+                (_shared.get() or own).callback(_disconnect, handler, has_mode=has_mode)
                 _start(cluster)
         yield Session(cluster, num_members)
-    finally:
-        if is_ours:
-            ray.shutdown()
-            if before is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, before)
-            if not has_mode:
-                _forget_mode()
+
+
+_shared: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def connected_once() -> Iterator[None]:
+    """Have all runs of a call share one connection, which the first of them makes."""
+    with ExitStack() as stack:
+        token = _shared.set(stack)
+        try:
+            yield
+        finally:
+            _shared.reset(token)
+
+
+def _disconnect(handler: Any, *, has_mode: bool) -> None:
+    """Stop what was started, and put back what Ray has changed."""
+    import ray
+
+    ray.shutdown()
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+    if not has_mode:
+        _forget_mode()
 
 
 @contextmanager
