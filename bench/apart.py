@@ -130,6 +130,64 @@ def memory(workload: str, num_members: str, num_steps: str, engine: Any, keeps_m
     return {"peak_mb": peak - before, "params_mb": own * len(lrs) / 1e6, "loss": float(runs.train_loss[-1].mean())}
 
 
+def members(num_members: str, num_steps: str) -> dict[str, float]:
+    """Sweep a tiny model at many learning rates, and see what time and memory it takes."""
+    sweep = _tiny_sweeps(int(num_steps))
+    sweep(10)  # what is loaded for the first
+    (before, _), started = _memory_mb(), time.process_time()
+    runs = sweep(int(num_members))
+    runs.best()
+    return {"cpu_s": time.process_time() - started, "peak_mb": _memory_mb()[1] - before}
+
+
+def driver(num_members: str, num_steps: str, is_kept: str) -> dict[str, float]:
+    """Sweep it on a cluster of two workers, and see what comes to the driver, and what memory that takes."""
+    import tempfile
+
+    from vecsweep.cluster.session import Session
+    from vecsweep.execution import Cluster
+
+    sweep, cluster, traffic = _tiny_sweeps(int(num_steps)), Cluster(kind="cpu", num_workers=2), [0]
+    take = Session.take
+
+    def counted(self: Session, answer: Any) -> Any:
+        said = take(self, answer)
+        traffic[0] += len(said)
+        return said
+
+    sweep(2, cluster=cluster)
+    before, _ = _memory_mb()
+    Session.take = counted
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            sweep(int(num_members), cluster=cluster, checkpoint=folder if is_kept == "True" else None)
+    finally:
+        Session.take = take
+    return {"traffic_mb": traffic[0] / 1e6, "peak_mb": _memory_mb()[1] - before}
+
+
+def _tiny_sweeps(num_steps: int) -> Callable[..., Any]:
+    """A function that sweeps a tiny model over so many learning rates."""
+    import numpy as np
+    from torch import nn
+
+    import vecsweep as vs
+
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 3)
+    batches = [(inputs, torch.sin(inputs.sum(1, keepdim=True)))]
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=optimizer, val_batches=batches)
+
+    def sweep(num: int, **how: Any) -> vs.Sweep:
+        lrs = np.geomspace(1e-4, 1, num)
+        how = {"engine": "vectorized", "compile": False, "progress": False, **how}
+        return vs.sweep(task, lrs=lrs, num_steps=num_steps, val_every=num_steps, **how)
+
+    return sweep
+
+
 def _memory_mb() -> tuple[float, float]:
     """What the process holds now, and what it held at most.
 

@@ -1,13 +1,15 @@
 """A cluster against one device: what it costs to have one, and how well members are divided among many devices.
 
 `bench_overhead` is one worker against none, on a run of about a minute: Ray is started and stopped in it.
-`bench_workers` is two workers against one. `bench_makespan` trains nothing: `cluster_simulation.py` deals members out
+`bench_workers` is two workers against one. `bench_driver` is what 10,000 members bring to the driver, whose weights
+stay where they are kept, or come to it. `bench_makespan` trains nothing: `cluster_simulation.py` deals members out
 to as many devices as are asked for, some of which fail.
 """
 
 import statistics
 from collections.abc import Callable
 
+import apart
 import numpy as np
 import pytest
 from cluster_simulation import PER_DEVICE, Scenario, simulate
@@ -40,6 +42,14 @@ def bench_workers(compare: Compare, tiny: bool) -> None:
     num_members, num_steps = (2, 3) if tiny else (16, 1500)
     arms = {"two workers": _sweep(num_members, num_steps, 2), "one worker": _sweep(num_members, num_steps, 1)}
     compare(arms, rounds=1 if tiny else 3, num_members=num_members, num_steps=num_steps)
+
+
+@pytest.mark.parametrize("is_kept", [False, True])
+def bench_driver(is_kept: bool, record: Record, tiny: bool) -> None:
+    """See what comes to the driver of 10,000 tiny members over 100 steps, and what memory it takes."""
+    num_members, num_steps = (20, 3) if tiny else (10_000, 100)
+    own = apart.run("driver", num_members, num_steps, is_kept, here=tiny)
+    record(num_members=num_members, num_steps=num_steps, is_kept=is_kept, **own)
 
 
 @pytest.mark.parametrize("hours", [1, 8])

@@ -2,12 +2,15 @@
 
 The model is so small that what the host does for each member shows. The rows have `member_step_us`, which must not grow
 with the members. The plain loop trains some of the members, and its time is multiplied.
+
+`bench_many_members` goes on to 100,000, ours alone, each in a process of its own: processor time and memory.
 """
 
 import copy
 from collections.abc import Callable
 from typing import Any
 
+import apart
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,7 @@ from torch import nn
 import vecsweep as vs
 
 NUM_STEPS = 50
+NUM_MANY_STEPS = 10
 NUM_LOOPED = 8  # members that the plain loop trains
 ROUNDS = 5
 KINDS: dict[str, dict[str, Any]] = {
@@ -84,4 +88,18 @@ def bench_members(num_members: int, kind: str, interleave: Interleave, record: R
         num_steps=NUM_STEPS,
         stock_members_timed=len(looped),
         deviation=_deviation(task, arms["ours"](), lrs, looped) if kind == "plain" else None,
+    )
+
+
+@pytest.mark.parametrize("num_members", [1_000, 10_000, 100_000])
+def bench_many_members(num_members: int, record: Record, tiny: bool) -> None:
+    """Train a still smaller model for few steps: neither time nor memory may grow faster than the members."""
+    num_members = min(num_members, 20) if tiny else num_members
+    own = apart.run("members", num_members, NUM_MANY_STEPS, here=tiny)
+    record(
+        num_members=num_members,
+        num_steps=NUM_MANY_STEPS,
+        **own,
+        member_us=1e6 * own["cpu_s"] / num_members,
+        member_kb=1e3 * own["peak_mb"] / num_members,
     )

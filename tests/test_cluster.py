@@ -7,13 +7,24 @@ import sys
 import threading
 import time
 import warnings
-from pathlib import Path
 
+import clusters
 import numpy as np
 import pytest
 import stock
 import torch
-from torch import nn
+from clusters import (
+    LRS,
+    STORE,
+    assert_same,
+    gated,
+    in_background,
+    is_alive,
+    killed_once,
+    make_task,
+    two_nodes,
+    wait_for,
+)
 
 import vecsweep as vs
 from vecsweep._errors import LostMembersWarning
@@ -23,26 +34,16 @@ from vecsweep.execution import Cluster, Execution
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vecsweep[cluster]'")
 
 from ray import cloudpickle  # noqa: E402
-from ray.cluster_utils import Cluster as RayCluster  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Ray's own
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers do not have the folder of the tests
-
-STORE = 80 * 2**20  # bytes of each node's object store, the least that Ray takes
-LRS = [0.01, 0.03, 0.1, 0.2]
+for module in (sys.modules[__name__], clusters):  # workers do not have the folder of the tests
+    cloudpickle.register_pickle_by_value(module)
 
 
 @pytest.fixture(scope="module")
 def nodes():
-    """A cluster of two nodes with a core each."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        head = {"num_cpus": 0, "object_store_memory": STORE, "include_dashboard": False}
-        cluster = RayCluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=STORE)
+    with two_nodes() as cluster:
         yield cluster
-        cluster.shutdown()
 
 
 @pytest.fixture
@@ -59,44 +60,6 @@ def third(nodes):
     yield add, remove
     while added:
         remove()
-
-
-def make_task(batches=None, *, dropout=0.0, **how):
-    """A small regression in float64, the optimizer as `stock` wants it."""
-    generator = torch.Generator().manual_seed(0)
-    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Dropout(dropout), nn.Linear(6, 1)).double()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(draw(*parameter.shape))
-    data = [(draw(8, 4), draw(8, 1)) for _ in range(5)]
-    optimizer = lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9)  # noqa: E731
-    how = {"loss_fn": nn.functional.mse_loss, "optimizer": optimizer, "val_batches": data[:2]} | how
-    return vs.Task(model, data if batches is None else batches(data), **how)
-
-
-def assert_same(runs, expected, rtol=1e-9):
-    """Hold a sweep against another."""
-    assert runs.members == expected.members
-    for name in ("train_loss", "lr", "evaluated_at"):
-        np.testing.assert_allclose(getattr(runs, name), getattr(expected, name), rtol=rtol, err_msg=name)
-    assert runs.metrics.keys() == expected.metrics.keys()
-    for name, values in expected.metrics.items():
-        np.testing.assert_allclose(runs.metrics[name], values, rtol=rtol, err_msg=name)
-
-
-def wait_for(condition, what):
-    until = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < until, what
-        time.sleep(0.05)
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 # Equal to one device
@@ -178,7 +141,36 @@ def test_answer_is_that_of_one_device_and_takes_the_ray_that_is_there(nodes):
     assert answer.cost == pytest.approx(expected.cost)
 
 
-def test_eight_cores_of_this_machine_are_eight_workers_and_nothing_is_left_of_ray(tmp_path):
+def test_runs_of_a_call_share_one_connection(monkeypatch):
+    is_there, told = [False], []
+    monkeypatch.setattr(ray, "is_initialized", lambda: is_there[0])
+    monkeypatch.setattr(session, "Session", lambda cluster, num_members: told.append(num_members))
+
+    def start(cluster):
+        told.append("start")
+        is_there[0] = True
+
+    def stop():
+        told.append("stop")
+        is_there[0] = False
+
+    monkeypatch.setattr(session, "_start", start)
+    monkeypatch.setattr(ray, "shutdown", stop)
+    with session.connected_once():
+        for num_members in (1, 2):
+            with session.connected(Cluster(), num_members):
+                pass
+    with session.connected(Cluster(), 3):
+        pass
+    assert told == ["start", 1, 2, "stop", "start", 3, "stop"]
+
+
+def test_devices_of_this_machine_are_a_worker_each_and_nothing_is_left_of_ray(device, tmp_path):
+    num = 8 if device == "cpu" else torch.cuda.device_count()
+    if num < 2:
+        pytest.skip("there is one GPU alone")
+    devices = ["cpu"] * num if device == "cpu" else [f"cuda:{k}" for k in range(num)]
+
     def batches(data):
         def read(seed):
             from ray.util import get_node_ip_address
@@ -189,8 +181,8 @@ def test_eight_cores_of_this_machine_are_eight_workers_and_nothing_is_left_of_ra
         return read
 
     task = make_task(batches, val_batches=None)
-    runs = vs.sweep(task, lrs=np.geomspace(1e-3, 0.3, 9), num_steps=7, device=["cpu"] * 8)
-    assert "9 members in 8 shards on 8 workers" in runs.engine
+    runs = vs.sweep(task, lrs=np.geomspace(1e-3, 0.3, num + 1), num_steps=7, device=devices)
+    assert f"{num + 1} members in {num} shards on {num} workers" in runs.engine
     stock.assert_equal(runs, make_task(), 7)
     assert not ray.is_initialized()
     addresses = {path.read_text() for path in tmp_path.iterdir()}
@@ -201,33 +193,28 @@ def test_eight_cores_of_this_machine_are_eight_workers_and_nothing_is_left_of_ra
 # Workers that die
 
 
-def killed_once(folder, *, at, seed=None, times=1):
-    """Batches whose reading kills the process, the first times that a batch is come to."""
+class Watching(vs.observers.Observer):
+    """Counts the losses that were told, of all members."""
 
-    def batches(data):
-        def read(own):
-            for k, batch in enumerate(data):
-                deaths = list(folder.iterdir())
-                if k == at and len(deaths) < times and seed in (None, own):
-                    (folder / str(len(deaths))).touch()
-                    os.kill(os.getpid(), signal.SIGKILL)
-                yield batch
+    num_told = 0
 
-        return read
-
-    return batches
+    def losses(self, step, loss, hyper):
+        self.num_told += int((~np.isnan(loss)).sum())
 
 
-def test_members_of_a_killed_worker_begin_anew_and_watchers_see_no_step_twice(nodes, tmp_path):
+def test_members_of_a_killed_worker_begin_anew_and_watchers_see_no_step_twice(nodes, tmp_path, capsys):
     deaths, here, there = (tmp_path / name for name in ("deaths", "here", "there"))
     deaths.mkdir()
     how = {"lrs": LRS, "epochs": 3, "seeds": 2}
     expected = vs.sweep(make_task(), tensorboard=here, **how)
     task = make_task(killed_once(deaths, at=4, seed=1))
-    runs = vs.sweep(task, cluster=nodes.address, tensorboard=there, **how)
+    watching = Watching()
+    runs = vs.sweep(task, cluster=nodes.address, tensorboard=there, callbacks=[watching], progress=True, **how)
     assert len(list(deaths.iterdir())) == 1
+    assert watching.num_told == (~np.isnan(runs.train_loss)).sum()
+    assert re.search(r"steps/s, 8 of 8 members alive, 0 shards on \d workers?, 1 restarted", capsys.readouterr().err)
     assert_same(runs, expected)
-    assert "1 shard began anew" in runs.engine
+    assert "1 shard dealt out again" in runs.engine
     assert_same_events(there, here)
 
 
@@ -256,51 +243,6 @@ def test_members_are_lost_with_workers_that_die_again_and_again_and_the_others_s
     assert runs.best("train_loss") in (0, 2)
 
 
-def gated(folder, go, *, at=10):
-    """Batches that say who reads them, and wait at one until there is a file: after the 7 that a worker is timed with.
-
-    Nobody must have to count them.
-    """
-
-    def batches(data):
-        num_read = 0
-
-        def read(seed):
-            nonlocal num_read
-            for batch in data:
-                if num_read == at:
-                    (folder / f"{os.getpid()}").touch()
-                    while not go.exists():
-                        time.sleep(0.05)
-                num_read += 1
-                yield batch
-
-        return read
-
-    return batches
-
-
-def in_background(function):
-    """Run a function in a thread; what it returns waits for it, and raises what it raised."""
-    errors = []
-
-    def run():
-        try:
-            function()
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-
-    def join():
-        thread.join()
-        if errors:
-            raise errors[0]
-
-    return join
-
-
 def test_members_of_a_node_that_goes_are_trained_on_others(nodes, third, tmp_path):
     add, remove = third
     add()
@@ -321,7 +263,7 @@ def test_members_of_a_node_that_goes_are_trained_on_others(nodes, third, tmp_pat
     )
     join()
     assert_same(runs, vs.sweep(make_task(val_batches=None), lrs=[*LRS, 0.3, 0.4], num_steps=9))
-    assert "began anew" in runs.engine
+    assert "dealt out again" in runs.engine
 
 
 def test_node_that_joins_takes_members_that_wait(nodes, third, tmp_path, monkeypatch):
@@ -351,7 +293,7 @@ def test_shards_at_a_rung_make_room_for_one_that_has_no_place(nodes, monkeypatch
     how = {"lrs": [*LRS, 0.3, 0.4], "epochs": 8, "prune": "halving"}
     runs = vs.sweep(make_task(), cluster=Cluster(address=nodes.address, num_workers=3), **how)
     assert_same(runs, vs.sweep(make_task(), **how))
-    assert "began anew" not in runs.engine
+    assert "dealt out again" not in runs.engine
 
 
 def test_ctrl_c_keeps_what_was_trained_and_leaves_no_worker(nodes, tmp_path):
@@ -369,7 +311,7 @@ def test_ctrl_c_keeps_what_was_trained_and_leaves_no_worker(nodes, tmp_path):
     task = make_task(gated(readers, go, at=40), val_batches=None)
     join = in_background(interrupt)
     with pytest.raises(vs.Interrupted, match="interrupted") as interruption:
-        vs.sweep(task, lrs=LRS, num_steps=200_000, cluster=nodes.address)
+        vs.sweep(task, lrs=LRS, num_steps=200_000, cluster=nodes.address, engine="vectorized", compile=False)
     join()
     runs = interruption.value.result
     assert not runs.is_complete
@@ -434,7 +376,7 @@ def at_home(home):
 def test_task_that_cannot_be_made_on_a_worker_says_so_in_its_own_words(nodes):
     task = make_task(lambda data: NotThere(os.getpid()))
     with pytest.raises(FileNotFoundError, match="no such data here") as raised:
-        vs.sweep(task, lrs=LRS, num_steps=3, cluster=nodes.address)
+        vs.sweep(task, lrs=LRS, num_steps=3, cluster=Cluster(address=nodes.address, num_workers=1))
     assert "could not be made there" in "".join(raised.value.__notes__)
 
 
@@ -443,7 +385,9 @@ def test_error_of_the_task_is_raised_as_on_one_device(nodes):
         raise LookupError("the loss is at a loss")
 
     with pytest.raises(LookupError, match="the loss is at a loss"):
-        vs.sweep(make_task(loss_fn=loss_fn), lrs=LRS, num_steps=3, cluster=nodes.address)
+        vs.sweep(
+            make_task(loss_fn=loss_fn), lrs=LRS, num_steps=3, cluster=Cluster(address=nodes.address, num_workers=1)
+        )
 
 
 # What is asked for
@@ -455,9 +399,10 @@ def test_missing_ray_is_one_line(monkeypatch):
         vs.sweep(make_task(), lrs=[0.1], num_steps=1, cluster="auto")
 
 
-def test_check_is_of_one_device():
-    with pytest.raises(ValueError, match="`check` compares what one device does; got a cluster"):
-        vs.check(make_task(), cluster="auto")
+def test_check_holds_what_workers_do_against_a_plain_loop_here(nodes):
+    report = vs.check(make_task(), num_steps=5, cluster=Cluster(address=nodes.address, num_workers=1))
+    assert report.is_equal
+    assert report.engine.startswith("cluster, 3 members in ")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from vecsweep._engine.run import weights_of
 from vecsweep._interrupts import held
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.checkpoint.arguments import journal_of
+from vecsweep.cluster.session import connected_once
 from vecsweep.execution import ExecutionOptions, check_choice, check_name
 from vecsweep.observers.observer import Observer
 from vecsweep.origin import tell_origin
@@ -140,7 +141,7 @@ def find_lr(
     ]
     if checkpoint is not None:  # each part begins with them
         given["weights"] = weights_of(task, seed_list, options)
-    with journal_of(find_lr, options, given) as journal:
+    with connected_once(), journal_of(find_lr, options, given) as journal:
         search = Search(replace(request, journal=journal), named, seed_list, span, metric, direction, float(budget))
         scans = search.scan(combinations)
         race = search.race(scans)

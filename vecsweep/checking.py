@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from vecsweep._arguments import RESTARTABLE, check_lrs, check_seeds, check_task
 from vecsweep._engine.plain import PlainLoop
-from vecsweep._engine.record import Record
-from vecsweep._engine.run import plain_loop, template_of, train
+from vecsweep._engine.record import Record, here
+from vecsweep._engine.run import plain_loop, template_of
 from vecsweep._errors import FallbackWarning, Interrupted
 from vecsweep._interrupts import held
 from vecsweep._types import FloatArray, Lrs, Seeds
+from vecsweep.cluster import train
 from vecsweep.execution import Execution, ExecutionOptions, check_count
 from vecsweep.plan import Plan
 from vecsweep.task import Task
@@ -154,7 +155,8 @@ def check(
         num_steps: optimizer updates that are compared. With fewer than about 33 some of what a long sweep does, such as
             tracing the step, is not reached.
         seeds: how many seeds, or the seeds themselves.
-        **execution: as in `sweep`; see `Execution`. `engine` and `divergence_factor` have no say here.
+        **execution: as in `sweep`; see `Execution`. `engine` and `divergence_factor` have no say here. With a `cluster`
+            its workers train the members, and the loop runs in this process, where the model is.
 
     Returns:
         What was compared, and how it came out: `report.is_equal`, `report.verdict`.
@@ -175,11 +177,6 @@ def check(
         True
     """
     task, options = check_task(task, execution)
-    if options.cluster is not None:
-        raise ValueError(
-            "`check` compares what one device does; got a cluster. Leave `cluster` out: its workers train as this "
-            "device does."
-        )
     options = replace(options, progress=False, engine="vectorized", divergence_factor=None)
     num_steps = check_count("num_steps", num_steps)
     if task.is_one_pass:
@@ -238,11 +235,11 @@ def _compare(task: Task, plan: Plan, how: Execution, dtype: torch.dtype | None) 
         raise record.error
     if not record.is_complete:
         raise Interrupted(None)  # half a comparison would say that the two are equal
-    own = next(iter(record.states[0].parameters.values())).dtype
+    own = next(iter(here(record.states[:1])[0].parameters.values())).dtype
     name = how.precision or str(own).removeprefix("torch.")
     tolerance = _HALF_TOLERANCE if how.precision else _OWN_TOLERANCE.get(own, _HALF_TOLERANCE)
     compared = _Compared(name, tolerance, record, [], [])
-    with plain_loop(task, how, dtype) as loop:
+    with plain_loop(task, replace(how, cluster=None), dtype) as loop:
         for i in range(len(plan.members)):
             _compare_member(compared, plan, i, loop, has_eval=own == torch.float64 and not how.precision)
     return compared
@@ -259,7 +256,8 @@ def _compare_member(compared: _Compared, plan: Plan, i: int, loop: PlainLoop, *,
     compared.deviations.append(Deviation(compared.dtype, i, member.lr, _LOSS, value, step))
     if not is_whole:
         return
-    ours = record.learners[member.seed].model_of(record.states[i])
+    (state,) = here([record.states[i]])
+    ours = record.learners[member.seed].model_of(state)
     tensors = ours.state_dict(keep_vars=True)
     compared.parameters.extend(
         Deviation(compared.dtype, i, member.lr, name, _relative(_array(tensors[name]), _array(value)))

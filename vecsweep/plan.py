@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.optim import Optimizer
 
+from vecsweep._arrays import blank, column_blocks
 from vecsweep._hyper import plain_options
 from vecsweep._types import FloatArray, Hyper, IntArray, Mode, NormName, Spacing
 from vecsweep.schedules.schedule import Schedule, evaluate, evaluate_momentum
@@ -225,7 +226,9 @@ class Plan:
         """
         members = tuple(Member(float(lr), seed) for lr in lrs for seed in seeds)
         row = np.array([member.lr for member in members])
-        return cls(members, {"lr": np.tile(row, (num_steps, 1))})
+        lr = blank(num_steps, len(members))
+        lr[:] = row
+        return cls(members, {"lr": lr})
 
     @classmethod
     def ramp(cls, lrs: FloatArray, seeds: Sequence[int]) -> "Plan":
@@ -287,9 +290,11 @@ def draw_up(
         ValueError: a schedule gives what no learning rate can be, or sets what the optimizer does not have.
     """
     defaults = plain_options(template.param_groups[0])
-    columns, feedback = list[dict[str, FloatArray]](), dict[int, Feedback]()
+    hyper, feedback = Hyper(), dict[int, Feedback]()
     planned = dict[tuple[int, int, float], dict[str, FloatArray]]()  # the same for all seeds
-    for i, (member, course) in enumerate(zip(members, courses, strict=True)):
+
+    def rows_of(i: int) -> dict[str, FloatArray]:
+        member, course = members[i], courses[i]
         metric = _followed(course.schedule, template, member.lr)
         if metric is not None:
             assert isinstance(course.schedule, TorchSchedule)
@@ -306,12 +311,16 @@ def draw_up(
                 f"`vary` must not hold what a schedule sets; the schedule {course.name!r} sets {min(taken)!r}. Leave "
                 "one of them out."
             )
-        columns.append({name: np.full(span.num_steps, value) for name, value in member.hyper.items()} | rows)
-    names = dict.fromkeys(name for rows in columns for name in rows)
-    hyper = {
-        name: np.stack([rows[name] if name in rows else np.full(span.num_steps, defaults[name]) for rows in columns], 1)
-        for name in names
-    }
+        return {name: np.full(span.num_steps, value) for name, value in member.hyper.items()} | rows
+
+    for block in column_blocks(len(members)):  # the columns of all members are as large as what they are put into
+        columns = [rows_of(i) for i in range(block.start, block.stop)]
+        for name in dict.fromkeys(name for rows in columns for name in rows):
+            if name not in hyper:
+                hyper[name] = blank(span.num_steps, len(members), defaults.get(name, np.nan))
+            default = np.full(span.num_steps, defaults.get(name, np.nan))
+            hyper[name][:, block] = np.stack([rows.get(name, default) for rows in columns], 1)
+        planned.clear()
     return Plan(tuple(members), hyper, feedback)
 
 

@@ -10,15 +10,17 @@ from vecsweep import results
 from vecsweep._types import Schedules
 from vecsweep.answer import find_lr
 from vecsweep.checkpoint.arguments import unpack
+from vecsweep.checkpoint.elsewhere import fetched, folder_of, is_elsewhere
 from vecsweep.checkpoint.journal import RESULT, is_call, latest_child, read_call
 from vecsweep.checkpoint.trained import is_whole, read_trained
+from vecsweep.execution import Cluster
 from vecsweep.pruning import Prune
 from vecsweep.results import Answer, Sweep
 from vecsweep.sweeps import range_test, sweep
 from vecsweep.task import Task
 from vecsweep.training import Training
 
-_OPTIONS = ("device", "progress")
+_OPTIONS = ("device", "progress", "cluster")
 _VERBS: Mapping[str, Callable[..., Any]] = {"sweep": sweep, "range_test": range_test, "find_lr": find_lr}
 
 
@@ -30,6 +32,7 @@ def resume(
     prune: Prune | None = None,
     device: Any = None,
     progress: bool | None = None,
+    cluster: Cluster | str | None = None,
     checkpoint_every: str | None = "5min",
 ) -> Sweep | Answer:
     """Go on with what was begun with `checkpoint=folder`, to the last bit as if it had not been broken off.
@@ -38,12 +41,13 @@ def resume(
     or branched from, it goes on with the last of these.
 
     Args:
-        folder: that `checkpoint` named.
+        folder: that `checkpoint` named, a path or a URL.
         task: as it was; what is another is refused.
         schedules: as in the call, if functions were among them, which a folder does not keep.
         prune: likewise.
         device: where members train now, if not where they did.
         progress: whether to show a progress bar; None as in the call.
+        cluster: for a call on a cluster, which one now; None for that one.
         checkpoint_every: as in `vecsweep.sweep`.
 
     Returns:
@@ -67,8 +71,8 @@ def resume(
         >>> again.train_loss.shape
         (5, 2)
     """
-    given = {"schedules": schedules, "prune": prune, "device": device, "progress": progress}
-    own: Path | None = Path(folder)
+    given = {"schedules": schedules, "prune": prune, "device": device, "progress": progress, "cluster": cluster}
+    own: Path | None = folder_of(folder)
     result: Any = None
     while own is not None:
         result = _resume_one(own, task, given, checkpoint_every) if result is None else _go_on(result, own, given)
@@ -112,7 +116,12 @@ def load(
         >>> load(path)
         Sweep(2 members: 2 lrs, 1 schedule, 1 seed; 5 steps; train_loss)
     """
-    path = Path(path)
+    path = folder_of(path)
+    if is_elsewhere(path) and not is_call(path):
+        if not path.exists():
+            raise FileNotFoundError(f"There is nothing at {path}.")
+        with fetched(path) as here:
+            return load(here, task)
     if not path.is_dir():
         if task is not None:
             raise ValueError(f"`task` goes with a folder, which holds weights; {path} is none. Leave it out.")
@@ -122,7 +131,7 @@ def load(
             return results.load(path)  # which says what is wrong with it
         raise ValueError(f"{path} holds a call that is not over. Go on with `vecsweep.resume({str(path)!r}, task)`.")
     if task is None:
-        return results.load(path / RESULT)
+        return load(path / RESULT)
     if is_whole(path):
         runs, own = read_trained(path, task, schedules, prune)
         members = tuple(range(len(own.members)))
@@ -138,7 +147,7 @@ def _resume_one(folder: Path, task: Task, given: Mapping[str, Any], every: str |
         return _go_on(_resume_one(folder.parent, task, given, every), folder, given)
     packed = {name: own for name, own in call.arguments.items() if name != "weights"}
     arguments = unpack(packed, {name: own for name, own in given.items() if name in (*packed, *_OPTIONS)})
-    return _VERBS[call.verb](task, checkpoint=folder, checkpoint_every=every, **arguments)
+    return _VERBS[call.verb](task, checkpoint=str(folder), checkpoint_every=every, **arguments)
 
 
 def _go_on(result: Any, folder: Path, given: Mapping[str, Any]) -> Any:

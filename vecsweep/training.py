@@ -16,7 +16,8 @@ import numpy as np
 from torch import nn
 
 from vecsweep._arguments import check_lrs, check_schedules, check_vary, needs_epochs
-from vecsweep._engine.record import Record, Start
+from vecsweep._arrays import blank
+from vecsweep._engine.record import Record, Start, here
 from vecsweep._errors import Interrupted, with_result
 from vecsweep._hyper import plain_options
 from vecsweep._interrupts import held, is_due
@@ -54,7 +55,8 @@ class Training:
 
     def model(self, i: int, *, copy_frozen: bool) -> nn.Module:
         """Make a module of member i's state."""
-        return self.start.learners[self.members[i].seed].model_of(self.start.states[i], copy_frozen=copy_frozen)
+        (state,) = here([self.start.states[i]])
+        return self.start.learners[self.members[i].seed].model_of(state, copy_frozen=copy_frozen)
 
     def select(self, members: Sequence[int]) -> "Training":
         """Take some members, one of them several times if it is named so."""
@@ -354,7 +356,8 @@ def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str
         num_rows: tuple[int, int],
         fill: FloatArray | float,
     ) -> FloatArray:
-        whole = np.full((sum(num_rows), len(members)), fill)
+        whole = blank(sum(num_rows), len(members))
+        whole[:] = fill
         if old is not None:
             whole[: num_rows[0]] = old
         if new is not None:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vecsweep import _interrupts as interrupts
+from vecsweep._arrays import blank
 from vecsweep._bars import Bar
 from vecsweep._engine.batches import is_finite
 from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
@@ -24,7 +25,7 @@ from vecsweep._engine.evaluate import Evaluator
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.packing import unpack
 from vecsweep._engine.parallel import Parallel
-from vecsweep._engine.record import End, Observer, Record, Start
+from vecsweep._engine.record import End, Observer, Record, Start, here
 from vecsweep._engine.rng import State, Streams
 from vecsweep._engine.sequential import Sequential
 from vecsweep._engine.snapshot import (
@@ -112,8 +113,8 @@ class Loop:
             check_identity(self.identity, self.snapshot.identity)
         self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
         self.hyper = {name: values.copy() if self.feedback else values for name, values in plan.hyper.items()}
-        self.loss = np.full(plan.lr.shape, np.nan)
-        self.norms: dict[str, FloatArray] = {name: np.full(plan.lr.shape, np.nan) for name in self.evaluation.recorded}
+        self.loss = blank(*plan.lr.shape)
+        self.norms: dict[str, FloatArray] = {name: blank(*plan.lr.shape) for name in self.evaluation.recorded}
         self.num_evaluated = 0
         self.seeds = np.array(plan.seeds)
         self.diverged_at = np.full(len(plan.members), -1)
@@ -313,7 +314,7 @@ class Loop:
 
     def _starts(self, members: Sequence[int]) -> list[MemberState]:
         if self.start is not None:
-            return [self.start.states[i] for i in members]
+            return here(self.start.states[i] for i in members)
         seeds = [self.plan.seeds[i] for i in members]
         of_seeds = {seed: replace(self.engine.start(seed), fate=self.fates[seed]) for seed in set(seeds)}
         return [of_seeds[seed] for seed in seeds]

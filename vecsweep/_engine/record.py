@@ -1,11 +1,12 @@
 """What a run begins with and what it leaves: plain records, passed between the training loop and its callers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
+from vecsweep._arrays import blank
 from vecsweep._engine.batches import Position
 from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.learner import Learner
@@ -43,18 +44,30 @@ class End:
     outside: Changes = field(default_factory=dict)
 
 
+class Elsewhere(Protocol):
+    """A member's state that is not here, but is kept somewhere."""
+
+    def fetch(self) -> MemberState:
+        """Read it."""
+
+
+def here(states: Iterable[MemberState | Elsewhere]) -> list[MemberState]:
+    """Fetch the states that are elsewhere."""
+    return [own if isinstance(own, MemberState) else own.fetch() for own in states]
+
+
 @dataclass(frozen=True, slots=True)
 class Start:
     """What a run goes on from.
 
     Attributes:
-        states: `[member]`.
+        states: `[member]`, each here or elsewhere.
         learners: by seed.
         ends: by seed, where the run before left off.
         metrics: what was measured before and is still followed, each `[evaluation, member]`.
     """
 
-    states: list[MemberState]
+    states: list[MemberState | Elsewhere]
     learners: dict[int, Learner]
     ends: dict[int, End]
     metrics: dict[str, FloatArray]
@@ -75,8 +88,8 @@ class Record:
         metrics: by name, each `[evaluation, member]`; NaN likewise.
         diverged_at: `[member]`, the step at which a member diverged; -1 if it did not.
         stopped_at: `[member]`, the updates it had taken when its metric no longer improved; -1 if it went on.
-        states: `[member]`, at the end, or where it diverged; empty if they were not asked for, or where the run was
-            stopped while some members were further than others.
+        states: `[member]`, here or elsewhere, at the end, or where it diverged; empty if they were not asked for, or
+            where the run was stopped while some members were further than others.
         learners: by seed; to make a model of a state.
         ends: by seed; empty if states are.
         engine: how the members were stepped, in words.
@@ -94,7 +107,7 @@ class Record:
     metrics: dict[str, FloatArray]
     diverged_at: IntArray
     stopped_at: IntArray
-    states: list[MemberState]
+    states: list[MemberState | Elsewhere]
     learners: dict[int, Learner]
     ends: dict[int, End]
     engine: str
@@ -162,7 +175,7 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
         return whole
 
     def rows(parts: Sequence[FloatArray]) -> FloatArray:
-        whole = np.full((max(map(len, parts)), num_members), np.nan)
+        whole = blank(max(map(len, parts)), num_members)
         for part, (_, members) in zip(parts, begun, strict=True):
             whole[: len(part), list(members)] = part
         return whole
@@ -173,7 +186,7 @@ def join(records: Sequence[Record], turns: Sequence[Sequence[int]], num_members:
             for key in getattr(first, name)
         }
 
-    states: list[MemberState | None] = [None] * num_members
+    states: list[MemberState | Elsewhere | None] = [None] * num_members
     for record, members in begun:
         for i, state in zip(members, record.states, strict=bool(record.states)):
             states[i] = state

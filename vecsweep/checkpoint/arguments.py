@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from vecsweep._arguments import RESTARTABLE
 from vecsweep._types import FloatArray
+from vecsweep.checkpoint.elsewhere import folder_of
 from vecsweep.checkpoint.journal import Journal
 from vecsweep.checkpoint.keeper import Interval
-from vecsweep.execution import Execution
+from vecsweep.execution import Cluster, Execution
 from vecsweep.schedules import parse
 from vecsweep.schedules.schedule import Schedule
 
@@ -50,15 +51,12 @@ def journal_of(
         raise TypeError(
             f"`checkpoint` must be the path of a folder; got {given['checkpoint']!r:.80}. Pass 'runs/lr', say."
         )
-    if options.cluster is not None:
-        raise ValueError(
-            "`checkpoint` keeps what one device does; got a cluster, whose workers begin lost members anew. Leave one "
-            "of them out."
-        )
-    folder = Path(given["checkpoint"])
+    folder = folder_of(given["checkpoint"])
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`checkpoint` must be a folder; {folder} is a file. Name another.")
     arguments = {name: value for name, value in given.items() if name not in _NOT_KEPT} | given["execution"]
+    if isinstance(options.cluster, Cluster):
+        arguments |= {"cluster": options.cluster, "device": None}  # which may have been a list of devices
     packed = {name: pack(value) for name, value in arguments.items()}
     return Journal(folder, verb.__name__, packed, interval, restarts=given["restart"]).opened()
 
@@ -71,6 +69,8 @@ def pack(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, os.PathLike | torch.device):
         return str(value)
+    if isinstance(value, Cluster):
+        value = asdict(value)
     if isinstance(value, Mapping):
         return {str(name): pack(own) for name, own in value.items()}
     if isinstance(value, Sequence):
@@ -97,7 +97,10 @@ def unpack(arguments: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
                 f"`{name}` must be given again: {function!r} is Python, which a checkpoint does not keep. Pass "
                 f"`{name}=` as in the call that began it, or make that call again with the same `checkpoint`."
             )
-    return {**arguments, **given}
+    whole = {**arguments, **given}
+    if isinstance(cluster := whole.get("cluster"), Mapping):
+        whole["cluster"] = Cluster(**{**cluster, "indices": tuple(cluster["indices"])})
+    return whole
 
 
 def _function_in(value: Any) -> str | None:

@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vecsweep._errors import ResultFileError
+from vecsweep.checkpoint import elsewhere
+from vecsweep.checkpoint.elsewhere import MANIFEST, is_elsewhere
 from vecsweep.checkpoint.values import Box, Json
 from vecsweep.results._files import Arrays, read_arrays
 
 FORMAT_VERSION = 1
 _FORMAT = "vecsweep checkpoint"
-_MANIFEST = "manifest.json"
 _FILE_BYTES = 64 * 2**20  # of tensors: as much memory as writing them takes besides
 _MAX_MANIFEST_BYTES = 2**28
-_FILE_NAME = re.compile(r"[a-z]+(-\d+)?\.(npz|safetensors)")
+FILE_NAME = re.compile(r"[a-z]+(-\d+)?\.(npz|safetensors)")
 _LEFT_OVER = (".new-*", ".old-*")
 
 
@@ -42,6 +44,11 @@ def write_folder(path: Path, value: Any, facts: Mapping[str, Json]) -> None:
         OSError: it cannot be written; what was there is as it was.
         TypeError: the value holds an object that only pickle could keep.
     """
+    if is_elsewhere(path):
+        with TemporaryDirectory(prefix="vecsweep-") as folder:
+            write_folder(Path(folder) / path.name, value, facts)
+            elsewhere.send(Path(folder) / path.name, path)
+        return
     box = Box()
     content = {name: box.pack(own, name) for name, own in value.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +62,7 @@ def write_folder(path: Path, value: Any, facts: Mapping[str, Json]) -> None:
             save_file(tensors, new / f"states-{k:03}.safetensors")
         files = {file.name: _checksum(file) for file in sorted(new.iterdir())}
         whole = {"format": _FORMAT, "version": FORMAT_VERSION, **facts, "files": files, "content": content}
-        (new / _MANIFEST).write_text(json.dumps({"checksum": _checksum_of(whole), **whole}))
+        (new / MANIFEST).write_text(json.dumps({"checksum": _checksum_of(whole), **whole}))
         for written in new.iterdir():
             flush(written)
         flush(new)
@@ -71,10 +78,13 @@ def read_folder(path: Path) -> dict[str, Any]:
     Raises:
         ResultFileError: it is damaged, foreign, or of a later version.
     """
-    whole, box = _read_manifest(path), Box()
+    if is_elsewhere(path):
+        with elsewhere.fetched(path) as here:
+            return read_folder(here)
+    whole, box = read_manifest(path), Box()
     try:
         for name, checksum in whole["files"].items():
-            _check_file(path, name, checksum)
+            check_file(path, name, checksum)
             if name.endswith(".npz"):
                 with (path / name).open("rb") as file:
                     box.arrays |= read_arrays(file)
@@ -87,30 +97,35 @@ def read_folder(path: Path) -> dict[str, Any]:
         raise ResultFileError(f"{path} is damaged: {error}.") from error
 
 
-def _check_file(folder: Path, name: str, checksum: str) -> None:
+def check_file(folder: Path, name: str, checksum: str) -> None:
     """Raise ResultFileError unless a file of a folder, and none elsewhere, is as it was written."""
     file = folder / name
-    if not _FILE_NAME.fullmatch(name) or not file.is_file() or _checksum(file) != checksum:
+    if not FILE_NAME.fullmatch(name) or not file.is_file() or _checksum(file) != checksum:
         raise ResultFileError(f"{folder} is damaged: {name!r:.80} is not as it was written.")
 
 
 def read_facts(path: Path) -> dict[str, Json]:
     """Read what a folder says for people."""
-    return {name: own for name, own in _read_manifest(path).items() if name not in ("content", "checksum")}
+    return {name: own for name, own in read_manifest(path).items() if name not in ("content", "checksum")}
 
 
-def _read_manifest(path: Path) -> dict[str, Json]:
-    manifest = path / _MANIFEST
+def read_manifest(path: Path) -> dict[str, Json]:
+    """Read what a folder's manifest says.
+
+    Raises:
+        ResultFileError: it is damaged, foreign, or of a later version.
+    """
+    manifest = path / MANIFEST
     if not manifest.is_file() or manifest.stat().st_size > _MAX_MANIFEST_BYTES:
-        raise ResultFileError(f"{path} is damaged: it has no {_MANIFEST}.")
+        raise ResultFileError(f"{path} is damaged: it has no {MANIFEST}.")
     try:
         whole = json.loads(manifest.read_bytes())
         checksum = whole.pop("checksum")
         is_whole = checksum == _checksum_of(whole) and whole["format"] == _FORMAT
     except Exception as error:  # of whatever JSON is there instead
-        raise ResultFileError(f"{path} is damaged: its {_MANIFEST} cannot be read.") from error
+        raise ResultFileError(f"{path} is damaged: its {MANIFEST} cannot be read.") from error
     if not is_whole:
-        raise ResultFileError(f"{path} is damaged: its {_MANIFEST} is not as it was written.")
+        raise ResultFileError(f"{path} is damaged: its {MANIFEST} is not as it was written.")
     if whole["version"] != FORMAT_VERSION:
         raise ResultFileError(
             f"{path} has format version {whole['version']}; this vecsweep reads {FORMAT_VERSION}. Use the vecsweep "
@@ -121,6 +136,9 @@ def _read_manifest(path: Path) -> dict[str, Json]:
 
 def write_json(path: Path, value: Json) -> None:
     """Write JSON as a file, at once."""
+    if is_elsewhere(path):  # where files are there whole or not at all
+        elsewhere.write(path, json.dumps(value, indent=1).encode())
+        return
     new = path.with_name(f".new-{uuid.uuid4().hex}")
     try:
         new.write_text(json.dumps(value, indent=1))
@@ -134,6 +152,9 @@ def write_json(path: Path, value: Json) -> None:
 
 def remove(path: Path) -> None:
     """Remove a folder, which is never there in part."""
+    if is_elsewhere(path):
+        elsewhere.remove(path)
+        return
     old = path.with_name(f".old-{uuid.uuid4().hex}")
     path.rename(old)
     shutil.rmtree(old, ignore_errors=True)
@@ -141,6 +162,11 @@ def remove(path: Path) -> None:
 
 def clean(folder: Path) -> None:
     """Remove what processes have left that were killed as they wrote here."""
+    if is_elsewhere(folder):
+        for path in folder.glob("step-*"):
+            if not (path / MANIFEST).exists():
+                elsewhere.remove(path)
+        return
     for pattern in _LEFT_OVER:
         for path in folder.glob(pattern):
             if path.is_dir():

@@ -16,13 +16,16 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from vecsweep._engine.snapshot import difference_of
 from vecsweep._errors import ResultFileError, warn_of_fallback
+from vecsweep.checkpoint import elsewhere
 from vecsweep.checkpoint.disk import clean, write_json
+from vecsweep.checkpoint.elsewhere import is_elsewhere
 from vecsweep.checkpoint.keeper import FolderKeeper, Interval
 from vecsweep.checkpoint.signals import Signals
 from vecsweep.checkpoint.snapshots import written_by
@@ -100,7 +103,8 @@ class Journal:
             ValueError: the folder holds another call, or something else, or another process is at it.
             OSError: it cannot be written to.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if not is_elsewhere(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder), self._signals:
             clean(self.folder)
             if self._restarts:
@@ -123,9 +127,14 @@ class Journal:
     def note_result(self, runs: Sweep) -> None:
         """Write the curves that the call came to, for those who only look at them."""
         try:
-            runs.save(self.folder / RESULT)
+            if not is_elsewhere(self.folder):
+                runs.save(self.folder / RESULT)
+                return
+            with TemporaryDirectory(prefix="vecsweep-") as folder:
+                content = runs.save(Path(folder) / RESULT).read_bytes()
+            elsewhere.write(self.folder / RESULT, content)
         except OSError as error:
-            warn_of_fallback(f"The curves could not be written to {self.folder} ({error.strerror}).")
+            warn_of_fallback(f"The curves could not be written to {self.folder} ({error.strerror or error}).")
 
     def child(self, verb: str, arguments: Mapping[str, Any]) -> "Journal":
         """The journal of a call that goes on from this one's result."""
@@ -135,7 +144,8 @@ class Journal:
     def _note_call(self) -> None:
         """Write down what is called; hold it against what is there."""
         if not (self.folder / _CALL).exists():
-            if others := [path.name for path in self.folder.iterdir() if path.name not in (_LOCK, _OWNER)]:
+            there = self.folder.iterdir() if self.folder.is_dir() else ()
+            if others := [path.name for path in there if path.name not in (_LOCK, _OWNER)]:
                 raise ValueError(
                     f"`checkpoint` must be a folder of its own; {self.folder} holds {min(others)!r}. Name one that is "
                     "not there yet."
@@ -156,6 +166,8 @@ class Journal:
             raise ValueError(f"{self.folder} holds a call of `{before.verb}`, not of `{self._verb}`. {remedy}")
         for name in dict.fromkeys((*self._arguments, *before.arguments)):
             now, then = self._arguments.get(name), before.arguments.get(name)
+            if name == "cluster":  # that one was used, or none, and not which: shards have folders of their own
+                now, then = now and "given", then and "given"
             if name not in _CHANGEABLE and difference_of(now, then) is not None:
                 raise ValueError(
                     f"{self.folder} holds another call: `{name}` was {then!r:.80} and is {now!r:.80}. {remedy}"
@@ -170,7 +182,9 @@ class Journal:
                 pass  # nobody is at what goes on from here
         (self.folder / _CALL).unlink()
         for path in self.folder.iterdir():
-            if path.is_dir():
+            if is_elsewhere(path):
+                elsewhere.remove(path)
+            elif path.is_dir():
                 shutil.rmtree(path)
             elif path.name not in (_LOCK, _OWNER):
                 path.unlink()
@@ -216,7 +230,10 @@ def latest_child(folder: Path) -> Path | None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep others out of a folder; the lock ends with the process that has it."""
+    """Keep others out of a folder; the lock ends with the process that has it. What lies elsewhere has none."""
+    if is_elsewhere(folder):
+        yield
+        return
     lock, owner = FileLock(folder / _LOCK, timeout=0), folder / _OWNER
     try:
         lock.acquire()

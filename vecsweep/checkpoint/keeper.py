@@ -66,9 +66,9 @@ class FolderKeeper:
     """
 
     def __init__(self, folder: Path, interval: Interval, signals: Signals) -> None:
-        self._folder = folder
-        self._interval = interval
-        self._signals = signals
+        self.folder = folder
+        self.interval = interval
+        self.signals = signals
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._has_any = False
@@ -77,21 +77,21 @@ class FolderKeeper:
 
     def latest(self) -> Snapshot | None:
         """The snapshot to go on from."""
-        snapshot = read_newest(self._folder)
+        snapshot = read_newest(self.folder)
         if snapshot is not None:
             self._has_any, self._kept_step = True, snapshot.num_done
         return snapshot
 
     def is_due(self, num_done: int) -> bool:
         """Whether a snapshot is wanted after so many steps; not before the last is written, lest there be two."""
-        if self._signals.is_leaving or self._signals.take_writing():
+        if self.signals.is_leaving or self.signals.take_writing():
             return True
         if self._thread is not None and self._thread.is_alive():
             return False
         self.wait()
         if not self._has_any:
-            return self._interval != Interval()
-        return self._interval.is_over(time.monotonic() - self._kept_at, num_done - self._kept_step)
+            return self.interval != Interval()
+        return self.interval.is_over(time.monotonic() - self._kept_at, num_done - self._kept_step)
 
     def keep(self, snapshot: Snapshot) -> None:
         """Write a snapshot, in a thread unless the run is left."""
@@ -101,9 +101,9 @@ class FolderKeeper:
         self._kept_at, self._kept_step = time.monotonic(), snapshot.num_done
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="vecsweep checkpoint")
         self._thread.start()
-        if self._signals.is_leaving and snapshot.chunks:
+        if self.signals.is_leaving and snapshot.chunks:
             self.wait()
-            self._signals.leave()
+            self.signals.leave()
 
     def wait(self) -> None:
         """Wait until all is written.
@@ -141,10 +141,10 @@ class FolderKeeper:
         if error is not None:
             what = getattr(error, "strerror", None) or error
             left = "the one before it is kept" if self._has_any else "there is none"
-            warn_of_fallback(f"A checkpoint could not be written to {self._folder} ({what}); {left}.")
+            warn_of_fallback(f"A checkpoint could not be written to {self.folder} ({what}); {left}.")
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
-            write_snapshot(self._folder, snapshot)
+            write_snapshot(self.folder, snapshot)
         except Exception as error:  # told by `wait`, in the thread that trains
             self._error = error

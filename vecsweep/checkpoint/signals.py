@@ -43,6 +43,10 @@ class Signals:
         """Whether the run is to be written down and left."""
         return self._is_leaving
 
+    def ask_writing(self) -> None:
+        """Ask for the run to be written down."""
+        self._is_writing_asked = True
+
     def take_writing(self) -> bool:
         """Whether the run is to be written down; asked once, it is no longer."""
         asked, self._is_writing_asked = self._is_writing_asked, False
@@ -68,4 +72,4 @@ class Signals:
             self.leave()
 
     def _note_writing(self, number: int, frame: FrameType | None) -> None:
-        self._is_writing_asked = True
+        self.ask_writing()

@@ -19,6 +19,7 @@ from vecsweep._engine.waypoints import Waypoint
 from vecsweep._errors import ResultFileError, warn_of_fallback
 from vecsweep._version import __version__
 from vecsweep.checkpoint.disk import read_folder, remove, write_folder
+from vecsweep.checkpoint.elsewhere import refresh
 from vecsweep.checkpoint.values import Box
 
 _NUM_KEPT = 2
@@ -33,7 +34,7 @@ def write_snapshot(folder: Path, snapshot: Snapshot) -> None:
     """
     value = {field.name: _outline(getattr(snapshot, field.name)) for field in dataclasses.fields(snapshot)}
     write_folder(folder / f"step-{snapshot.num_done:09}", value, written_by())
-    for path in _paths(folder)[:-_NUM_KEPT]:
+    for path in snapshots_in(folder)[:-_NUM_KEPT]:
         remove(path)
 
 
@@ -43,7 +44,7 @@ def read_newest(folder: Path) -> Snapshot | None:
     Raises:
         ResultFileError: there are some, and all are damaged.
     """
-    paths, error = _paths(folder), None
+    paths, error = snapshots_in(folder), None
     for path in reversed(paths):
         try:
             snapshot = _snapshot_of(read_folder(path))
@@ -145,6 +146,7 @@ def _snapshot_of(value: dict[str, Any]) -> Snapshot:
         raise ResultFileError(f"A checkpoint is damaged: {error}.") from error
 
 
-def _paths(folder: Path) -> list[Path]:
+def snapshots_in(folder: Path) -> list[Path]:
     """The snapshots of a folder, the oldest first."""
+    refresh(folder)
     return sorted(folder.glob("step-*"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vecsweep._arguments import check_schedules
-from vecsweep._engine.record import Start
+from vecsweep._engine.record import Start, here
 from vecsweep._engine.run import learners_of
 from vecsweep._engine.snapshot import check_identity, identify_task
 from vecsweep._errors import ResultFileError
@@ -131,7 +131,7 @@ def _pack(own: Trained) -> dict[str, Any]:
         "schedules": followed,
         "courses": [[course.name, course.begin, course.num_steps] for course in own.courses],
         "identity": identify_task(own.start.learners),
-        "states": [pack_state(state) for state in own.start.states],
+        "states": [pack_state(state) for state in here(own.start.states)],
         "ends": {str(seed): pack_end(end) for seed, end in own.start.ends.items()},
         "metrics": own.start.metrics,
     }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vecsweep._types import EngineName
+from vecsweep.checkpoint.elsewhere import folder_of, is_elsewhere
 from vecsweep.tasks import TASKS
 
 RANGE_OPTIONS = ("start_lr", "end_lr", "num_lrs", "num_steps", "seeds", "method", "spacing")
@@ -81,12 +82,11 @@ def add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None:
         "--divergence-factor", type=_divergence_factor, metavar="FACTOR", help="above 1, or none (default: 5)"
     )
     group.add_argument("--seed", type=int, metavar="SEED", help="the first of several seeds (default: 0)")
-    if has_engine:
-        group.add_argument(
-            "--cluster",
-            metavar="ADDRESS",
-            help="several devices that share the members, by Ray: auto for all of this machine, or a cluster's address",
-        )
+    group.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="several devices that share the members, by Ray: auto for all of this machine, or a cluster's address",
+    )
 
 
 def add_checkpoint(parser: Any) -> None:
@@ -95,8 +95,8 @@ def add_checkpoint(parser: Any) -> None:
         "--checkpoint",
         type=kept_folder,
         metavar="DIR",
-        help="keep the run here as it goes, so that the same command, or vecsweep resume DIR, goes on with it "
-        "(default: nowhere)",
+        help="keep the run here as it goes, in a folder or at a URL, so that the same command, or vecsweep resume "
+        "DIR, goes on with it (default: nowhere)",
     )
     parser.add_argument(
         "--checkpoint-every",
@@ -223,9 +223,15 @@ def merged(varied: Sequence[tuple[str, list[float]]]) -> dict[str, list[float]]:
     return found
 
 
-def kept_folder(text: str) -> Path:
-    """Check a folder for checkpoints, before the work that it is to keep."""
-    path = output_folder(text)
+def kept_folder(text: str) -> Path | str:
+    """Check a folder for checkpoints, which may be a URL, before the work that it is to keep."""
+    try:
+        folder = folder_of(text)
+    except (ImportError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error).rstrip(".")) from error
+    if is_elsewhere(folder):
+        return text
+    path = output_folder(str(folder))
     there = next(own for own in (path, *path.absolute().parents) if own.is_dir())
     if not os.access(there, os.W_OK):
         raise argparse.ArgumentTypeError(f"the folder {str(there)!r} is read-only; choose another")

@@ -4,7 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
+from vecsweep.checkpoint.elsewhere import folder_of, is_elsewhere
 from vecsweep.checkpoint.journal import read_call
+from vecsweep.cli.arguments import kept_folder
 
 WHAT = "go on with a command that was begun with --checkpoint, where it stood"
 EXAMPLE = "vecsweep resume runs/digits"
@@ -12,12 +14,13 @@ EXAMPLE = "vecsweep resume runs/digits"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Say what the command takes."""
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the folder that --checkpoint named")
+    parser.add_argument("folder", metavar="DIR", type=kept_folder, help="the folder or URL that --checkpoint named")
 
 
 def run(arguments: argparse.Namespace) -> list[str]:
     """Return the command, which is to be run again in its own working folder."""
-    folder = arguments.folder.resolve()
+    folder = folder_of(arguments.folder)
+    folder = folder if is_elsewhere(folder) else folder.resolve()
     try:
         command = read_call(folder).command
     except FileNotFoundError as error:

@@ -11,7 +11,7 @@ import torch
 
 from vecsweep._engine import run
 from vecsweep._engine.record import Observer, Record, Start
-from vecsweep._engine.snapshot import Keeper
+from vecsweep.checkpoint.keeper import FolderKeeper
 from vecsweep.execution import Cluster, Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task
@@ -27,7 +27,7 @@ def train(
     evaluation: Evaluation | None = None,
     start: Start | None = None,
     observer: Observer | None = None,
-    keepers: Callable[[], Keeper] | None = None,
+    keepers: Callable[[], FolderKeeper] | None = None,
 ) -> Record:
     """Train every member of a plan, where `execution` says; the arguments are those of `_engine.run.train`.
 
@@ -47,9 +47,15 @@ def train(
         return run.train(task, plan, execution, keepers=keepers, **asked)
     from vecsweep.cluster.driver import Driver
     from vecsweep.cluster.job import Job
+    from vecsweep.cluster.keeping import Keeping
     from vecsweep.cluster.sending import pack_task
-    from vecsweep.cluster.session import connected
+    from vecsweep.cluster.session import check_ray, connected
 
-    packed = pack_task(task)
-    with connected(execution.cluster, len(plan.members)) as session:
-        return Driver(session, Job(task=task, plan=plan, execution=execution, **asked), packed).train()
+    job = Job(task=task, plan=plan, execution=execution, **asked)
+    driver = Driver(job, None if keepers is None else Keeping(keepers(), job))
+    if not driver.is_done:
+        check_ray()
+        packed = pack_task(task)
+        with connected(execution.cluster, len(plan.members)) as session:
+            driver.train(session, packed)
+    return driver.joined()

@@ -5,7 +5,7 @@ Of the members it sees losses and metrics, and no weights before the end.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,19 +16,21 @@ from vecsweep._engine.record import Record
 from vecsweep._errors import warn_of_fallback, warn_of_loss
 from vecsweep._words import counted
 from vecsweep.cluster.job import Job
-from vecsweep.cluster.joining import join_shards, with_weights
+from vecsweep.cluster.joining import Part, join_shards
+from vecsweep.cluster.keeping import Keeping
+from vecsweep.cluster.news import Asked, Ended, Greeting, Left, Losses, Metrics, News
+from vecsweep.cluster.ordering import order_of, places_of
 from vecsweep.cluster.retelling import Retelling
 from vecsweep.cluster.rungs import Rungs
 from vecsweep.cluster.sending import pack, unpack
 from vecsweep.cluster.session import Gone, Session
 from vecsweep.cluster.shares import Shard, Shares
-from vecsweep.cluster.worker import Asked, Ended, Greeting, Left, Losses, Metrics, News, Order
-from vecsweep.plan import SoFar
 
 _PATIENCE_S = 30.0  # with workers that are slower to come than the first, before members are dealt out without them
 _STANDSTILL_S = 10.0  # in which all that have members wait for others that have no place, until one makes room
 _LOOK_S = 2.0  # between looks at how many devices there are
 _WIND_UP_S = 60.0  # for workers to tell what they have done when Ctrl-C ends the run
+_WRITE_UP_S = 600.0  # likewise, where they have weights to write
 _MAX_FAILED = 3  # workers in a row that are gone before they have said anything
 
 
@@ -55,59 +57,90 @@ class Driver:
     """A run on a cluster, and where it stands.
 
     Args:
-        session: the cluster.
         job: the run.
-        packed: its task.
+        keeping: its folder; None where nobody keeps it.
+
+    Raises:
+        RuntimeError: while it trains, or of what it came to: no worker can be had, or all members were lost.
     """
 
-    def __init__(self, session: Session, job: Job, packed: bytes) -> None:
-        self._session = session
+    def __init__(self, job: Job, keeping: Keeping | None) -> None:
         self._job = job
         self._plan = job.plan
-        self._task = session.share(packed)
+        self._keeping = keeping
         self._retelling = None if job.observer is None else Retelling(job.observer, job.plan)
         evaluation = job.evaluation
         has_rungs = evaluation is not None and evaluation.pruning is not None
-        self._rungs = Rungs(job.plan, evaluation) if evaluation is not None and has_rungs else None
-        # Where shards wait for each other, a part of one that is lost would keep the others from going on.
-        self._shares = Shares(job.plan.seeds, session.max_restarts, is_even=not session.is_uneven, is_whole=has_rungs)
+        decided = {} if keeping is None else keeping.kept
+        self._rungs = Rungs(job.plan, evaluation, decided) if evaluation is not None and has_rungs else None
         self._hands: dict[int, _Hand] = {}
         self._num_hired = 0
         self._num_failed = 0
         self._used: set[int] = set()  # of the workers that had a shard
-        self._parts: list[tuple[Sequence[int], Record]] = []
+        self._parts: list[Part] = []
         self._warned: set[str] = set()
         self._is_over = False
+        for members, record in () if keeping is None else keeping.parts:
+            self._note(members, record)
+            if self._retelling is not None:
+                self._retelling.past(Shard(tuple(members)), record, () if evaluation is None else evaluation.steps)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all members were trained, by earlier drivers, say."""
+        return sum(len(members) for members, _ in self._parts) == len(self._plan.members)
+
+    def train(self, session: Session, packed: bytes) -> None:
+        """Train all members, or as many as Ctrl-C leaves the time for.
+
+        Args:
+            session: the cluster.
+            packed: the task.
+        """
+        self._session, self._task = session, session.share(packed)
+        self._shares = Shares(
+            self._plan.seeds,
+            self._job.cluster.max_restarts,
+            is_even=self._rungs is not None or not session.is_uneven,
+            # Others may wait for all of a shard that is lost; and what is kept is kept of all of it.
+            is_whole=self._rungs is not None or self._keeping is not None,
+            begun=() if self._keeping is None else self._keeping.begun,
+            done=[i for members, _ in self._parts for i in members],
+        )
         self._room = session.num_devices
         self._looked_at = self._moved_at = self._first_at = time.monotonic()
-
-    def train(self) -> Record:
-        """Train all members, or as many as Ctrl-C leaves the time for."""
         total = self._plan.num_steps * len(self._plan.members)
         try:
             with Bar(total=total, unit=" steps", unit_scale=True, disable=self._job.execution.hides_progress) as bar:
                 try:
-                    while not self._is_done:
+                    while self._shares.num_waiting or self._shares.running:
                         self._work(bar)
                 except KeyboardInterrupt:
                     self._wind_up()
         finally:
             for hand in self._hands.values():
-                self._session.dismiss(hand.actor)
-        return self._joined()
-
-    @property
-    def _is_done(self) -> bool:
-        return self._shares.num_waiting == 0 and not self._shares.running
+                session.dismiss(hand.actor)
 
     def _work(self, bar: Any) -> None:
         """Hear what there is to hear, and do what follows from it."""
         interrupts.check()
+        self._heed_signals()
         self._hire()
         self._hear(timeout_s=1.0)
         self._deal()
         self._decide()
         self._show(bar)
+
+    def _heed_signals(self) -> None:
+        """Have all written down where it stands, or leave, if a signal asks for it."""
+        if self._keeping is None:
+            return
+        if self._keeping.signals.is_leaving:
+            self._wind_up()
+            self._keeping.signals.leave()
+        if self._keeping.signals.take_writing():
+            for worker in self._shares.running:
+                self._hands[worker].actor.write.remote()
 
     def _hire(self) -> None:
         """Ask for as many workers as there is room and use for; send away those that have nothing to wait for."""
@@ -188,25 +221,10 @@ class Driver:
 
     def _begin(self, worker: int, shard: Shard) -> None:
         hand = self._hands[worker]
-        evaluation = self._job.evaluation
-        if evaluation is not None and evaluation.pruning is not None:  # whose function stays here
-            evaluation = replace(evaluation, pruning=replace(evaluation.pruning, keep=_nobody))
-        start, states = None, None
-        if self._job.start is not None:
-            own = self._job.start.select(shard.members)
-            start, states = replace(own, states=[], learners={}), pack(own.states)
-        places = {i: k for k, i in enumerate(shard.members)}
-        order = Order(
-            plan=self._plan.select(shard.members),
-            keeps_states=self._job.keeps_states,
-            evaluation=evaluation,
-            states=states,
-            start=start,
-            is_watched=self._retelling is not None,
-            kept={step: _places(kept, places) for step, kept in self._rungs.kept.items()} if self._rungs else {},
-        )
+        kept = self._rungs.kept if self._rungs else {}
+        place = None if self._keeping is None else self._keeping.place_of(shard.members)
         hand.num_done, hand.num_alive = 0, len(shard.members)
-        hand.actor.begin.remote(pack(order))
+        hand.actor.begin.remote(pack(order_of(self._job, shard.members, kept, place)))
         hand.answer = hand.actor.news.remote()
         self._used.add(worker)
         self._moved_at = time.monotonic()
@@ -242,19 +260,24 @@ class Driver:
         if not record.is_complete and not self._is_over:  # it has made room for another
             self._shares.put_back(worker)
             return
-        shard = self._shares.done(worker)
-        self._parts.append((shard.members, record))
+        self._note(self._shares.done(worker).members, record)
+
+    def _note(self, members: Sequence[int], record: Record) -> None:
+        """Note what a shard did."""
+        self._parts.append((members, record))
         if self._rungs is not None and not self._is_over:
-            self._rungs.end(shard.members, record)
+            self._rungs.end(members, record)
 
     def _decide(self) -> None:
         """Say who goes on, where all have come to a rung; see that they can come to it."""
         if self._rungs is None:
             return
         for step, waiting in self._rungs.decide():
+            if self._keeping is not None:
+                self._keeping.note_decision(step, self._rungs.kept[step])
             for worker in waiting:
-                places = {i: k for k, i in enumerate(self._shares.running[worker].members)}
-                self._hands[worker].actor.decide.remote(step, _places(self._rungs.kept[step], places))
+                own = places_of(self._rungs.kept[step], self._shares.running[worker].members)
+                self._hands[worker].actor.decide.remote(step, own)
             self._moved_at = time.monotonic()
         busy = self._shares.running.keys()
         is_still = bool(busy) and busy <= self._rungs.waiting and self._shares.num_waiting > 0
@@ -283,7 +306,7 @@ class Driver:
     def _wind_up(self) -> None:
         """Let workers end where they are, and take what they have done; another Ctrl-C leaves it."""
         self._is_over = True
-        until = time.monotonic() + _WIND_UP_S
+        until = time.monotonic() + (_WIND_UP_S if self._keeping is None else _WRITE_UP_S)
         try:
             for worker in self._shares.running:
                 self._hands[worker].actor.stop.remote()
@@ -292,27 +315,16 @@ class Driver:
         except KeyboardInterrupt:
             pass
 
-    def _joined(self) -> Record:
+    def joined(self) -> Record:
         """One record of all."""
-        lost = sorted(self._shares.lost)
+        if self._parts and self.is_done and not self._used:
+            return join_shards(self._job, self._parts)
         parts = [(members, own) for members, own in self._parts if own.is_complete or len(own.loss)]
         if not parts:
             if self._is_over:
                 return Record.empty(len(self._plan.members))
             raise RuntimeError(
-                f"All members were lost: each worker was gone {self._session.max_restarts + 1} times, as the warnings "
-                "say. Look at the memory of the machines first."
+                f"All members were lost: each worker was gone {self._job.cluster.max_restarts + 1} times, as the "
+                "warnings say. Look at the memory of the machines first."
             )
-        record = join_shards(self._plan, parts, lost, len(self._used), self._shares.num_restarts)
-        is_kept = record.is_complete and self._job.keeps_states
-        return with_weights(record, self._job, parts, lost) if is_kept else record
-
-
-def _places(kept: frozenset[int], places: dict[int, int]) -> list[int]:
-    """Of the members that go on, those of a shard, by their places in it."""
-    return [place for i, place in places.items() if i in kept]
-
-
-def _nobody(so_far: SoFar) -> Sequence[int]:
-    """Stands for who decides."""
-    raise AssertionError("a worker asks the driver")
+        return join_shards(self._job, parts, sorted(self._shares.lost), len(self._used), self._shares.num_restarts)

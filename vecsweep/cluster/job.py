@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from vecsweep._engine.record import Observer, Start
-from vecsweep.execution import Execution
+from vecsweep.execution import Cluster, Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task
 
@@ -22,3 +22,9 @@ class Job:
     evaluation: Evaluation | None = None
     start: Start | None = None
     observer: Observer | None = None
+
+    @property
+    def cluster(self) -> Cluster:
+        """Where it is carried out."""
+        assert isinstance(self.execution.cluster, Cluster)
+        return self.execution.cluster

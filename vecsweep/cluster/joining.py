@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from vecsweep._arrays import row_blocks
+from vecsweep._engine.learner import Learner
 from vecsweep._engine.record import End, Record, join
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.run import learners_of
@@ -13,21 +15,25 @@ from vecsweep._engine.sequential import Sequential
 from vecsweep._types import FloatArray
 from vecsweep._words import counted
 from vecsweep.cluster.job import Job
+from vecsweep.execution import Execution
 from vecsweep.plan import Plan
 
 Part = tuple[Sequence[int], Record]  # the positions of members, and what they did
 
 
-def join_shards(plan: Plan, parts: Sequence[Part], lost: Sequence[int], num_workers: int, num_restarts: int) -> Record:
-    """Join what shards did; learners, and the states of members that were lost, are still to be added.
+def join_shards(
+    job: Job, parts: Sequence[Part], lost: Sequence[int] = (), num_workers: int = 0, num_restarts: int = 0
+) -> Record:
+    """Join what shards did.
 
     Args:
-        plan: of all members.
+        job: of all members.
         parts: of shards that were trained, some perhaps not to their end; one at least.
         lost: members that were given up.
-        num_workers: that trained.
+        num_workers: that trained; 0 where all was trained before.
         num_restarts: of shards, whose worker was gone.
     """
+    plan = job.plan
     parts = sorted(parts, key=lambda part: not part[1].is_complete)
     is_complete = parts[-1][1].is_complete and sum(len(members) for members, _ in parts) + len(lost) == len(
         plan.members
@@ -42,31 +48,41 @@ def join_shards(plan: Plan, parts: Sequence[Part], lost: Sequence[int], num_work
     if not is_complete:
         turns = [*turns, []]  # of those that nobody has begun
     whole = join(records, turns, len(plan.members))
-    return replace(
+    whole = replace(
         whole,
         hyper={name: _completed(values, plan.hyper[name]) for name, values in whole.hyper.items()},
         ends=_furthest_ends(plan, parts) if whole.ends else {},
         engine=_in_words(plan, parts, lost, num_workers, num_restarts),
         is_batched=all(record.is_batched for _, record in parts),
     )
+    return _with_weights(whole, job, parts, lost) if is_complete and job.keeps_states else whole
 
 
-def with_weights(record: Record, job: Job, parts: Sequence[Part], lost: Sequence[int]) -> Record:
+def _with_weights(record: Record, job: Job, parts: Sequence[Part], lost: Sequence[int]) -> Record:
     """Add what makes models of states, on the CPU; members that were lost have the weights that they began with."""
-    here = replace(job.execution, cluster=None, device=torch.device("cpu"))
-    learners = learners_of(job.task, job.plan.seeds, here, job.dtype)
+    learners = learners_here(job)
     states = {i: state for members, own in parts for i, state in zip(members, own.states, strict=True)}
     if lost:
-        beginning = Sequential(learners, here, Streams(torch.device("cpu")))
+        beginning = Sequential(learners, _execution_here(job), Streams(torch.device("cpu")))
         for i in lost:
-            began_with = beginning.start(job.plan.seeds[i]) if job.start is None else job.start.states[i]
-            states[i] = began_with.copy()
+            states[i] = beginning.start(job.plan.seeds[i]).copy() if job.start is None else job.start.states[i]
     return replace(record, states=[states[i] for i in range(len(job.plan.members))], learners=learners)
+
+
+def learners_here(job: Job) -> dict[int, Learner]:
+    """What makes models of states, on the CPU of this process."""
+    return learners_of(job.task, job.plan.seeds, _execution_here(job), job.dtype)
+
+
+def _execution_here(job: Job) -> Execution:
+    return replace(job.execution, cluster=None, device=torch.device("cpu"))
 
 
 def _completed(values: FloatArray, planned: FloatArray) -> FloatArray:
     """Put what was planned where nothing was done."""
-    return np.where(np.isnan(values), planned[: len(values)], values)
+    for rows in row_blocks(values):
+        values[rows] = np.where(np.isnan(values[rows]), planned[rows][: len(values[rows])], values[rows])
+    return values
 
 
 def _furthest_ends(plan: Plan, parts: Sequence[Part]) -> dict[int, End]:
@@ -85,12 +101,13 @@ def _furthest_ends(plan: Plan, parts: Sequence[Part]) -> dict[int, End]:
 def _in_words(plan: Plan, parts: Sequence[Part], lost: Sequence[int], num_workers: int, num_restarts: int) -> str:
     """Say how the members were trained, and what was lost."""
     first = max(parts, key=lambda part: len(part[0]))[1].engine
+    workers = f" on {counted(num_workers, 'worker')}" if num_workers else ""
     text = (
-        f"cluster, {counted(len(plan.members), 'member')} in {counted(len(parts), 'shard')} on "
-        f"{counted(num_workers, 'worker')}; the largest: {first}"
+        f"cluster, {counted(len(plan.members), 'member')} in {counted(len(parts), 'shard')}{workers}; the largest: "
+        f"{first}"
     )
     if num_restarts:
-        text += f"; {counted(num_restarts, 'shard')} began anew, because a worker was gone"
+        text += f"; {counted(num_restarts, 'shard')} dealt out again, because a worker was gone"
     if lost:
         listed = ", ".join(map(str, sorted(lost)))
         text += f"; {counted(len(lost), 'member')} lost with workers that were gone again and again: {listed}"

@@ -1,11 +1,13 @@
 """What shards tell as they go, passed on to an observer of all members: each step once, however often it ran."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from vecsweep._engine.record import Observer, Part
+from vecsweep._engine.record import Observer, Part, Record
 from vecsweep._types import FloatArray, IntArray
+from vecsweep.cluster.news import Left, Losses, Metrics
 from vecsweep.cluster.shares import Shard
-from vecsweep.cluster.worker import Left, Losses, Metrics
 from vecsweep.plan import Plan
 
 
@@ -23,6 +25,16 @@ class Retelling:
         self._losses_of = np.zeros(len(plan.members), dtype=np.int64)  # up to which step the losses were told
         self._metrics_of = np.zeros(len(plan.members), dtype=np.int64)
         self._ended: set[int] = set()
+
+    def past(self, shard: Shard, record: Record, evaluated_at: Sequence[int]) -> None:
+        """Tell what a shard did while another driver was there."""
+        self.losses(shard, Losses(0, len(record.loss), 0, record.loss, record.hyper))
+        for row in range(len(next(iter(record.metrics.values()), ()))):
+            values = {name: own[row] for name, own in record.metrics.items()}
+            self.metrics(shard, Metrics(evaluated_at[row], values))
+        for steps, has_diverged in ((record.diverged_at, True), (record.stopped_at, False)):
+            for k in np.flatnonzero(steps >= 0).tolist():
+                self.ended(shard, Left(k, int(steps[k]), has_diverged))
 
     def losses(self, shard: Shard, news: Losses) -> None:
         """Pass losses on, but for what was told before the members began anew."""

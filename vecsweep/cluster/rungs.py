@@ -4,7 +4,7 @@ A shard tells what its members did up to a rung, and waits. What it told stays, 
 shard has told, whether or not the others are still there; one that begins anew is told what was decided.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,16 +30,17 @@ class Rungs:
     Args:
         plan: of all members.
         evaluation: says when they are compared, and by whom.
+        kept: who goes on after rungs that an earlier driver has decided, by steps.
     """
 
-    def __init__(self, plan: Plan, evaluation: Evaluation) -> None:
+    def __init__(self, plan: Plan, evaluation: Evaluation, kept: Mapping[int, frozenset[int]]) -> None:
         assert evaluation.pruning is not None
         self._plan = plan
         self._evaluation = evaluation
         self._pruning = evaluation.pruning
         self._rungs: dict[int, _Rung] = {}
         self._ended: list[tuple[Sequence[int], Record | None]] = []
-        self.kept: dict[int, frozenset[int]] = {}  # by steps
+        self.kept = dict(kept)  # by steps
 
     @property
     def waiting(self) -> set[int]:

@@ -3,9 +3,12 @@
 import importlib.util
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -52,20 +55,49 @@ def connected(cluster: Cluster, num_members: int) -> Iterator["Session"]:
     settings = dict(_LOCAL_SETTINGS) if cluster.is_here else {}
     if cluster.indices:
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cluster.indices))
-    is_ours = False
-    try:
-        with _environment(settings), _quiet():
+    handler = signal.getsignal(signal.SIGTERM)
+    with ExitStack() as own:
+        with _environment(settings), _quiet(), _own_handler_kept():
             import ray
 
-            is_ours = not ray.is_initialized()
-            if is_ours:
+            if not ray.is_initialized():
+                (_shared.get() or own).callback(_disconnect, handler, has_mode=has_mode)
                 _start(cluster)
         yield Session(cluster, num_members)
-    finally:
-        if is_ours:
-            ray.shutdown()
-            if not has_mode:
-                _forget_mode()
+
+
+_shared: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def connected_once() -> Iterator[None]:
+    """Have all runs of a call share one connection, which the first of them makes."""
+    with ExitStack() as stack:
+        token = _shared.set(stack)
+        try:
+            yield
+        finally:
+            _shared.reset(token)
+
+
+def _disconnect(handler: Any, *, has_mode: bool) -> None:
+    """Stop what was started, and put back what Ray has changed."""
+    import ray
+
+    ray.shutdown()
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+    if not has_mode:
+        _forget_mode()
+
+
+@contextmanager
+def _own_handler_kept() -> Iterator[None]:
+    """Let Ray have a handler of SIGTERM only where nobody else has: one that keeps the run, say."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if before is not signal.SIG_DFL and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -118,7 +150,8 @@ def _start(cluster: Cluster) -> None:
         except ConnectionError as error:
             raise ConnectionError(
                 f"`cluster` must be the address of a Ray cluster that runs; nothing answered at {cluster.address!r}. "
-                'Start one with `ray start --head`, or pass "auto" for this machine alone.'
+                'Start one with `ray start --head`, or pass "auto" for this machine alone; where it asks for a token, '
+                "set RAY_AUTH_MODE=token."
             ) from error
         return
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -150,7 +183,6 @@ class Session:
 
         self._ray = ray
         self._cluster = cluster
-        self.max_restarts = cluster.max_restarts
         self.kind = cluster.kind or ("cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu")
         self._num_members = num_members
         num_here = min(self.num_devices, num_members)

@@ -9,7 +9,7 @@ Reference:
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 _FIRST = (
@@ -41,20 +41,30 @@ class Shares:
         seeds: `[member]`.
         max_restarts: after which members are given up.
         is_even: whether workers are equally fast, so that each needs one shard only.
-        is_whole: whether a shard that comes back is dealt out as it was, and not in parts; it is dealt out at once.
+        is_whole: whether a shard that comes back is dealt out as it was, and not in parts.
+        begun: the members of shards that an earlier driver dealt out, and that are to be gone on with.
+        done: members that have been trained already.
     """
 
     def __init__(
-        self, seeds: Sequence[int], max_restarts: int, *, is_even: bool = False, is_whole: bool = False
+        self,
+        seeds: Sequence[int],
+        max_restarts: int,
+        *,
+        is_even: bool = False,
+        is_whole: bool = False,
+        begun: Sequence[tuple[int, ...]] = (),
+        done: Collection[int] = (),
     ) -> None:
         places = {seed: k for k, seed in enumerate(dict.fromkeys(seeds))}
         self._seeds = seeds
         self._max_restarts = max_restarts
         self._is_whole = is_whole
-        self._first, self._next = (1.0, 1.0) if is_even or is_whole else (_FIRST, _NEXT)
-        self._fresh = sorted(range(len(seeds)), key=lambda i: (places[seeds[i]], i))
+        self._first, self._next = (1.0, 1.0) if is_even else (_FIRST, _NEXT)
+        had = set(done).union(*begun)
+        self._fresh = sorted((i for i in range(len(seeds)) if i not in had), key=lambda i: (places[seeds[i]], i))
         self._begin = 0  # of those that nobody has had
-        self._returned = deque[Shard]()
+        self._returned = deque(map(Shard, begun))
         self._speeds: dict[int, float] = {}  # of who has a shard
         self._total = 0.0  # of these
         self.running: dict[int, Shard] = {}  # by worker
@@ -126,7 +136,8 @@ class Shares:
     def _part(self, num: int) -> Shard:
         """Take so many members: of those that nobody has had, else of the first shard that came back."""
         if (left := len(self._fresh) - self._begin) > 0:
-            num = left if self._is_whole and self.is_begun and self._returned else min(num, left)
+            is_rest = self._is_whole and self._next == 1.0 and self.is_begun and self._returned
+            num = left if is_rest else min(num, left)
             begin, self._begin = self._begin, self._snapped(self._begin + num, num)
             return Shard(tuple(sorted(self._fresh[begin : self._begin])))
         shard = self._returned.popleft()

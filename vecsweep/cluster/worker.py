@@ -12,107 +12,29 @@ import threading
 import time
 import warnings
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from vecsweep._engine.record import Record, Start
+from vecsweep._engine.record import Record, Start, here
 from vecsweep._engine.run import learners_of, plain_loop, train
 from vecsweep._engine.workers import Answer, sendable
 from vecsweep._errors import FallbackWarning
 from vecsweep._types import FloatArray, Hyper
+from vecsweep.checkpoint.signals import Signals
+from vecsweep.checkpoint.stored import forget
+from vecsweep.cluster.keeping import Place, ShardKeeper
+from vecsweep.cluster.news import Asked, Ended, Greeting, Left, Losses, Metrics, News, Order
 from vecsweep.cluster.sending import pack, unpack
 from vecsweep.execution import Execution
-from vecsweep.plan import Evaluation, Plan, SoFar
+from vecsweep.plan import SoFar
 from vecsweep.task import Task
 
 _LONGEST_S = 5.0  # that news are waited for
 _SHORTEST_S = 0.25  # between two answers, however much there is to tell
 _TIMED_STEPS = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Greeting:
-    """Who a worker is.
-
-    Attributes:
-        name: host and process.
-        speed: steps of one model in a second; 1 if it was not asked for.
-        error: why the task cannot be made there; None if it can.
-    """
-
-    name: str
-    speed: float
-    error: Exception | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A shard that is to be trained; the fields are the arguments of `_engine.run.train`.
-
-    Attributes:
-        plan: of its members.
-        keeps_states: whether their states are wanted.
-        evaluation: of members; pruning, if there is any, asks the other side.
-        states: of the members, packed, for a start from them; None for a start from the beginning.
-        start: the rest of it.
-        is_watched: whether losses and metrics are to be told as they come.
-        kept: which members go on after each rung that is decided, by steps.
-    """
-
-    plan: Plan
-    keeps_states: bool
-    evaluation: Evaluation | None
-    states: bytes | None = None
-    start: Start | None = None
-    is_watched: bool = False
-    kept: dict[int, list[int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Losses:
-    """Steps were done; `loss` and `hyper` are None where nobody watches."""
-
-    start: int
-    num_steps: int
-    num_alive: int
-    loss: FloatArray | None
-    hyper: Hyper | None
-
-
-@dataclass(frozen=True, slots=True)
-class Metrics:
-    """Members were evaluated."""
-
-    num_done: int
-    values: dict[str, FloatArray]
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A member of the shard diverged at a step, or was stopped after so many."""
-
-    member: int
-    step: int
-    has_diverged: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The shard has come to a rung, and waits to be told who goes on."""
-
-    so_far: SoFar
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """The shard has come to its end: the value of the answer is its record."""
-
-    answer: Answer
-
-
-News = Losses | Metrics | Left | Asked | Ended
 
 
 class Worker:
@@ -140,6 +62,8 @@ class Worker:
         self._kept: dict[int, Collection[int]] = {}
         self._is_stopped = False
         self._is_watched = False
+        self._signals = Signals()  # of the driver
+        self._keepers: list[ShardKeeper] = []
 
     def greet(self, lr: float, seed: int, is_timed: bool) -> bytes:
         """Make the task, and time a few steps of it if that is asked for."""
@@ -178,8 +102,12 @@ class Worker:
             self._kept[num_done] = kept
             self._changed.notify_all()
 
+    def write(self) -> None:
+        """Write down where the shard stands, if it is kept."""
+        self._signals.ask_writing()
+
     def stop(self) -> None:
-        """End the run where it stands, as Ctrl-C does; what it did is told."""
+        """End the run where it stands, as Ctrl-C does; what it did is told, and kept if the shard is."""
         with self._changed:
             self._is_stopped = True
             self._changed.notify_all()
@@ -204,8 +132,8 @@ class Worker:
         with self._changed:
             self._news.append(news)
             self._changed.notify_all()
-            if self._is_stopped and not isinstance(news, Ended):
-                raise KeyboardInterrupt  # as which the training loop takes it
+            if self._is_stopped and not self._keepers and not isinstance(news, Ended):
+                raise KeyboardInterrupt  # as which the training loop takes it; a keeper raises it where all is kept
 
     def _ask(self, so_far: SoFar) -> Collection[int]:
         """Wait until it is known who goes on."""
@@ -223,11 +151,14 @@ class Worker:
         evaluation = order.evaluation
         if evaluation is not None and evaluation.pruning is not None:
             evaluation = replace(evaluation, pruning=replace(evaluation.pruning, keep=self._ask))
+        self._keepers = []
         record, error = None, None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
             warnings.simplefilter("always", FallbackWarning)
             try:
+                if order.place is not None:
+                    order.place.check(socket.gethostname())
                 record = train(
                     self._task,
                     order.plan,
@@ -237,19 +168,30 @@ class Worker:
                     evaluation=evaluation,
                     start=self._start(order),
                     observer=self,
+                    keepers=None if order.place is None else partial(self._keeper, order.place),
                 )
-                record = replace(record, learners={})  # the other side has the task
+                for keeper in self._keepers:
+                    keeper.close()
+                record = _to_be_sent(record, order)
             except KeyboardInterrupt:  # before the first step
                 record = Record.empty(len(order.plan.members))
             except Exception as raised:  # of the user's own code, say
                 error = sendable(raised)
+        forget()
         self._tell(Ended(Answer(record, error, [str(warning.message) for warning in caught])))
+
+    def _keeper(self, place: Place) -> ShardKeeper:
+        """Who keeps the next members of the shard that train at the same time."""
+        self._keepers.append(place.keeper(len(self._keepers), self._signals, lambda: self._is_stopped))
+        return self._keepers[-1]
 
     def _start(self, order: Order) -> Start | None:
         if order.start is None or order.states is None:
             return None
         learners = learners_of(self._task, order.plan.seeds, self._execution, self._dtype)
-        return replace(order.start, states=unpack(order.states, self._execution.place), learners=learners)
+        states = unpack(order.states, self._execution.place)
+        device = next(next(iter(learners.values())).model.parameters()).device
+        return replace(order.start, states=[own.on(device) for own in here(states)], learners=learners)
 
     def _time(self, lr: float, seed: int) -> float:
         """Steps of one model in a second, by the loop that people write."""
@@ -258,6 +200,15 @@ class Worker:
             started = time.perf_counter()
             loop.train(lr, seed, _TIMED_STEPS)
             return _TIMED_STEPS / max(time.perf_counter() - started, 1e-9)
+
+
+def _to_be_sent(record: Record, order: Order) -> Record:
+    """What the other side needs of a record: it has the task, and fetches states from where they are kept."""
+    record = replace(record, learners={})
+    if order.place is None or not record.is_complete:
+        return record if record.is_complete else replace(record, states=[])
+    kept = order.place.record(order.plan, keeps_states=order.keeps_states)
+    return record if kept is None else replace(record, states=kept[0].states)
 
 
 def _without_what_was_kept(news: News, error: Exception) -> News:
@@ -271,7 +222,7 @@ def _without_what_was_kept(news: News, error: Exception) -> News:
     )
     record = replace(
         record,
-        states=[replace(state, kept={}) for state in record.states],
+        states=[replace(state, kept={}) for state in here(record.states)],
         ends={seed: replace(end, outside={}) for seed, end in record.ends.items()},
     )
     return Ended(news.answer._replace(value=record, warnings=[*news.answer.warnings, text]))

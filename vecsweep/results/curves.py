@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from torch import Tensor
 
+from vecsweep._arrays import column_blocks
 from vecsweep._types import FloatArray, Hyper, IntArray, Mode
 from vecsweep._words import counted, did_you_mean
 from vecsweep.execution import check_name, is_number
@@ -116,10 +117,12 @@ class Curves:
         metric = self._metric(metric)
         _, values = self.curve(metric)
         final = np.full(len(self.members), np.nan)
-        for i, member in enumerate(self.members):
-            own = values[~np.isnan(values[:, i]), i]
-            if member.diverged_at is None and own.size:
-                final[i] = own[-max(1, len(own) // 10) :].mean() if metric == "train_loss" else own[-1]
+        for block in column_blocks(len(self.members)):
+            columns = np.array(values[:, block].T)
+            for i, column in enumerate(columns, start=block.start):
+                own = column[~np.isnan(column)]
+                if self.members[i].diverged_at is None and own.size:
+                    final[i] = own[-max(1, len(own) // 10) :].mean() if metric == "train_loss" else own[-1]
         return final
 
     def best(self, metric: str | None = None, mode: Mode | None = None) -> int:
