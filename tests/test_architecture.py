@@ -21,7 +21,8 @@ LAYERS = {
     "kernels": [
         """kernels kernels._compile kernels._trace kernels.rules._mapped kernels.rules._mode kernels.rules._scan
         kernels.rules.checkpoint kernels.rules.random kernels.updates._update""",
-        """kernels.rules.attention kernels.rules.convolution kernels.rules.embedding kernels.rules.gradient
+        """kernels.rules.attention kernels.rules.convolution kernels.rules.embedding kernels.rules.function
+        kernels.rules.gradient
         kernels.rules.linear kernels.rules.loss kernels.rules.normalization kernels.rules.pooling
         kernels.rules.recurrent kernels.updates.adadelta kernels.updates.adagrad kernels.updates.adam
         kernels.updates.adamax kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop

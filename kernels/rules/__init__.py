@@ -18,12 +18,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._trace import DataDependentError, is_tracing
 from . import attention, convolution, embedding, gradient, linear, loss, normalization, pooling, recurrent
+from ._mapped import is_mapped_last
 from ._mode import CallMode, takes_values
 from .checkpoint import checkpoints_run_through
+from .function import functions_for_each
 from .gradient import SharedInputsError
 from .random import Draw, find_draw, replay
 
-__all__ = ["Draw", "MemberRules", "OpenDraws", "Recorder", "SharedInputsError", "checkpoints_run_through"]
+__all__ = [
+    "Draw",
+    "MemberRules",
+    "OpenDraws",
+    "Recorder",
+    "SharedInputsError",
+    "checkpoints_run_through",
+    "functions_for_each",
+]
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear.linear,
@@ -148,10 +158,10 @@ class MemberRules(CallMode):
 
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute one call by its rule, if it has one."""
-        if func == _REQUIRES_GRAD and _is_mapped_last():
+        if func == _REQUIRES_GRAD and is_mapped_last():
             return _innermost(args[0]).requires_grad  # autograd runs outside vmap, and has the answer
         if (
-            func in _SET_REQUIRES_GRAD and _is_mapped_last()
+            func in _SET_REQUIRES_GRAD and is_mapped_last()
         ):  # which vmap refuses; without it, a checkpointed layer may train nothing
             with enable_inplace_requires_grad(True):
                 _innermost(args[0]).requires_grad_(*args[1:], **kwargs)
@@ -162,15 +172,15 @@ class MemberRules(CallMode):
             if not draw.is_like(next(self._draws, None)):
                 raise RuntimeError("the loss draws other random numbers than in an ordinary pass")
             return replay(func, args, kwargs, next(self._drawn))
-        if isinstance(out := kwargs.get("out"), Tensor) and _is_mapped_last():
+        if isinstance(out := kwargs.get("out"), Tensor) and is_mapped_last():
             with self:
                 result = func(*args, **{**kwargs, "out": None})  # vmap has nothing that writes where it is told
             if result.shape == out.shape:  # torch would give it another
                 return out.copy_(result)
-        if func is torch.autograd.grad and _is_mapped_last():
+        if func is torch.autograd.grad and is_mapped_last():
             grads = gradient.grad(*args, **kwargs)
             return func(*args, **kwargs) if grads is NotImplemented else grads
-        if func in RULES and _is_mapped_last():
+        if func in RULES and is_mapped_last():
             # A rule is made of torch functions, which may have rules themselves.
             with self:
                 result = RULES[func](*args, **kwargs, drawn=self._hidden_drawn())
@@ -190,9 +200,3 @@ def _innermost(tensor: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         tensor = torch._C._functorch.get_unwrapped(tensor)
     return tensor
-
-
-def _is_mapped_last() -> bool:
-    """Whether the innermost transform is vmap; the code may have put a `torch.func.grad` of its own inside."""
-    stack = torch._C._functorch.peek_interpreter_stack()
-    return stack is not None and stack.key() == torch._C._functorch.TransformType.Vmap

@@ -25,3 +25,9 @@ def member_first(x: Tensor, dim: int | None, members: int) -> Tensor:
 def is_mapped(x: Tensor | None) -> bool:
     """Whether members have tensors of their own; asked by a rule, before it goes below vmap."""
     return x is not None and bool(torch._C._functorch.is_batchedtensor(x))
+
+
+def is_mapped_last() -> bool:
+    """Whether the innermost transform is vmap; the code may have put a `torch.func.grad` of its own inside."""
+    stack = torch._C._functorch.peek_interpreter_stack()
+    return stack is not None and stack.key() == torch._C._functorch.TransformType.Vmap

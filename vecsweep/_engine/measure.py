@@ -23,7 +23,7 @@ from vecsweep._engine.staging import Captures
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch
 from vecsweep.kernels._trace import try_to_trace
-from vecsweep.kernels.rules import MemberRules, SharedInputsError, checkpoints_run_through
+from vecsweep.kernels.rules import MemberRules, SharedInputsError, checkpoints_run_through, functions_for_each
 
 _MAX_KINDS = 64  # of batches that are remembered
 _RTOL = 1e-3  # the same operators in the same order: what differs at all differs by more
@@ -40,7 +40,7 @@ def measure_at_once(
     own = {name: b.clone() for name, b in ensemble.buffers.items() if name in ensemble.member_buffers}
 
     def member(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch) -> Tensor:
-        with checkpoints_run_through(), MemberRules([], []):
+        with checkpoints_run_through(), functions_for_each(), MemberRules([], []):
             return objective.measure(parameters | shared | own, batch)
 
     given = copy_batch(batch) if seed_index is None else hand_out(batch, seed_index)

@@ -20,7 +20,13 @@ from vecsweep._engine.ensemble import Ensemble, LossScale
 from vecsweep._engine.objective import Objective
 from vecsweep._engine.optimizer import StackedUpdate
 from vecsweep._types import Batch
-from vecsweep.kernels.rules import Draw, MemberRules, SharedInputsError, checkpoints_run_through
+from vecsweep.kernels.rules import (
+    Draw,
+    MemberRules,
+    SharedInputsError,
+    checkpoints_run_through,
+    functions_for_each,
+)
 from vecsweep.kernels.updates import over_members, per_member
 
 Grads = dict[str, Tensor | None]  # [member, *shape]; None where the loss does not depend on the parameter
@@ -177,7 +183,7 @@ class Step:
             for parameter in parameters.values():
                 parameter._is_param = True  # what isinstance(parameter, nn.Parameter) asks
             tensors = parameters | shared | own
-            with checkpoints_run_through(), MemberRules(draws, drawn) as rules:
+            with checkpoints_run_through(), functions_for_each(), MemberRules(draws, drawn) as rules:
                 loss = self._objective.evaluate(tensors, batch)
             rules.check_all_drawn()
             return loss, {name: tensors[name] for name in buffers}
