@@ -199,3 +199,19 @@ def test_threads_that_will_spin_on_busy_cores_are_told_of(monkeypatch, load, num
     messages = [str(own.message) for own in told if "cores with a load of 4.5" in str(own.message)]
     assert len(messages) == is_told
     assert all("OMP_WAIT_POLICY=PASSIVE before Python starts" in message for message in messages)
+
+
+def test_batches_of_very_many_shapes_are_to_be_padded(recwarn):
+    batches = [(torch.randn(2, length, 4), torch.randn(2, 1)) for length in range(1, 20)]
+    model = nn.Linear(4, 1)
+    task = vs.Task(
+        model,
+        batches,
+        lambda outputs, targets: F.mse_loss(outputs.mean(1), targets),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+    )
+    vs.sweep(task, lrs=[1e-3, 1e-2], num_steps=32, engine="vectorized")
+    assert not [w for w in recwarn if "shapes" in str(w.message)], "most came once, and were not traced"
+    with pytest.warns(UserWarning, match="more than 16 shapes") as told:
+        vs.sweep(task, lrs=[1e-3, 1e-2], num_steps=80, engine="vectorized")
+    assert len([w for w in told if "shapes" in str(w.message)]) == 1

@@ -89,7 +89,7 @@ class Program:
         step: the step.
         ensemble: what the ensembles look like that it will be called with.
         inputs: what its inputs look like; all that is not a tensor in them stays as it is here.
-        is_traceable: whether a graph may stand for the step; False keeps it eager.
+        may_trace: asked when the step is to be traced; False keeps it eager.
         is_recurring: whether it is known to be called again, so that the first call may make the graph.
         is_compilable: whether the graph may be compiled; it is when `is_compiling` is set.
         pool: the memory of captured steps; None where nothing can be captured.
@@ -104,7 +104,7 @@ class Program:
         ensemble: Ensemble,
         inputs: Inputs,
         *,
-        is_traceable: bool,
+        may_trace: Callable[[], bool],
         is_recurring: bool = False,
         is_compilable: bool = True,
         pool: Pool | None = None,
@@ -122,7 +122,8 @@ class Program:
         self._lowered: Lowered | None = None  # from a trace
         self._compiled: _Function | None = None
         self.is_compiling = False
-        self._is_eager = not is_traceable
+        self._may_trace = may_trace
+        self._is_eager = False
         self._is_recurring = is_recurring
         self._is_compilable = is_compilable
         self._num_calls = 0
@@ -292,7 +293,7 @@ class Program:
 
     def _trace(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Trace the step, and return what it computed meanwhile."""
-        traced = try_to_trace(self._eager, tensors)
+        traced = try_to_trace(self._eager, tensors) if self._may_trace() else None
         if traced is None:  # the error is gone here, and with it what its step had computed
             self._is_eager = True
             return self._eager(*tensors)

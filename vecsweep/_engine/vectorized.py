@@ -37,7 +37,7 @@ from vecsweep._engine.probe import Probe, probe
 from vecsweep._engine.program import Inputs, Program
 from vecsweep._engine.rng import Streams
 from vecsweep._engine.step import Step, norm_of
-from vecsweep._errors import warn_of_fallback
+from vecsweep._errors import warn_of_fallback, warn_of_stumble
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 from vecsweep.kernels.rules import Draw
@@ -96,6 +96,7 @@ class Vectorized:
         self.measure = Measuring(self.pattern.objective, self._pool)
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
         self.draws_numbers = False
+        self._has_told_of_shapes = False
         self._note_numbers(seen)
 
     @property
@@ -236,6 +237,18 @@ class Vectorized:
         _remember(self._probes, key, seen)
         _remember(self._forms, key.form, [*alike, seen])
 
+    def _may_trace(self) -> bool:
+        """Whether there may be another graph; say so, once, where there may not."""
+        may_trace = sum(program.is_traced for program in self._programs.values()) < _MAX_GRAPHS
+        if not may_trace and not self._has_told_of_shapes:
+            self._has_told_of_shapes = True
+            warn_of_stumble(
+                f"Batches come in more than {_MAX_GRAPHS} shapes. A step is traced for each; those of further shapes "
+                "are not, and take several times as long. Pad to a few lengths, as by a collator's "
+                "`pad_to_multiple_of=64`."
+            )
+        return may_trace
+
     def program(
         self, ensemble: Ensemble, inputs: Inputs, kinds: tuple[Key, ...], num_seeds: int, *, is_recurring: bool
     ) -> Program:
@@ -251,12 +264,11 @@ class Vectorized:
             max_grad_norm=self.execution.max_grad_norm,
             recorded=self.recorded,
         )
-        num_traced = sum(program.is_traced for program in self._programs.values())
         program = Program(
             step,
             ensemble,
             inputs,
-            is_traceable=is_plain and num_traced < _MAX_GRAPHS and not self.draws_numbers,
+            may_trace=self._may_trace if is_plain and not self.draws_numbers else lambda: False,
             is_recurring=is_recurring,
             is_compilable=self.is_worth_compiling,
             pool=self._pool,
