@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +15,9 @@ import stock
 from pretended_gpu import pretended_gpu
 
 torch.set_num_threads(1)  # tests are small, and two threads wait for each other on a busy machine
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a shell runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HAS_GPU = torch.cuda.is_available()
 

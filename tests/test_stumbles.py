@@ -183,7 +183,7 @@ def test_model_on_mps_is_refused_at_the_call(is_built):
 
 @pytest.mark.parametrize(
     ("load", "num_threads", "chosen", "is_told"),
-    [(4.5, 2, {}, True), (3.5, 2, {}, False), (4.5, 1, {}, False), (4.5, 2, {"OMP_WAIT_POLICY": "PASSIVE"}, False)],
+    [(8.5, 2, {}, True), (7.5, 2, {}, False), (8.5, 1, {}, False), (8.5, 2, {"OMP_WAIT_POLICY": "PASSIVE"}, False)],
 )
 def test_threads_that_will_spin_on_busy_cores_are_told_of(monkeypatch, load, num_threads, chosen, is_told):
     for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
@@ -196,7 +196,7 @@ def test_threads_that_will_spin_on_busy_cores_are_told_of(monkeypatch, load, num
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         vs.sweep(task_of(), lrs=[0.1], num_steps=2)
-    messages = [str(own.message) for own in told if "cores with a load of 4.5" in str(own.message)]
+    messages = [str(own.message) for own in told if "cores with a load of 8.5" in str(own.message)]
     assert len(messages) == is_told
     assert all("OMP_WAIT_POLICY=PASSIVE before Python starts" in message for message in messages)
 

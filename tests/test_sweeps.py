@@ -473,7 +473,7 @@ def test_bad_tasks_are_refused_when_they_are_made(options, error, message):
             ValueError,
             "must be built on the parameters of",
         ),
-        ({"optimizer": lambda p: [1]}, TypeError, "`optimizer` must be one optimizer; got a list of 1"),
+        ({"optimizer": lambda p: [1]}, TypeError, "`optimizer` must be a list of optimizers .* got a list of 1"),
         ({"optimizer": lambda p: torch.optim.LBFGS(p)}, TypeError, "LBFGS evaluates a closure"),
         ({"optimizer": torch.optim.LBFGS(MODEL.parameters())}, TypeError, "LBFGS evaluates a closure"),
         ({"model": lambda: 3}, TypeError, "`model` must return an nn.Module"),

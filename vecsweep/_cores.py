@@ -8,13 +8,17 @@ import os
 _SETTINGS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def find_load() -> str | None:
-    """Say how busy the cores are; None where they are free, there is one, or the user has said how threads wait."""
+def find_load(share: float = 1.0) -> str | None:
+    """Say how busy the cores are; None where they are free, there is one, or the user has said how threads wait.
+
+    Args:
+        share: of the cores, from which load on they are busy; a program itself may have kept all of them so until now.
+    """
     is_chosen = os.environ.get("OMP_NUM_THREADS") == "1" or any(name in os.environ for name in _SETTINGS)
     if is_chosen or not hasattr(os, "getloadavg"):
         return None
     load, num_cores = os.getloadavg()[0], _num_cores()
-    return f"{num_cores} cores with a load of {load:.1f}" if 1 < num_cores <= load else None
+    return f"{num_cores} cores with a load of {load:.1f}" if num_cores > 1 and load >= share * num_cores else None
 
 
 def _num_cores() -> int:
