@@ -32,6 +32,7 @@ test-trackers: $(STAMP)
 # What takes long: many more of what make test fuzzes and interrupts. docs/reliability.md has the figures.
 soak: $(STAMP)
 	VECSWEEP_FUZZED_CALLS=10000 VECSWEEP_FUZZED_FILES=2000 $(SOAK) tests/test_fuzz.py
+	VECSWEEP_FUZZED_SNAPSHOTS=1000 $(SOAK) tests/test_hostile_checkpoints.py
 	VECSWEEP_SOAK_PRESSES=450 $(SOAK) tests/test_interrupts.py
 	VECSWEEP_SOAK_PRESSES=200 $(SOAK) tests/test_commands_interrupted.py -rP
 	VECSWEEP_KILLS=200 $(SOAK) tests/test_kills.py

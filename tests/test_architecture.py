@@ -90,7 +90,7 @@ LAYERS = {
         "_engine.learner",
         "_engine.contract _engine.optimizer _engine.passes _engine.plain _engine.probe _engine.record",
         "_engine.measure _engine.snapshot _engine.step _engine.untrained",
-        "_engine.evaluate",
+        "_engine.evaluate _engine.soundness",
         "_engine.program",
         "_engine.sequential _engine.vectorized",
         "_engine.workers",

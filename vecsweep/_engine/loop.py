@@ -36,6 +36,7 @@ from vecsweep._engine.snapshot import (
     identify,
     is_another_machine,
 )
+from vecsweep._engine.soundness import check_sound
 from vecsweep._engine.taking_up import take_snapshot, take_up
 from vecsweep._engine.untrained import untrained_losses
 from vecsweep._engine.vectorized import Vectorized
@@ -111,6 +112,7 @@ class Loop:
         self.snapshot = keeper.latest() if keeper else None
         if self.snapshot is not None:
             check_identity(self.identity, self.snapshot.identity)
+            check_sound(self.snapshot, self.learners, plan, self.evaluation)
         self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
         self.hyper = {name: values.copy() if self.feedback else values for name, values in plan.hyper.items()}
         self.loss = blank(*plan.lr.shape)

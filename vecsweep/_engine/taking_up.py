@@ -15,6 +15,7 @@ from vecsweep._engine.fingerprint import fingerprint
 from vecsweep._engine.record import End
 from vecsweep._engine.snapshot import Snapshot, describe_machine
 from vecsweep._engine.unloading import Stage, together
+from vecsweep._errors import ResultFileError
 
 if TYPE_CHECKING:
     from vecsweep._engine.loop import Group, Loop
@@ -73,6 +74,11 @@ def take_up(loop: "Loop", snapshot: Snapshot) -> None:
         ValueError: other members are stopped, or other learning rates follow, than the first time.
     """
     num_done, num_evaluated = snapshot.num_done, snapshot.num_evaluated
+    if not loop.is_over and snapshot.metrics.keys() != loop.metrics.keys():
+        raise ResultFileError(
+            f"The checkpoint has metrics of other names ({', '.join(snapshot.metrics) or 'none'}) than the run "
+            f"({', '.join(loop.metrics) or 'none'}). Pass `restart=True` to begin anew, or another folder."
+        )
     loop.loss[:num_done] = snapshot.loss
     for name, values in snapshot.norms.items():
         loop.norms[name][:num_done] = values

@@ -1,6 +1,7 @@
 """Snapshots on disk: those of one run in a folder, the last two of which are kept."""
 
 import dataclasses
+import json
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -128,6 +129,7 @@ def _snapshot_of(value: dict[str, Any]) -> Snapshot:
         ResultFileError: it is not what `write_snapshot` writes.
     """
     try:
+        json.dumps(value["identity"])  # or it cannot be compared
         manner = dict(value["manner"])
         if manner["stepping"] is not None:
             stepping = dict(manner["stepping"])
@@ -142,7 +144,7 @@ def _snapshot_of(value: dict[str, Any]) -> Snapshot:
             "last": {int(seed): Fingerprint(**own) for seed, own in value["last"].items()},
         }
         return Snapshot(**value)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise ResultFileError(f"A checkpoint is damaged: {error}.") from error
 
 
