@@ -169,11 +169,14 @@ class Loop:
                 execution=execution,
                 has_train_metrics=self.evaluation.has_train_metrics,
             )
-        with explained(task, unpack(self.windows.first)):
-            if self.snapshot is not None:
-                self.engines.take_up(self.snapshot.manner)
-            else:
-                self.engines.choose()
+        try:
+            with explained(task, unpack(self.windows.first)):
+                if self.snapshot is not None:
+                    self.engines.take_up(self.snapshot.manner)
+                else:
+                    self.engines.choose()
+        except Exception as error:
+            raise self.engines.in_words(error) from error.__cause__
         for seed, end in ends.items():
             if seed in seeds:
                 streams.rewind("model", seed, end.model)
