@@ -15,7 +15,7 @@ from vecsweep._engine.choices import Timing
 from vecsweep._engine.learner import Learner
 from vecsweep._engine.loaders import loaders_ended
 from vecsweep._engine.loop import Loop
-from vecsweep._engine.memory import memory_kept
+from vecsweep._engine.memory import is_out_of_memory, memory_kept
 from vecsweep._engine.modes import modes_set_aside
 from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.record import Observer, Part, Record, Start, join
@@ -80,7 +80,7 @@ def train(
             return Record.empty(len(members))
         except Exception as error:
             if not records:
-                raise
+                raise _in_words(error, task) from error.__cause__
             return replace(Record.empty(len(members)), error=error)
         return loop.train()
 
@@ -98,6 +98,18 @@ def train(
             if not records[-1].is_complete:
                 break
     return records[0] if len(turns) == 1 else join(records, turns, len(plan.members))
+
+
+def _in_words(error: Exception, task: Task) -> Exception:
+    """Say how large a member is where there is no memory to begin; any other error is as it was."""
+    is_told = isinstance(error, torch.OutOfMemoryError) or not is_out_of_memory(error)
+    if is_told or not isinstance(task.model, nn.Module):
+        return error
+    size = sum(p.nbytes for p in task.model.parameters()) / 2**20
+    return torch.OutOfMemoryError(
+        f"There is not enough memory to begin. A member has {size:.3g} MiB of parameters. Train fewer members at a "
+        f"time, or a smaller model; {error}"
+    )
 
 
 def _turns(seeds: Sequence[int], num_at_once: int | None) -> list[list[int]]:
