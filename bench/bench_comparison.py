@@ -77,7 +77,7 @@ def _train(task: vs.Task, lr: float, schedule: str, seed: int, epochs: int) -> f
         num_right = num_samples = 0
         loss = 0.0
         with torch.no_grad():
-            for inputs, targets in task.iterate_validation():
+            for inputs, targets in task.open_validation(0):
                 outputs = model(inputs)
                 loss += F.cross_entropy(outputs, targets, reduction="sum").item()
                 num_right += (outputs.argmax(1) == targets).sum().item()
