@@ -132,7 +132,7 @@ def make_step_(
         traced = trace(step, tensors)
     graph = write_in_place(traced.graph, len(leaves))
     if is_compiled:
-        return compile_graph(split_off_scalars(traced.module(graph), len(params[0])))
+        return compile_graph(split_off_scalars(traced.module(graph), len(params[0])), is_wanted=lambda: True)
     fuse_writes_(graph)
     return traced.module(graph).forward
 

@@ -450,7 +450,7 @@ def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
 def test_step_that_cannot_be_compiled_runs_on_with_one_warning(monkeypatch):
     from vecsweep._engine import program
 
-    def fail(graph):
+    def fail(graph, is_wanted):
         raise RuntimeError("there is no C++ compiler")
 
     monkeypatch.setattr(program, "compile_graph", fail)
@@ -464,7 +464,7 @@ def test_step_that_cannot_be_compiled_runs_on_with_one_warning(monkeypatch):
 def test_wrongly_compiled_step_is_not_used(monkeypatch):
     from vecsweep._engine import program
 
-    def wrong(graph):
+    def wrong(graph, is_wanted):
         return lambda *tensors: [t * 1.01 if t.is_floating_point() else t for t in graph.forward(*tensors)]
 
     monkeypatch.setattr(program, "compile_graph", wrong)

@@ -105,6 +105,40 @@ def test_what_ctrl_c_stopped_is_taken_up_bit_for_bit(engine, where):
     np.testing.assert_array_equal(on.metrics["val_loss"], whole.metrics["val_loss"][measured])
 
 
+def test_ctrl_c_does_not_wait_for_a_compiler(monkeypatch):
+    may_end, has_begun = threading.Event(), threading.Event()
+
+    def compile_slowly(graph, tensors):
+        is_first = not has_begun.is_set()
+        has_begun.set()
+        if is_first:
+            press_ctrl_c()
+            assert may_end.wait(60)
+        return graph
+
+    monkeypatch.setattr("vecsweep.kernels._compile._compile", compile_slowly)
+    how = {**RUN, "engine": "vectorized", "chunk_size": 4, "compile": True}
+    started = time.monotonic()
+    with pytest.raises(vs.Interrupted) as caught:
+        vs.sweep(make_task(), **how)
+    assert time.monotonic() - started < 30, "the compiler still waits"
+    assert has_begun.is_set()
+    may_end.set()
+    on = caught.value.result.extend()
+    assert "compiled" in on.engine
+    whole = vs.sweep(make_task(), **how | {"compile": False})
+    np.testing.assert_allclose(on.train_loss, whole.train_loss, rtol=1e-4)
+
+
+def test_what_a_compiler_raises_is_told(monkeypatch):
+    def fails(graph, tensors):
+        raise TimeoutError("the compiler's own")
+
+    monkeypatch.setattr("vecsweep.kernels._compile._compile", fails)
+    with pytest.warns(vs.FallbackWarning, match="cannot be compiled here, and runs uncompiled: the compiler's own"):
+        vs.sweep(make_task(), **RUN, engine="vectorized", chunk_size=4, compile=True)
+
+
 def test_interrupted_sweep_can_be_branched_and_its_weights_saved(tmp_path):
     with pytest.raises(vs.Interrupted) as caught:
         vs.sweep(make_task(pressing(200)), **RUN, engine="sequential")

@@ -119,15 +119,11 @@ def check() -> None:
 
 
 @contextmanager
-def raised_at_once(*, in_commands_only: bool = False) -> Iterator[None]:
-    """Let Ctrl-C through while something is waited for that may take as long as it likes, such as the caller's code.
-
-    Args:
-        in_commands_only: whether what it breaks off may stay unusable, which matters to all but a command, which ends.
-    """
+def raised_at_once() -> Iterator[None]:
+    """Let Ctrl-C through while something is waited for that may take as long as it likes, such as the caller's code."""
     check()
     own = _hold if threading.current_thread() is threading.main_thread() else None
-    if own is None or (in_commands_only and own.before is not leave):
+    if own is None:
         yield
         return
     own.is_raised_at_once = True

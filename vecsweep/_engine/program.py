@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from vecsweep import _interrupts as interrupts
 from vecsweep._engine.capture import Pool, copy_all_
 from vecsweep._engine.closeness import num_off, rtol_of
 from vecsweep._engine.ensemble import Ensemble
@@ -31,9 +32,8 @@ from vecsweep._engine.packing import tree_flatten
 from vecsweep._engine.staging import Captures, num_ahead
 from vecsweep._engine.step import Grads, Step
 from vecsweep._errors import warn_of_fallback
-from vecsweep._interrupts import raised_at_once
 from vecsweep._types import Batch
-from vecsweep.kernels._compile import compile_graph
+from vecsweep.kernels._compile import GivenUp, compile_graph
 from vecsweep.kernels._trace import try_to_trace
 from vecsweep.kernels.rules import Draw
 
@@ -223,7 +223,8 @@ class Program:
 
     @property
     def _is_to_compile(self) -> bool:
-        return self.is_compiling and self._compiled is None and self._is_compilable
+        is_next = self.is_compiling and self._compiled is None and self._is_compilable
+        return is_next and not interrupts.is_due()
 
     def _note_unchecked(self, now: int) -> None:
         """Note a step that is taken by the graph alone."""
@@ -308,10 +309,13 @@ class Program:
         with torch.no_grad():
             expected = self._lowered.pure().forward(*tensors)
             try:
-                with warnings.catch_warnings(), raised_at_once(in_commands_only=True):
+                with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # what the compiler says of its own parts is not for the caller
-                    compiled = compile_graph(parts)
+                    compiled = compile_graph(parts, is_wanted=lambda: not interrupts.is_due())
                     results = compiled(*tensors)
+            except GivenUp:  # on Ctrl-C, which is acted on at the end of the window
+                self._is_compilable = True
+                return self._written(tensors, expected)
             except Exception as error:
                 why = str(error).strip().splitlines()[0]
                 warn_of_fallback(f"The step cannot be compiled here, and runs uncompiled: {why}")
