@@ -107,7 +107,7 @@ def memory(workload: str, num_members: str, num_steps: str, engine: Any, keeps_m
     from workloads import WORKLOADS
 
     import vecsweep as vs
-    from vecsweep._engine.memory import keep_memory
+    from vecsweep._engine.caller.memory import keep_memory
 
     if keeps_memory == "True":
         keep_memory()

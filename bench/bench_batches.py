@@ -14,8 +14,8 @@ from conftest import Compare
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine.batches import BatchStream
-from vecsweep._engine.rng import Streams
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.data.batches import BatchStream
 
 NUM_BATCHES = 100
 

@@ -17,7 +17,7 @@ from cliffs import PROBLEMS, Curves, FloatArray, Problem
 from conftest import Record
 from numpy.typing import NDArray
 
-from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
+from vecsweep._engine.members.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
 
 _FACTOR = 5.0  # the default of `divergence_factor`
 _GOOD = 0.02  # regret

@@ -17,7 +17,8 @@ from conftest import Record
 from torch import Tensor, nn
 
 import vecsweep as vs
-from vecsweep._engine import program, staging, vectorized
+from vecsweep._engine.graphs import staging
+from vecsweep._engine.ways import program, vectorized
 
 WINDOW_STEPS = 16
 

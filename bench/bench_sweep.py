@@ -73,7 +73,7 @@ def bench_steps(case: Case, interleave: Interleave, record: Record, tiny: bool) 
     task = make(workload)
     lrs = np.geomspace(1e-4, 1e-2, case.num_members)
     # There is no option for a step that is not even traced, because that is a fallback.
-    with mock.patch("vecsweep._engine.vectorized._MAX_GRAPHS", 0 if case.level == "eager" else 16):
+    with mock.patch("vecsweep._engine.ways.vectorized._MAX_GRAPHS", 0 if case.level == "eager" else 16):
         sweep = PausedSweep(task, lrs, workload.window_steps, **(BRIEF if tiny else {}), **LEVELS[case.level])
         step_s, start_s = sweep.settle()
         stock, num_trained = _stock(task, lrs, workload.window_steps)

@@ -23,7 +23,7 @@ from vecsweep.kernels._compile import compile_graph
 from vecsweep.kernels._trace import trace
 from vecsweep.kernels.updates import UPDATES, State, Update
 
-from vecsweep._engine.graph import fuse_writes_, split_off_scalars, write_in_place
+from vecsweep._engine.graphs.graph import fuse_writes_, split_off_scalars, write_in_place
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NUM_MEMBERS = 32

@@ -17,7 +17,7 @@ import pytest
 import torch
 from measure import Row, circumstances, judge, line, path_of, summary, table, write
 
-from vecsweep._engine.memory import keep_memory
+from vecsweep._engine.caller.memory import keep_memory
 
 Arms = dict[str, Callable[[], Any]]
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch._C import TensorBase
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from vecsweep._engine import batches, capture
+from vecsweep._engine.data import batches
+from vecsweep._engine.graphs import capture
 
 GPU = torch.device("cuda", 0)
 _ATEN = torch.ops.aten

@@ -77,26 +77,33 @@ LAYERS = {
         "observers",
     ],
     "engine": [
-        """_engine _engine.capture _engine.choices _engine.closeness _engine.divergence _engine.graph _engine.lending
-        _engine.levels _engine.loaders _engine.memory _engine.messages _engine.modes _engine.packing _engine.places
-        _engine.rng _engine.templates _engine.unloading _engine.work""",
-        """_engine.copying _engine.fingerprint _engine.joining _engine.reach _engine.remembered _engine.staging
-        _engine.waypoints _engine.weights""",
-        "_engine.sources",
-        "_engine.lowering _engine.watch",
-        "_engine.ensemble _engine.objective",
-        "_engine.batches",
-        "_engine.stock",
-        "_engine.learner",
-        "_engine.contract _engine.optimizer _engine.passes _engine.plain _engine.probe _engine.record",
-        "_engine.measure _engine.snapshot _engine.step _engine.untrained",
-        "_engine.evaluate _engine.soundness",
-        "_engine.program",
-        "_engine.sequential _engine.vectorized",
-        "_engine.workers",
-        "_engine.parallel",
-        "_engine.trials _engine.windows",
-        "_engine.engines _engine.taking_up",
+        "_engine _engine.caller _engine.data _engine.graphs _engine.keeping _engine.members _engine.ways",
+        "_engine.caller.lending _engine.caller.memory _engine.caller.modes _engine.caller.places _engine.caller.rng",
+        "_engine.caller.copying _engine.caller.reach",
+        "_engine.caller.watch",
+        "_engine.data.loaders _engine.data.packing _engine.data.waypoints",
+        "_engine.data.fingerprint _engine.data.sources _engine.data.weights",
+        "_engine.data.batches",
+        "_engine.graphs.capture _engine.graphs.closeness _engine.graphs.graph _engine.graphs.levels",
+        "_engine.graphs.joining _engine.graphs.staging",
+        "_engine.graphs.lowering",
+        "_engine.members.divergence _engine.members.objective _engine.members.templates _engine.members.work",
+        "_engine.members.ensemble",
+        "_engine.members.stock",
+        "_engine.members.learner",
+        "_engine.members.optimizer _engine.members.probe _engine.members.untrained",
+        "_engine.members.measure _engine.members.step",
+        "_engine.ways.choices _engine.ways.contract _engine.ways.messages _engine.ways.program",
+        "_engine.ways.remembered _engine.ways.sequential _engine.ways.vectorized",
+        "_engine.ways.workers",
+        "_engine.ways.parallel",
+        "_engine.ways.trials",
+        "_engine.keeping.record _engine.keeping.unloading",
+        "_engine.keeping.snapshot",
+        "_engine.keeping.soundness",
+        "_engine.passes _engine.plain _engine.windows",
+        "_engine.engines _engine.evaluate",
+        "_engine.keeping.taking_up",
         "_engine.loop",
         "_engine.run",
     ],
@@ -231,8 +238,8 @@ ALL_THAT_IS_IMPORTED = {
 
 NEVER_REACHED = {  # by any chain of imports that run when the module is imported
     "_engine": {"sweeps", "results", "plot", "tasks", "cli"},
-    "_engine.sequential": {"_engine.vectorized"},
-    "_engine.vectorized": {"_engine.sequential"},
+    "_engine.ways.sequential": {"_engine.ways.vectorized"},
+    "_engine.ways.vectorized": {"_engine.ways.sequential"},
     "sweeps": {"plot", "tasks", "integrations", "cli"},
     "answer": {"plot", "tasks", "integrations", "cli"},
     "checking": {"plot", "tasks", "integrations", "cli"},
@@ -252,7 +259,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "scipy": {"results.ranking"},
     "safetensors": {"checkpoint.disk", "checkpoint.stored", "results.sweep"},
     "platformdirs": {"_folders"},
-    "filelock": {"_engine.remembered", "checkpoint.journal"},
+    "filelock": {"_engine.ways.remembered", "checkpoint.journal"},
     "tensorboard": {"observers.tensorboard"},
     "mlflow": {"observers.mlflow"},
     "trackio": {"observers.trackio"},
@@ -354,20 +361,20 @@ def reach(module):
         ("from vecsweep import sweep", "vecsweep"),
         ("from vecsweep import kernels", "vecsweep.kernels"),
         ("from vecsweep.kernels.rules import Draw", "vecsweep.kernels.rules"),
-        ("from . import rng", "vecsweep._engine.rng"),
-        ("from .rng import Streams", "vecsweep._engine.rng"),
-        ("from .. import plan", "vecsweep.plan"),
-        ("from ..task import Task", "vecsweep.task"),
+        ("from . import learner", "vecsweep._engine.members.learner"),
+        ("from .learner import Learner", "vecsweep._engine.members.learner"),
+        ("from .. import loop", "vecsweep._engine.loop"),
+        ("from ...task import Task", "vecsweep.task"),
         ("try:\n    import numpy\nexcept ImportError:\n    pass", "numpy"),
         ("class A:\n    import numpy", "numpy"),
         ("if TYPE_CHECKING:\n    import torch\nelse:\n    import numpy", "numpy"),
     ],
 )
 def test_import_is_found_however_it_is_written(source, imported):
-    assert read_imports(source, "vecsweep._engine.step") == [Import(imported, is_at_once=True)]
+    assert read_imports(source, "vecsweep._engine.members.step") == [Import(imported, is_at_once=True)]
     indented = "\n".join(f"        {line}" for line in source.splitlines())
     inside = f"class B:\n    def f():\n{indented}"
-    assert read_imports(inside, "vecsweep._engine.step") == [Import(imported, is_at_once=False)]
+    assert read_imports(inside, "vecsweep._engine.members.step") == [Import(imported, is_at_once=False)]
 
 
 def test_relative_import_of_a_package_starts_at_itself():
@@ -382,10 +389,10 @@ def test_import_for_the_type_checker_is_passed_over(condition):
 
 def test_source_is_found():
     assert ("cluster", "_engine.run") in ARROWS
-    assert ("_engine.vectorized", "kernels") in ARROWS
+    assert ("_engine.ways.vectorized", "kernels") in ARROWS
     assert ("kernels.updates.adam", "kernels.updates._update") in ARROWS
     assert "plot" not in AT_ONCE["results"]
-    assert reach("sweeps") >= {"_engine.sequential", "_engine.rng", "kernels.rules.random", "_types"}
+    assert reach("sweeps") >= {"_engine.ways.sequential", "_engine.caller.rng", "kernels.rules.random", "_types"}
 
 
 def test_every_module_has_a_place_in_the_table():
@@ -445,7 +452,7 @@ def test_command_line_alone_prints():
         return is_print or (isinstance(node, ast.Attribute) and ast.unparse(node) in {"sys.stdout", "sys.stderr"})
 
     printing = {module for module, tree in TREES.items() if any(map(prints, ast.walk(tree)))}
-    assert printing == {"cli", "cli.saying", "cli.waiting", "_engine.workers"}, "the first and the last flush"
+    assert printing == {"cli", "cli.saying", "cli.waiting", "_engine.ways.workers"}, "the first and the last flush"
 
 
 def test_public_names_are_at_most_twenty():

@@ -10,7 +10,8 @@ from cuda_stand_in import ELSEWHERE, HOME, Cuda
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine import capture, program, staging, vectorized
+from vecsweep._engine.graphs import capture, staging
+from vecsweep._engine.ways import program, vectorized
 
 LRS = list(np.geomspace(1e-3, 1e-1, 6))
 

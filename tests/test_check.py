@@ -10,12 +10,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import vecsweep as vs
-from vecsweep._engine import engines, vectorized
-from vecsweep._engine.batches import BatchStream
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.optimizer import StackedUpdate
-from vecsweep._engine.step import Step, StepResult
-from vecsweep._engine.vectorized import VectorizedChunk
+from vecsweep._engine import engines
+from vecsweep._engine.data.batches import BatchStream
+from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.optimizer import StackedUpdate
+from vecsweep._engine.members.step import Step, StepResult
+from vecsweep._engine.ways import vectorized
+from vecsweep._engine.ways.vectorized import VectorizedChunk
 
 FEW = {"lrs": [0.01, 0.1], "num_steps": 36}
 

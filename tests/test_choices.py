@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine import choices, trials
-from vecsweep._engine.choices import Choice, Timing, Way, choose, search
+from vecsweep._engine.ways import choices, trials
+from vecsweep._engine.ways.choices import Choice, Timing, Way, choose, search
 
 SEQUENTIAL = Way("sequential", 16, is_compiled=False)
 AUTO = ("engine", "chunk_size", "compile")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine.closeness import num_off
+from vecsweep._engine.graphs.closeness import num_off
 
 every_device = pytest.mark.usefixtures("device")
 ENGINES = ["vectorized", "sequential"]
@@ -393,7 +393,7 @@ def test_model_of_a_member_keeps_what_the_caller_had_frozen():
 
 def short_of_memory(monkeypatch, *, at_most, from_call=1):
     """Let steps of more than so many members fail as torch does on a full device."""
-    from vecsweep._engine.program import Program
+    from vecsweep._engine.ways.program import Program
 
     step, calls = Program.__call__, []
 
@@ -436,7 +436,7 @@ def test_out_of_memory_for_a_single_member_is_the_error_itself(monkeypatch):
 
 @every_device
 def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
-    from vecsweep._engine import program
+    from vecsweep._engine.ways import program
 
     traced = []
     try_to_trace = program.try_to_trace
@@ -448,7 +448,7 @@ def test_step_is_traced_once_whatever_the_learning_rates(monkeypatch):
 
 
 def test_step_that_cannot_be_compiled_runs_on_with_one_warning(monkeypatch):
-    from vecsweep._engine import program
+    from vecsweep._engine.ways import program
 
     def fail(graph, is_wanted):
         raise RuntimeError("there is no C++ compiler")
@@ -462,7 +462,7 @@ def test_step_that_cannot_be_compiled_runs_on_with_one_warning(monkeypatch):
 
 
 def test_wrongly_compiled_step_is_not_used(monkeypatch):
-    from vecsweep._engine import program
+    from vecsweep._engine.ways import program
 
     def wrong(graph, is_wanted):
         return lambda *tensors: [t * 1.01 if t.is_floating_point() else t for t in graph.forward(*tensors)]

@@ -15,14 +15,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vecsweep.kernels.updates import UPDATES
 
 import vecsweep as vs
-from vecsweep._engine import evaluate, measure, vectorized
-from vecsweep._engine.capture import upload
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.probe import probe
-from vecsweep._engine.rng import Streams
-from vecsweep._engine.step import Step
-from vecsweep._engine.stock import load_state, save_state
-from vecsweep._engine.vectorized import Vectorized
+from vecsweep._engine import evaluate
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.graphs.capture import upload
+from vecsweep._engine.members import measure
+from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.probe import probe
+from vecsweep._engine.members.step import Step
+from vecsweep._engine.members.stock import load_state, save_state
+from vecsweep._engine.ways import vectorized
+from vecsweep._engine.ways.vectorized import Vectorized
 from vecsweep.execution import Execution
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""When a member diverges, on curves that are known in advance; the rule stands in `vecsweep/_engine/divergence.py`."""
+"""When a member diverges, on curves that are known in advance; the rule: `vecsweep/_engine/members/divergence.py`."""
 
 import contextlib
 

@@ -12,11 +12,11 @@ from torch import nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop
 
 import vecsweep as vs
-from vecsweep._engine import program
-from vecsweep._engine.ensemble import Ensemble
 from vecsweep._engine.loop import Loop
-from vecsweep._engine.program import Program
-from vecsweep._engine.vectorized import Vectorized
+from vecsweep._engine.members.ensemble import Ensemble
+from vecsweep._engine.ways import program
+from vecsweep._engine.ways.program import Program
+from vecsweep._engine.ways.vectorized import Vectorized
 
 NUM_STEPS = 22
 CHANGE = 18  # in the second window of 16 steps

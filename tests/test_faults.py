@@ -236,7 +236,7 @@ class Endless(IterableDataset):
 
 
 def test_endless_source_is_refused_where_epochs_are_asked_for(monkeypatch):
-    from vecsweep._engine import sources
+    from vecsweep._engine.data import sources
 
     monkeypatch.setattr(sources, "_MAX_COUNTED_BATCHES", 500)
     loader = DataLoader(Endless(), batch_size=None)

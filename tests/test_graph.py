@@ -3,7 +3,7 @@ import torch
 from torch.fx import Graph, GraphModule
 from vecsweep.kernels._trace import trace
 
-from vecsweep._engine.graph import fold_copies_, fuse_writes_, simplify_, split_off_scalars, write_in_place
+from vecsweep._engine.graphs.graph import fold_copies_, fuse_writes_, simplify_, split_off_scalars, write_in_place
 
 ATEN = torch.ops.aten
 

@@ -4,8 +4,8 @@ from torch.fx import GraphModule
 from vecsweep.kernels._trace import trace
 from vecsweep.kernels.updates import UPDATES
 
-from vecsweep._engine.graph import simplify_, write_in_place
-from vecsweep._engine.joining import join_alike_, join_copies_
+from vecsweep._engine.graphs.graph import simplify_, write_in_place
+from vecsweep._engine.graphs.joining import join_alike_, join_copies_
 
 ATEN = torch.ops.aten
 NUM_MEMBERS = 5

@@ -15,7 +15,7 @@ from kept_runs import INPUTS, TARGETS, mlp
 from torch.utils.data import DataLoader, TensorDataset
 
 import vecsweep as vs
-from vecsweep._engine import lowering
+from vecsweep._engine.graphs import lowering
 
 NUM_SWEEPS = int(os.environ.get("VECSWEEP_SOAK_SWEEPS", "14"))
 MOST_MB = 16.0  # that the memory of a process varies by

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine import lowering
+from vecsweep._engine.graphs import lowering
 
 LRS = [1e-3, 1e-2, 1e-1]
 

@@ -47,7 +47,7 @@ RUN = """
 import torch
 import torch.nn.functional as F
 import vecsweep as vs
-from vecsweep._engine import memory
+from vecsweep._engine.caller import memory
 memory._LONG_RUN_S = 0  # what shorter runs leave may stay
 def step(model, batch):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -20,15 +20,15 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import vecsweep as vs
-from vecsweep._engine import parallel, trials
-from vecsweep._engine.choices import Way
-from vecsweep._engine.divergence import GRACE, Fate, judge
-from vecsweep._engine.messages import Message, receive
-from vecsweep._engine.parallel import num_processes
-from vecsweep._engine.probe import probe
-from vecsweep._engine.stock import fastest_kernel
-from vecsweep._engine.trials import without_batching
-from vecsweep._engine.work import Work
+from vecsweep._engine.members.divergence import GRACE, Fate, judge
+from vecsweep._engine.members.probe import probe
+from vecsweep._engine.members.stock import fastest_kernel
+from vecsweep._engine.members.work import Work
+from vecsweep._engine.ways import parallel, trials
+from vecsweep._engine.ways.choices import Way
+from vecsweep._engine.ways.messages import Message, receive
+from vecsweep._engine.ways.parallel import num_processes
+from vecsweep._engine.ways.trials import without_batching
 from vecsweep.observers import Observer
 from vecsweep.plan import Plan
 
@@ -540,8 +540,8 @@ def test_heavy_model_that_cannot_be_batched_is_trained_in_processes(monkeypatch)
 def test_long_run_of_a_heavy_model_is_timed_in_processes_too(monkeypatch, tmp_path):
     monkeypatch.setenv("VECSWEEP_CACHE", str(tmp_path))
     monkeypatch.setattr(Work, "is_mostly_overhead", False)
-    monkeypatch.setattr("vecsweep._engine.choices._SHORT_RUN", 0)
-    monkeypatch.setattr("vecsweep._engine.choices._SHORT_RUN_S", 0.0)
+    monkeypatch.setattr("vecsweep._engine.ways.choices._SHORT_RUN", 0)
+    monkeypatch.setattr("vecsweep._engine.ways.choices._SHORT_RUN_S", 0.0)
     found = vs.sweep(make_task(), lrs=[1e-3, 1e-2, 1e-1], num_steps=20)
     assert " parallel" in found.engine.split("measured")[1]
 

@@ -15,7 +15,7 @@ from torch import nn
 from vecsweep.kernels.updates import UPDATES
 
 import vecsweep as vs
-from vecsweep._engine import measure
+from vecsweep._engine.members import measure
 
 LRS = list(np.geomspace(1e-3, 1e-1, 6))
 NOT_CAPTURED = NOT_TRACED

@@ -11,9 +11,10 @@ from torch import nn
 
 import vecsweep as vs
 from vecsweep import _folders
-from vecsweep._engine import choices, memory, remembered, trials
-from vecsweep._engine.choices import Choice, Way
-from vecsweep._engine.remembered import Pace, forget, recall, remember
+from vecsweep._engine.caller import memory
+from vecsweep._engine.ways import choices, remembered, trials
+from vecsweep._engine.ways.choices import Choice, Way
+from vecsweep._engine.ways.remembered import Pace, forget, recall, remember
 
 CHOICE = Choice(Way("vectorized", 4, is_compiled=True), "measured", 0.01)
 OTHER = Choice(Way("sequential", 16, is_compiled=False), "", 0.02)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import vecsweep as vs
-from vecsweep._engine import sources
+from vecsweep._engine.data import sources
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(64) % 3

@@ -333,8 +333,8 @@ def test_extending_over_refilled_buffers_is_going_on_without_a_stop(at):
 
 
 def test_what_a_list_or_a_loader_yields_is_not_copied():
-    from vecsweep._engine.batches import BatchStream
-    from vecsweep._engine.rng import Streams
+    from vecsweep._engine.caller.rng import Streams
+    from vecsweep._engine.data.batches import BatchStream
 
     def first_of(batches):
         task = make_task(lambda: batches, of_pair)
@@ -360,7 +360,7 @@ def test_objects_of_the_caller_stay_as_they_are(engine):
 
 @pytest.mark.parametrize("name", ["dataclasses", "graphs", "encodings", "dicts with names that differ"])
 def test_a_batch_that_is_an_object_is_probed_once_for_its_kind(name, monkeypatch):
-    from vecsweep._engine import vectorized
+    from vecsweep._engine.ways import vectorized
 
     probed = []
 
@@ -376,7 +376,7 @@ def test_a_batch_that_is_an_object_is_probed_once_for_its_kind(name, monkeypatch
 
 
 def test_names_that_differ_in_every_batch_are_probed_a_few_times_alone(monkeypatch):
-    from vecsweep._engine import vectorized
+    from vecsweep._engine.ways import vectorized
 
     probed = []
 
@@ -643,7 +643,7 @@ def test_what_needs_the_end_of_endless_batches_says_so(make):
 
 
 def test_endless_validation_batches_are_refused(monkeypatch):
-    monkeypatch.setattr("vecsweep._engine.sources._MAX_VALIDATION_BATCHES", 50)
+    monkeypatch.setattr("vecsweep._engine.data.sources._MAX_VALIDATION_BATCHES", 50)
     with pytest.raises(ValueError, match="`val_batches` must come to an end; 50 were read"):
         vs.sweep(make_task(refilled, of_pair, val_batches=endless), lrs=LRS, num_steps=2)
 
@@ -678,7 +678,7 @@ def test_seeds_take_turns_at_worker_processes_and_see_what_they_would_alone(monk
         seen.put(num_workers())
         return of_pair(model, batch)
 
-    monkeypatch.setattr("vecsweep._engine.sources._MAX_WORKERS", 4)
+    monkeypatch.setattr("vecsweep._engine.data.sources._MAX_WORKERS", 4)
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     loader = DataLoader(Noisy(), 4, shuffle=True, num_workers=2)
     task = make_task(lambda: loader, step, val_batches=[(INPUTS, TARGETS)])

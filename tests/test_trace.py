@@ -143,7 +143,7 @@ def evaluated(metric, *, num_val=6, engine="vectorized"):
 
 
 def test_evaluation_is_traced_and_gives_what_an_ordinary_pass_does(monkeypatch):
-    from vecsweep._engine import measure
+    from vecsweep._engine.members import measure
 
     traced = []
     try_to_trace = measure.try_to_trace

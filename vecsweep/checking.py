@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from vecsweep._arguments import RESTARTABLE, check_lrs, check_seeds, check_task
+from vecsweep._engine.keeping.record import Record, here
 from vecsweep._engine.plain import PlainLoop
-from vecsweep._engine.record import Record, here
 from vecsweep._engine.run import plain_loop, template_of
 from vecsweep._errors import FallbackWarning, Interrupted
 from vecsweep._interrupts import held

@@ -17,7 +17,7 @@ from torch import nn
 
 from vecsweep._arguments import check_lrs, check_schedules, check_vary, needs_epochs
 from vecsweep._arrays import blank
-from vecsweep._engine.record import Record, Start, here
+from vecsweep._engine.keeping.record import Record, Start, here
 from vecsweep._errors import Interrupted, with_result
 from vecsweep._hyper import plain_options
 from vecsweep._interrupts import held, is_due

@@ -4,19 +4,19 @@ from contextlib import ExitStack
 
 import torch
 
-from vecsweep._engine.choices import Choice, Way
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.memory import is_out_of_memory
-from vecsweep._engine.parallel import NO_PROCESSES, Parallel, num_processes
-from vecsweep._engine.probe import Probe, probe
-from vecsweep._engine.remembered import Pace, forget
-from vecsweep._engine.rng import Streams
-from vecsweep._engine.sequential import Sequential
-from vecsweep._engine.snapshot import Manner
-from vecsweep._engine.trials import Unbatched, choose_way, divide, without_batching
-from vecsweep._engine.vectorized import Vectorized
+from vecsweep._engine.caller.memory import is_out_of_memory
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.keeping.snapshot import Manner
+from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.probe import Probe, probe
+from vecsweep._engine.members.work import Work
+from vecsweep._engine.ways.choices import Choice, Way
+from vecsweep._engine.ways.parallel import NO_PROCESSES, Parallel, num_processes
+from vecsweep._engine.ways.remembered import Pace, forget
+from vecsweep._engine.ways.sequential import Sequential
+from vecsweep._engine.ways.trials import Unbatched, choose_way, divide, without_batching
+from vecsweep._engine.ways.vectorized import Vectorized
 from vecsweep._engine.windows import Windows
-from vecsweep._engine.work import Work
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import NormName
 from vecsweep._words import counted

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._engine.capture import upload
-from vecsweep._engine.contract import Chunk
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.measure import measure_one
-from vecsweep._engine.packing import unpack
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.data.packing import unpack
+from vecsweep._engine.data.sources import check_validation_ends
+from vecsweep._engine.graphs.capture import upload
+from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.measure import measure_one
 from vecsweep._engine.passes import Passes, Weighed
-from vecsweep._engine.rng import Streams
-from vecsweep._engine.sources import check_validation_ends
+from vecsweep._engine.ways.contract import Chunk
 from vecsweep._types import FloatArray
 from vecsweep.execution import Execution
 from vecsweep.task import Task

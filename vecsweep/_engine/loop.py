@@ -16,19 +16,13 @@ from numpy.typing import NDArray
 from vecsweep import _interrupts as interrupts
 from vecsweep._arrays import blank
 from vecsweep._bars import Bar
-from vecsweep._engine.batches import is_finite
-from vecsweep._engine.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
-from vecsweep._engine.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
+from vecsweep._engine.caller.rng import State, Streams
+from vecsweep._engine.data.batches import is_finite
+from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.engines import Engines
-from vecsweep._engine.ensemble import MemberState
 from vecsweep._engine.evaluate import Evaluator
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.packing import unpack
-from vecsweep._engine.parallel import Parallel
-from vecsweep._engine.record import End, Observer, Record, Start, here
-from vecsweep._engine.rng import State, Streams
-from vecsweep._engine.sequential import Sequential
-from vecsweep._engine.snapshot import (
+from vecsweep._engine.keeping.record import End, Observer, Record, Start, here
+from vecsweep._engine.keeping.snapshot import (
     Keeper,
     Manner,
     check_identity,
@@ -36,10 +30,16 @@ from vecsweep._engine.snapshot import (
     identify,
     is_another_machine,
 )
-from vecsweep._engine.soundness import check_sound
-from vecsweep._engine.taking_up import take_snapshot, take_up
-from vecsweep._engine.untrained import untrained_losses
-from vecsweep._engine.vectorized import Vectorized
+from vecsweep._engine.keeping.soundness import check_sound
+from vecsweep._engine.keeping.taking_up import take_snapshot, take_up
+from vecsweep._engine.members.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
+from vecsweep._engine.members.ensemble import MemberState
+from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.untrained import untrained_losses
+from vecsweep._engine.ways.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
+from vecsweep._engine.ways.parallel import Parallel
+from vecsweep._engine.ways.sequential import Sequential
+from vecsweep._engine.ways.vectorized import Vectorized
 from vecsweep._engine.windows import Windows
 from vecsweep._errors import warn_of_trouble
 from vecsweep._types import FloatArray

@@ -6,12 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vecsweep._engine.batches import move
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.loaders import END, next_batch, opened
-from vecsweep._engine.rng import Streams
-from vecsweep._engine.sources import is_fresh, own_loader
-from vecsweep._engine.weights import weight_of
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.data.batches import move
+from vecsweep._engine.data.loaders import END, next_batch, opened
+from vecsweep._engine.data.sources import is_fresh, own_loader
+from vecsweep._engine.data.weights import weight_of
+from vecsweep._engine.members.learner import Learner
 from vecsweep._types import Batch, Batches
 from vecsweep.task import Task
 

@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._engine.copying import copy_model, forget_, set_to_train
-from vecsweep._engine.loaders import END, next_batch, opened
-from vecsweep._engine.rng import Streams
-from vecsweep._engine.sources import own_loader
-from vecsweep._engine.watch import Watch
+from vecsweep._engine.caller.copying import copy_model, forget_, set_to_train
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.caller.watch import Watch
+from vecsweep._engine.data.loaders import END, next_batch, opened
+from vecsweep._engine.data.sources import own_loader
 from vecsweep._hyper import own_lrs
 from vecsweep._types import Batch, FloatArray
 from vecsweep.execution import Execution

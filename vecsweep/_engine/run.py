@@ -11,20 +11,20 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vecsweep._engine.choices import Timing
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.loaders import loaders_ended
+from vecsweep._engine.caller.memory import is_out_of_memory, memory_kept
+from vecsweep._engine.caller.modes import modes_set_aside
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.caller.watch import Watch
+from vecsweep._engine.data.loaders import loaders_ended
+from vecsweep._engine.data.sources import count_batches as count
+from vecsweep._engine.data.sources import num_seeds_at_once
+from vecsweep._engine.keeping.record import Observer, Part, Record, Start, join
+from vecsweep._engine.keeping.snapshot import Keeper, summarize
 from vecsweep._engine.loop import Loop
-from vecsweep._engine.memory import is_out_of_memory, memory_kept
-from vecsweep._engine.modes import modes_set_aside
+from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.plain import PlainLoop
-from vecsweep._engine.record import Observer, Part, Record, Start, join
-from vecsweep._engine.rng import Streams
-from vecsweep._engine.snapshot import Keeper, summarize
-from vecsweep._engine.sources import count_batches as count
-from vecsweep._engine.sources import num_seeds_at_once
-from vecsweep._engine.trials import time_each
-from vecsweep._engine.watch import Watch
+from vecsweep._engine.ways.choices import Timing
+from vecsweep._engine.ways.trials import time_each
 from vecsweep._interrupts import held
 from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan

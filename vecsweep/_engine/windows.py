@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 import torch
 
-from vecsweep._engine.batches import BatchStream, Position, size_bytes
-from vecsweep._engine.contract import Window
-from vecsweep._engine.fingerprint import Fingerprint
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.packing import unpack
-from vecsweep._engine.record import End
-from vecsweep._engine.rng import Streams
-from vecsweep._engine.watch import Changes, Watch
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.caller.watch import Changes, Watch
+from vecsweep._engine.data.batches import BatchStream, Position, size_bytes
+from vecsweep._engine.data.fingerprint import Fingerprint
+from vecsweep._engine.data.packing import unpack
+from vecsweep._engine.keeping.record import End
+from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.ways.contract import Window
 from vecsweep._types import Batch
 from vecsweep.execution import Execution
 from vecsweep.stumbles import look_at_batch

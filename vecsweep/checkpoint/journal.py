@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from vecsweep._engine.snapshot import difference_of
+from vecsweep._engine.keeping.snapshot import difference_of
 from vecsweep._errors import ResultFileError, warn_of_fallback
 from vecsweep.checkpoint import elsewhere
 from vecsweep.checkpoint.disk import clean, write_json

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from vecsweep._engine.snapshot import Snapshot
+from vecsweep._engine.keeping.snapshot import Snapshot
 from vecsweep._errors import warn_of_fallback
 from vecsweep.checkpoint.signals import Signals
 from vecsweep.checkpoint.snapshots import read_newest, write_snapshot

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from vecsweep._engine.batches import Position
-from vecsweep._engine.divergence import Fate
-from vecsweep._engine.ensemble import LossScale, MemberState, OptimizerState
-from vecsweep._engine.fingerprint import Fingerprint
-from vecsweep._engine.levels import Level, Stepping
-from vecsweep._engine.record import End
-from vecsweep._engine.snapshot import Manner, Snapshot
-from vecsweep._engine.waypoints import Waypoint
+from vecsweep._engine.data.batches import Position
+from vecsweep._engine.data.fingerprint import Fingerprint
+from vecsweep._engine.data.waypoints import Waypoint
+from vecsweep._engine.graphs.levels import Level, Stepping
+from vecsweep._engine.keeping.record import End
+from vecsweep._engine.keeping.snapshot import Manner, Snapshot
+from vecsweep._engine.members.divergence import Fate
+from vecsweep._engine.members.ensemble import LossScale, MemberState, OptimizerState
 from vecsweep._errors import ResultFileError, warn_of_fallback
 from vecsweep._version import __version__
 from vecsweep.checkpoint.disk import read_folder, remove, write_folder

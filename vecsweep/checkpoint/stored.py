@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from vecsweep._engine.ensemble import MemberState
+from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._errors import ResultFileError
 from vecsweep.checkpoint.disk import FILE_NAME, check_file, read_manifest
 from vecsweep.checkpoint.elsewhere import fetched, is_elsewhere

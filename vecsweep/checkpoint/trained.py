@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from vecsweep._arguments import check_schedules
-from vecsweep._engine.record import Start, here
+from vecsweep._engine.keeping.record import Start, here
+from vecsweep._engine.keeping.snapshot import check_identity, identify_task
 from vecsweep._engine.run import learners_of
-from vecsweep._engine.snapshot import check_identity, identify_task
 from vecsweep._errors import ResultFileError
 from vecsweep._types import Schedules
 from vecsweep.checkpoint.arguments import pack, unpack

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vecsweep._engine.places import GONE
+from vecsweep._engine.caller.places import GONE
 
 Json = Any
 

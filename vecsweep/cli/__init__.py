@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     spare_busy_cores()
     with told_if_slow("loading PyTorch"):
-        from vecsweep._engine.memory import keep_memory
+        from vecsweep._engine.caller.memory import keep_memory
         from vecsweep.cli.parser import make_parser
         from vecsweep.cli.saying import fallbacks_in_a_line
     interrupts.end_loading()

@@ -11,8 +11,8 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from vecsweep._engine.choices import Timing, choose
 from vecsweep._engine.run import time_ways
+from vecsweep._engine.ways.choices import Timing, choose
 from vecsweep.cli.plain_loop import time_step
 from vecsweep.execution import Execution, ExecutionOptions, check_count
 from vecsweep.plan import Plan

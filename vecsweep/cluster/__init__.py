@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from vecsweep._engine import run
-from vecsweep._engine.record import Observer, Record, Start
+from vecsweep._engine.keeping.record import Observer, Record, Start
 from vecsweep.checkpoint.keeper import FolderKeeper
 from vecsweep.execution import Cluster, Execution
 from vecsweep.plan import Evaluation, Plan

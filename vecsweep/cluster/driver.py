@@ -12,7 +12,7 @@ import numpy as np
 
 from vecsweep import _interrupts as interrupts
 from vecsweep._bars import Bar
-from vecsweep._engine.record import Record
+from vecsweep._engine.keeping.record import Record
 from vecsweep._errors import warn_of_fallback, warn_of_loss
 from vecsweep._words import counted
 from vecsweep.cluster.job import Job

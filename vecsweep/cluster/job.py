@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from vecsweep._engine.record import Observer, Start
+from vecsweep._engine.keeping.record import Observer, Start
 from vecsweep.execution import Cluster, Execution
 from vecsweep.plan import Evaluation, Plan
 from vecsweep.task import Task

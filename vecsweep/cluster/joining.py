@@ -7,11 +7,11 @@ import numpy as np
 import torch
 
 from vecsweep._arrays import row_blocks
-from vecsweep._engine.learner import Learner
-from vecsweep._engine.record import End, Record, join
-from vecsweep._engine.rng import Streams
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.keeping.record import End, Record, join
+from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.run import learners_of
-from vecsweep._engine.sequential import Sequential
+from vecsweep._engine.ways.sequential import Sequential
 from vecsweep._types import FloatArray
 from vecsweep._words import counted
 from vecsweep.cluster.job import Job

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vecsweep._engine.record import Record, join
-from vecsweep._engine.snapshot import Identity, check_identity, identify
+from vecsweep._engine.keeping.record import Record, join
+from vecsweep._engine.keeping.snapshot import Identity, check_identity, identify
 from vecsweep._errors import ResultFileError
 from vecsweep._interrupts import Stop
 from vecsweep.checkpoint.disk import clean, write_json

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from vecsweep._engine.record import Start
-from vecsweep._engine.workers import Answer
+from vecsweep._engine.keeping.record import Start
+from vecsweep._engine.ways.workers import Answer
 from vecsweep._types import FloatArray, Hyper
 from vecsweep.cluster.keeping import Place
 from vecsweep.plan import Evaluation, Plan, SoFar

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vecsweep._engine.record import Observer, Part, Record
+from vecsweep._engine.keeping.record import Observer, Part, Record
 from vecsweep._types import FloatArray, IntArray
 from vecsweep.cluster.news import Left, Losses, Metrics
 from vecsweep.cluster.shares import Shard

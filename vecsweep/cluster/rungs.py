@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from vecsweep._engine.record import Record
+from vecsweep._engine.keeping.record import Record
 from vecsweep._types import FloatArray, Hyper
 from vecsweep.plan import Evaluation, Plan, SoFar
 

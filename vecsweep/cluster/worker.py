@@ -18,9 +18,9 @@ from functools import partial
 import numpy as np
 import torch
 
-from vecsweep._engine.record import Record, Start, here
+from vecsweep._engine.keeping.record import Record, Start, here
 from vecsweep._engine.run import learners_of, plain_loop, train
-from vecsweep._engine.workers import Answer, sendable
+from vecsweep._engine.ways.workers import Answer, sendable
 from vecsweep._errors import FallbackWarning
 from vecsweep._types import FloatArray, Hyper
 from vecsweep.checkpoint.signals import Signals

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vecsweep._engine.templates import needs_closure
+from vecsweep._engine.members.templates import needs_closure
 
 
 def check_objects(model: Any, optimizer: Any, criterion: Any) -> None:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from vecsweep._bars import Bar
-from vecsweep._engine.modes import modes_set_aside
+from vecsweep._engine.caller.modes import modes_set_aside
 from vecsweep._types import Seeds
 from vecsweep.execution import check_count
 from vecsweep.finder.checks import check_amp, check_loader, check_objects, check_smoothing

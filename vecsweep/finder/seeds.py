@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from vecsweep._engine.sources import own_loader
+from vecsweep._engine.data.sources import own_loader
 from vecsweep._types import Batch, FloatArray, Precision, Seeds
 from vecsweep.answer import find_lr
 from vecsweep.finder.loaders import DataLoaderIter, Pair, pair_of

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from vecsweep._engine.copying import copy_model
-from vecsweep._engine.rng import Streams
+from vecsweep._engine.caller.copying import copy_model
+from vecsweep._engine.caller.rng import Streams
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import FloatArray, Method, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice

@@ -1,0 +1,129 @@
+"""Copies of the caller's models and optimizers: whole, where Python's own would leave something out."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from vecsweep._engine.caller.lending import share
+from vecsweep._engine.caller.memory import is_out_of_memory
+from vecsweep.several import Several, parts_of
+
+
+def copy_model(
+    model: nn.Module, optimizer: Optimizer | None = None, *, lent: Mapping[str, nn.Parameter] | None = None
+) -> tuple[nn.Module, Optimizer | None]:
+    """Copy a model with the hooks on its parameters, and with it an optimizer over them; what is compiled is plain.
+
+    Args:
+        model: the model.
+        optimizer: over its parameters.
+        lent: those of its parameters whose memory the copy shares, by name.
+
+    Raises:
+        torch.OutOfMemoryError: there is no memory for a copy.
+    """
+    model = _compiled_from(model)
+    # Tensors computed from parameters (weight_norm keeps one) refuse to be copied; they are computed anew anyway.
+    memo: dict[int, Any] = {
+        id(leaf): leaf.detach().clone()
+        for module in model.modules()
+        for leaf in pytree.tree_leaves(vars(module))
+        if isinstance(leaf, Tensor) and not leaf.is_leaf
+    }
+    memo |= share((lent or {}).values())
+    try:
+        copied = copy.deepcopy(model, memo)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = sum(p.nbytes for p in model.parameters()) / 2**20
+        raise torch.OutOfMemoryError(
+            f"There is not enough memory for a copy of the model. A member has {size:.3g} MiB of parameters. Train a "
+            f"smaller one, or free some memory; {error}"
+        ) from error
+    for own, parameter in zip(copied.parameters(), model.parameters(), strict=True):
+        for hook in hooks_of(parameter):
+            own.register_hook(hook)
+    for module in list(copied.modules()):
+        vars(module).pop("_compiled_call_impl", None)  # of `model.compile()`
+        for name, part in module.named_children():
+            setattr(module, name, _compiled_from(part))
+    return copied, None if optimizer is None else copy_optimizer(optimizer, memo)
+
+
+def set_to_train(model: nn.Module) -> None:
+    """Put a model into training mode as a loop does.
+
+    What its author's own `train` leaves in eval mode (frozen batch norms, say) stays there, and so does what the caller
+    has put into eval mode, unless that is the whole model.
+
+    Args:
+        model: the model.
+    """
+    left = [module for module in model.modules() if not module.training] if model.training else []
+    is_default = all(type(m).train is nn.Module.train and "train" not in vars(m) for m in model.modules())
+    if not (model.training and is_default):
+        model.train()
+    for module in left:
+        module.training = False
+
+
+def uncompiled(function: Any) -> Any:
+    """What a function was before torch.compile, which can neither be mapped nor traced as a part of a step."""
+    return getattr(function, "_torchdynamo_orig_callable", function)
+
+
+def _compiled_from(module: nn.Module) -> nn.Module:
+    """What a module was before torch.compile; asking its class would import the compiler."""
+    return module._modules.get("_orig_mod") or module
+
+
+def copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
+    """Copy an optimizer over to other parameters, with its hooks and the attributes of its class's own.
+
+    Args:
+        optimizer: the optimizer; torch.optim leaves those out of its copies.
+        memo: as in `copy.deepcopy`: from the ids of the parameters to what stands for them.
+    """
+    if isinstance(optimizer, Several):
+        return Several([copy_optimizer(part, memo) for part in optimizer.parts])
+    copied = copy.deepcopy(optimizer, memo)
+    for key, value in vars(optimizer).items():
+        # A scheduler puts a `step` of its own on the caller's optimizer, which refers to that optimizer.
+        if key not in vars(copied) and key != "step":
+            setattr(copied, key, copy.deepcopy(value, memo))
+    for hook in optimizer._optimizer_step_pre_hooks.values():
+        copied.register_step_pre_hook(hook)
+    for hook in optimizer._optimizer_step_post_hooks.values():
+        copied.register_step_post_hook(hook)
+    return copied
+
+
+def hooks_of(parameter: Tensor) -> list[Any]:
+    """The hooks that a parameter's gradient passes through."""
+    return list((parameter._backward_hooks or {}).values())
+
+
+def forget_(optimizer: Optimizer) -> None:
+    """Take from a copied template what it learned in steps of the caller's."""
+    if all(isinstance(own, dict) and not own for own in optimizer.state.values()):  # some look for one, and leave it
+        return
+    for part in parts_of(optimizer):
+        kinds = [kind for kind in type(part).__mro__ if kind is not Optimizer]
+        if not any(f"{kind.__module__}.".startswith("torch.optim.") for kind in kinds):
+            raise ValueError(
+                f"`optimizer` must not have been stepped; {type(part).__name__} holds state, and vecsweep does not "
+                "know how to make it fresh. Pass a function that builds a new one: `lambda params: ...`."
+            )
+    optimizer.state.clear()
+    for part in parts_of(optimizer):
+        if isinstance(part, torch.optim.Adagrad):  # the one class that fills its state when it is built
+            for group in part.param_groups:
+                for p in group["params"]:
+                    total = torch.full_like(p, group["initial_accumulator_value"], requires_grad=False)
+                    part.state[p] = {"step": torch.tensor(0.0), "sum": total}

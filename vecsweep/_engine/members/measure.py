@@ -1,0 +1,179 @@
+"""Losses and metrics of one batch, in eval mode and without gradients: of all members at once, or of one.
+
+Not here: batches, and averages over them (`evaluate.py`).
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+from torch.utils import _pytree as pytree
+
+from vecsweep._engine.data.batches import copy_batch, for_each, hand_out, key_of, member_dims
+from vecsweep._engine.graphs.capture import Pool
+from vecsweep._engine.graphs.graph import CHECKED_CALLS
+from vecsweep._engine.graphs.levels import Level, name_of_key
+from vecsweep._engine.graphs.lowering import lower
+from vecsweep._engine.graphs.staging import Captures
+from vecsweep._engine.members.ensemble import Ensemble
+from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.objective import Objective
+from vecsweep._errors import warn_of_fallback
+from vecsweep._types import Batch
+from vecsweep.kernels._trace import try_to_trace
+from vecsweep.kernels.rules import MemberRules, SharedInputsError, checkpoints_run_through, functions_for_each
+
+_MAX_KINDS = 64  # of batches that are remembered
+_RTOL = 1e-3  # the same operators in the same order: what differs at all differs by more
+
+
+def measure_at_once(
+    objective: Objective,
+    ensemble: Ensemble,
+    batch: Batch,
+    seed_index: Tensor | None,  # [member], a member's place on the batch's seed axis; None where it has none
+) -> Tensor:
+    """Measure all members of an ensemble in one pass: `[metric, member]`; nothing changes."""
+    shared = {name: b.clone() for name, b in ensemble.buffers.items() if name not in ensemble.member_buffers}
+    own = {name: b.clone() for name, b in ensemble.buffers.items() if name in ensemble.member_buffers}
+
+    def member(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch) -> Tensor:
+        with checkpoints_run_through(), functions_for_each(), MemberRules([], []):
+            return objective.measure(parameters | shared | own, batch)
+
+    given = copy_batch(batch) if seed_index is None else hand_out(batch, seed_index)
+    mapped = vmap(member, in_dims=(0, 0, None if seed_index is None else member_dims(given)), out_dims=1)
+    try:
+        with objective.undisturbed(), objective.evaluating():
+            return mapped(ensemble.parameters, own, given)
+    except SharedInputsError:
+        if seed_index is not None:
+            raise
+    return measure_at_once(objective, ensemble, *for_each(batch, ensemble.parameters))
+
+
+class Measuring:
+    """`measure_at_once`, traced and on a GPU captured for each kind of batch that comes again, as steps are.
+
+    Args:
+        objective: one member's loss and metrics.
+        pool: the memory of what is captured; None where nothing can be.
+    """
+
+    def __init__(self, objective: Objective, pool: Pool | None = None) -> None:
+        self._objective = objective
+        self._pool = pool
+        self._kinds: dict[Hashable, _Kind] = {}
+        self._earlier: dict[str, Level] = {}
+
+    @property
+    def levels(self) -> dict[str, Level]:
+        """How far each kind of batch has come."""
+        return self._earlier | {name_of_key(key): kind.standing for key, kind in self._kinds.items()}
+
+    def go_on(self, levels: Mapping[str, Level]) -> None:
+        """Begin at levels that another process had come to."""
+        self._earlier = dict(levels)
+
+    def let_go(self) -> None:
+        """Give the memory of what was captured back."""
+        for kind in self._kinds.values():
+            kind.let_go()
+
+    def __call__(self, ensemble: Ensemble, batch: Batch, seed_index: Tensor | None) -> Tensor:
+        """Measure all members of an ensemble in one pass: `[metric, member]`; nothing changes."""
+        kind = key_of(batch)
+        given = (ensemble.parameters, ensemble.buffers, batch, seed_index)
+        leaves, structure = pytree.tree_flatten(given)
+
+        def measure(*tensors: Tensor) -> list[Tensor]:
+            tensors_left = iter(tensors)
+            own = [next(tensors_left) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            parameters, buffers, batch, seed_index = pytree.tree_unflatten(own, structure)
+            members = replace(ensemble, parameters=parameters, buffers=buffers)
+            return [measure_at_once(self._objective, members, batch, seed_index)]
+
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not kind.is_plain:
+            return measure(*tensors)[0]
+        if len(self._kinds) >= _MAX_KINDS:
+            self._kinds.clear()
+        key = (len(ensemble), ensemble.member_buffers, seed_index is None, kind)
+        if key not in self._kinds:
+            num_state = len(ensemble.parameters) + len(ensemble.buffers)
+            own = self._kinds[key] = _Kind(Captures(num_state, 1, self._pool))
+            if (level := self._earlier.get(name_of_key(key))) is not None:
+                own.go_on(level, measure, tensors)
+        return self._kinds[key](measure, tensors)
+
+
+class _Kind:
+    """How one kind of batch is measured: as it is at first, then as a graph, which is checked now and then."""
+
+    def __init__(self, captures: Captures) -> None:
+        self._captures = captures
+        self._num_calls = 0
+        self._graph: Callable[..., list[Tensor]] | None = None
+
+    @property
+    def standing(self) -> Level:
+        """How far it has come."""
+        return Level(self._num_calls, self._graph is not None)
+
+    def go_on(self, level: Level, measure: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> None:
+        """Go to a level that another process had come to."""
+        self._num_calls = level.num_calls
+        if level.is_traced:
+            self._trace(measure, tensors)
+
+    def let_go(self) -> None:
+        """Give the memory of what was captured back."""
+        self._captures.clear()
+
+    def __call__(self, measure: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> Tensor:
+        self._num_calls += 1
+        if self._num_calls == 2 and (result := self._trace(measure, tensors)) is not None:
+            return result
+        if self._graph is None:
+            return measure(*tensors)[0]
+        result = self._captures(self._graph, tensors)[0]
+        if self._num_calls not in CHECKED_CALLS or _is_close(result, expected := measure(*tensors)[0]):
+            return result
+        self._graph = None
+        warn_of_fallback(
+            "The traced evaluation gives other numbers than the eager one, so the loss in eval mode or a metric must "
+            "depend on more than the model, its outputs and the batch. What it gave since the last check is in doubt; "
+            "the members are evaluated without tracing from now on."
+        )
+        return expected
+
+    def _trace(self, measure: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> Tensor | None:
+        """Make a graph, and return what was measured meanwhile; None if it cannot be had."""
+        if (traced := try_to_trace(measure, tensors)) is None:
+            return None
+        self._graph = lower(traced).run
+        return traced.results[0]
+
+
+def _is_close(a: Tensor, b: Tensor) -> bool:
+    scale = float(b.nan_to_num(posinf=0.0, neginf=0.0).abs().max())
+    return torch.allclose(a, b, rtol=_RTOL, atol=_RTOL * scale, equal_nan=True)
+
+
+def measure_one(
+    learner: Learner, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch
+) -> Tensor:
+    """Measure one member by an ordinary pass: `[metric]`; nothing changes.
+
+    Args:
+        learner: a pattern of the member.
+        parameters: the member's, by name.
+        buffers: likewise.
+        batch: one batch.
+    """
+    objective = learner.objective
+    tensors = dict(parameters) | {name: buffer.clone() for name, buffer in buffers.items()}
+    with objective.undisturbed(), objective.evaluating():
+        return objective.measure(tensors, copy_batch(batch))

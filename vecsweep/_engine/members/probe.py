@@ -1,0 +1,193 @@
+"""Probe: what one kind of batch does to a model, seen by ordinary forward passes before anything is batched."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from vecsweep._engine.caller.copying import hooks_of
+from vecsweep._engine.caller.lending import Lent
+from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state
+from vecsweep._engine.caller.watch import Watch
+from vecsweep._engine.data.batches import copy_batch
+from vecsweep._engine.members.learner import Learner, is_same
+from vecsweep._engine.members.work import Work, WorkCounter
+from vecsweep._types import Batch
+from vecsweep.kernels.rules import Draw, OpenDraws, Recorder, checkpoints_run_through
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What training on a kind of batch does.
+
+    Attributes:
+        draws: what the model draws at random.
+        changed_buffers: the names of the buffers that a pass changes, and of the parameters that are not trained.
+        member_buffers: those among them that other weights change otherwise, so that each member needs its own.
+        obstacle: why members cannot be batched, if a pass shows a reason.
+        is_stateful: whether it is that a pass keeps something in Python for the next.
+        activation_bytes: what one member keeps for its backward pass, parameters and the batch aside.
+        work: of one member's step.
+        draws_numbers: whether a pass draws from the generators of Python or NumPy.
+    """
+
+    draws: list[Draw]
+    changed_buffers: frozenset[str]
+    member_buffers: frozenset[str]
+    obstacle: str | None
+    is_stateful: bool
+    activation_bytes: int
+    work: Work
+    draws_numbers: bool = False
+
+
+def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
+    """Run ordinary forward passes over a batch; nothing of the learner changes, nor where the streams stand.
+
+    Args:
+        learner: of the seed.
+        batch: one batch.
+        seed: whose random stream the model draws from.
+        streams: the random streams of the run.
+
+    Raises:
+        TypeError: the loss is not a tensor.
+        ValueError: the loss is not a scalar, or does not depend on what is trained.
+    """
+    original, learner = learner, learner.copy()  # what a loss does to parameters or attributes in place stays there
+    parameters: dict[str, Tensor] = dict(learner.parameters)
+    start = streams.mark("model", seed)
+    recorder, counter = Recorder(), WorkCounter()
+    watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
+    with watch.undisturbed():
+        with recorder, checkpoints_run_through() as checkpoints:
+            loss, changed = _forward(learner, parameters, batch, counter)
+        end = streams.mark("model", seed)
+        nodes = _autograd_nodes(loss)
+        _check_depends_on(nodes, learner)
+        activation_bytes = _count_activations(nodes, learner)
+        streams.rewind("model", seed, start)
+        for draw in recorder.draws:
+            draw()
+        repeated = streams.mark("model", seed)
+        is_repeatable = is_same_but_for_numbers(repeated, end)
+        draws_numbers = not is_same_state(repeated, end)
+        keeps = bool(watch.changes())
+        kept, member_buffers = list[str](), frozenset[str]()
+        if keeps or learner.constants:
+            watch.restore()
+            streams.rewind("model", seed, start)
+            with checkpoints_run_through():  # and autograd, because a loss may take gradients itself
+                elsewhere = _forward(learner, {name: 1.1 * p + 0.01 for name, p in parameters.items()}, batch)[1]
+            # An average of weights that starts at the weights is changed only by other weights.
+            member_buffers = frozenset(n for n in changed | elsewhere if not _is_equal(changed, elsewhere, n))
+            changed |= elsewhere
+        if keeps:
+            # What another pass has left, with other weights: is it read by the next, or does it count passes?
+            streams.rewind("model", seed, start)
+            after = Watch.of_pass(learner.task, learner.model, has_numbers=True)
+            with checkpoints_run_through():
+                again, _ = _forward(learner, parameters, batch)
+            counting, replaced = after.grown()
+            left = [] if is_same(loss, again) else [*watch.names(watch.changes()), *replaced]
+            kept = [*counting, *left]
+    streams.rewind("model", seed, start)
+    obstacle = None
+    if kept:
+        obstacle = f"the forward pass keeps something for the next in {kept[0]}"
+    elif written := [name for name, p in original.parameters.items() if not is_same(p, learner.parameters[name])]:
+        obstacle = f"the forward pass changes the parameter {written[0]!r} in place"
+    elif checkpoints.has_any and changed:
+        obstacle = f"a recomputed checkpoint may change {next(iter(changed))!r} twice"
+    elif not is_repeatable:
+        obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
+    elif hooked := _hooked(learner):
+        obstacle = f"gradients pass through a hook of {hooked}"
+    num_parameters = sum(p.numel() for p in learner.parameters.values())
+    work = Work(counter.num_operators, counter.flops, counter.num_bytes, num_parameters)
+    return Probe(
+        recorder.draws,
+        frozenset(changed),
+        member_buffers,
+        obstacle,
+        bool(kept),
+        activation_bytes,
+        work,
+        draws_numbers,
+    )
+
+
+def _autograd_nodes(loss: Tensor) -> list[Any]:
+    """Everything that autograd would go through on its way back from the loss."""
+    pending, seen = [loss.grad_fn], dict[Any, None]()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen[node] = None
+            pending += [following for following, _ in node.next_functions]
+    return list(seen)
+
+
+def _count_activations(nodes: Sequence[Any], learner: Learner) -> int:
+    """The bytes that autograd keeps for each member: what depends on its parameters, and they themselves aside."""
+    own = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
+    kept = {}
+    for node in nodes:
+        for name in dir(node):
+            value = getattr(node, name) if name.startswith("_saved_") else None
+            if isinstance(value, Tensor) and value.requires_grad:
+                kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+    return sum(num_bytes for place, num_bytes in kept.items() if place not in own)
+
+
+def _check_depends_on(nodes: Sequence[Any], learner: Learner) -> None:
+    """Raise ValueError unless a loss depends on the learner's parameters, and on no others."""
+    if not nodes:
+        raise ValueError(
+            "The loss must depend on the trained parameters; got one that does not require grad. Look for "
+            "`.detach()`, `.item()` or `torch.no_grad()` between the model's output and the loss."
+        )
+    own = {id(p) for p in learner.model.parameters()}
+    for node in nodes:
+        variable = getattr(node, "variable", None)
+        if isinstance(variable, nn.Parameter) and id(variable) not in own:
+            raise ValueError(
+                "The loss must depend on the parameters of the model it is given; got one of shape "
+                f"{tuple(variable.shape)} that is not this model's. Members are copies: let the loss reach them "
+                "through its `model` argument."
+            )
+
+
+def _hooked(learner: Learner) -> str | None:
+    """Name a part of the model that has a hook on gradients, which autograd outside vmap would not call."""
+    for name, parameter in learner.model.named_parameters():
+        if hooks_of(parameter):
+            return f"the parameter {name!r}"
+    for path, module in learner.model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            return f"the module {path!r}"
+    return None
+
+
+def _forward(
+    learner: Learner,
+    parameters: dict[str, Tensor],
+    batch: Batch,
+    counter: AbstractContextManager[object] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Evaluate the loss on copies of what is not trained; return also those that this changed."""
+    before = learner.constants
+    lent = Lent(learner.objective.lent)
+    tensors = parameters | {name: t.clone() for name, t in before.items() if name not in learner.objective.lent}
+    batch = copy_batch(batch)
+    with counter or OpenDraws(), lent:  # draws are open in a pass that is recorded, too
+        loss = learner.objective.evaluate(tensors, batch)
+    tensors |= lent.changed
+    return loss, {n: tensors[n] for n in before if n in tensors and not is_same(tensors[n], before[n])}
+
+
+def _is_equal(changed: Mapping[str, Tensor], elsewhere: Mapping[str, Tensor], name: str) -> bool:
+    """Whether two passes have changed a buffer to the same."""
+    return name in changed and name in elsewhere and is_same(changed[name], elsewhere[name])
