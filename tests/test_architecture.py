@@ -53,7 +53,7 @@ LAYERS = {
         "plan",
     ],
     "results": [
-        "results._checks results._files results._html results.prediction",
+        "results._checks results._files results._html results.going_on results.prediction",
         "results.ranking",
         "results.member results.trial",
         "results.curves",

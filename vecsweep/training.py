@@ -21,7 +21,7 @@ from vecsweep._engine.keeping.record import Record, Start, here
 from vecsweep._errors import Interrupted, with_result
 from vecsweep._hyper import plain_options
 from vecsweep._interrupts import held, is_due
-from vecsweep._types import FloatArray, Lrs, Schedules
+from vecsweep._types import FloatArray
 from vecsweep.checkpoint.arguments import pack
 from vecsweep.checkpoint.journal import Journal
 from vecsweep.checkpoint.trained import Trained, write_trained
@@ -31,6 +31,7 @@ from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, 
 from vecsweep.pruning import pruning
 from vecsweep.request import Request
 from vecsweep.results import MemberRecord, Sweep
+from vecsweep.results.going_on import Fork
 
 AnySweep = TypeVar("AnySweep", bound=Sweep)
 
@@ -96,16 +97,7 @@ class Training:
             return training._go_on(runs, alive, span)
 
     @held()
-    def branch(
-        self,
-        runs: Sweep,
-        i: int,
-        lrs: Lrs | None,
-        schedules: Schedules | None,
-        vary: Mapping[str, Sequence[float]] | None,
-        num_steps: int | None,
-        epochs: int | None,
-    ) -> Sweep:
+    def branch(self, runs: Sweep, i: int, fork: Fork) -> Sweep:
         """Train copies of member i further, side by side."""
         origin = self.members[i]
         if runs.members[i].diverged_at is not None:
@@ -113,10 +105,10 @@ class Training:
                 f"`i` must be a member that did not diverge; member {i}, at lr {origin.lr:.3g}, did at step "
                 f"{runs.members[i].diverged_at}. Branch from another, such as `runs.best()`."
             )
-        named = check_schedules(schedules)
-        varied = {} if vary is None else check_vary(vary, self.request.template(origin.seed))
-        rates = check_lrs([origin.lr] if lrs is None else lrs)
-        span = self._span(runs, num_steps, epochs, needs_epochs(named))
+        named = check_schedules(fork.schedules)
+        varied = {} if fork.vary is None else check_vary(fork.vary, self.request.template(origin.seed))
+        rates = check_lrs([origin.lr] if fork.lrs is None else fork.lrs)
+        span = self._span(runs, fork.num_steps, fork.epochs, needs_epochs(named))
         template = self.request.template(origin.seed)
         members, courses = list[Member](), list[Course]()
         for member in cross(rates, list(named), [origin.seed], varied):
@@ -127,8 +119,7 @@ class Training:
             courses.append(course)
         copies = [i] * len(members)
         before = replace(runs._take(copies), members=tuple(_record_of(member) for member in members))
-        arguments = {"lrs": lrs, "schedules": schedules, "vary": vary, "num_steps": num_steps, "epochs": epochs}
-        with self._kept("branch", i=i, **arguments) as training:
+        with self._kept("branch", i=i, **fork.arguments) as training:
             request = training.request
             request = replace(request, audience=request.audience.part(f"branch of member {i} at step {span.begin}"))
             copied = replace(self.select(copies), request=request, members=tuple(members), courses=tuple(courses))

@@ -3,7 +3,7 @@
 Values are averaged over batches by the weight of each (`weights.py`), so that a smaller last batch counts right.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
 import numpy as np
@@ -11,28 +11,21 @@ import torch
 from torch import Tensor
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.data.sources import check_validation_ends
 from vecsweep._engine.graphs.capture import upload
-from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.measure import measure_one
 from vecsweep._engine.passes import Passes, Weighed
 from vecsweep._engine.ways.contract import Chunk
 from vecsweep._types import FloatArray
 from vecsweep.execution import Execution
-from vecsweep.task import Task
 
 
 class Evaluator:
     """Measure members on the validation batches, and, where asked, on one pass over the training batches.
 
     Args:
-        task: whose batches and metrics.
-        learners: one for each seed.
-        streams: the random streams of the run.
-        device: where members train.
-        dtype: what floating-point tensors of batches are cast to; None leaves them alone.
+        passes: over the batches.
         execution: whether progress is shown.
         has_train_metrics: whether to measure the metrics on the training batches, too.
 
@@ -41,24 +34,10 @@ class Evaluator:
         TypeError: a metric is not a number.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        learners: Mapping[int, Learner],
-        streams: Streams,
-        device: torch.device,
-        dtype: torch.dtype | None,
-        *,
-        execution: Execution,
-        has_train_metrics: bool,
-    ) -> None:
-        self._task = task
+    def __init__(self, passes: Passes, execution: Execution, *, has_train_metrics: bool) -> None:
+        self._passes = passes
+        self._task = passes.task
         self._execution = execution
-        self._learners = learners
-        self._seeds = list(learners)
-        self._streams = streams
-        self._device = device
-        self._passes = Passes(task, learners, streams, device, dtype)
         self._has_train_metrics = has_train_metrics
         self._check()
 
@@ -94,14 +73,15 @@ class Evaluator:
         self, batches: Iterator[dict[int, Weighed]], chunks: Sequence[Chunk], seeds: Sequence[Sequence[int]]
     ) -> list[Tensor]:
         """Average over batches, by the weight of each for a member's seed."""
-        totals = [torch.zeros((), dtype=torch.float64, device=self._device)] * len(chunks)
-        places = {seed: place for place, seed in enumerate(self._seeds)}
-        indices = [upload(np.array(list(map(places.__getitem__, own))), self._device) for own in seeds]
-        whole = torch.zeros(len(self._seeds), dtype=torch.float64, device=self._device)
+        all_seeds, device = self._passes.seeds, self._passes.device
+        totals = [torch.zeros((), dtype=torch.float64, device=device)] * len(chunks)
+        places = {seed: place for place, seed in enumerate(all_seeds)}
+        indices = [upload(np.array(list(map(places.__getitem__, own))), device) for own in seeds]
+        whole = torch.zeros(len(all_seeds), dtype=torch.float64, device=device)
         for of_seeds in batches:
             interrupts.check()
             own_batches = {seed: weighed.batch for seed, weighed in of_seeds.items()}
-            weights = torch.stack([of_seeds[seed].weight for seed in self._seeds])
+            weights = torch.stack([of_seeds[seed].weight for seed in all_seeds])
             whole = whole + weights
             for k, (chunk, index) in enumerate(zip(chunks, indices, strict=True)):
                 own = weights[index]
@@ -122,10 +102,10 @@ class Evaluator:
             raise ValueError(
                 "`val_batches` must yield at least one batch; got none. Look at the length of the validation set."
             )
-        batch = first[self._seeds[0]].batch
+        seed = self._passes.seeds[0]
+        batch, learner = first[seed].batch, self._passes.learners[seed]
         self._task.check_batch(unpack(batch))
-        learner = self._learners[self._seeds[0]]
         measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)
         if self._task.val_batches is not None:
-            self._streams.restart("validation", self._seeds[0])
-            check_validation_ends(self._task, self._seeds[0], self._execution)
+            self._passes.streams.restart("validation", seed)
+            check_validation_ends(self._task, seed, self._execution)

@@ -36,6 +36,7 @@ from vecsweep._engine.members.divergence import FIRST_BATCHES, GRACE, WINDOW, Fa
 from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.untrained import untrained_losses
+from vecsweep._engine.passes import Passes
 from vecsweep._engine.ways.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
 from vecsweep._engine.ways.parallel import Parallel
 from vecsweep._engine.ways.sequential import Sequential
@@ -160,15 +161,8 @@ class Loop:
         )
         self.evaluator: Evaluator | None = None
         if has_evaluation and (task.val_batches is not None or self.evaluation.has_train_metrics):
-            self.evaluator = Evaluator(
-                task,
-                self.learners,
-                streams,
-                self.device,
-                dtype,
-                execution=execution,
-                has_train_metrics=self.evaluation.has_train_metrics,
-            )
+            passes = Passes(task, self.learners, streams, self.device, dtype)
+            self.evaluator = Evaluator(passes, execution, has_train_metrics=self.evaluation.has_train_metrics)
         try:
             with explained(task, unpack(self.windows.first)):
                 if self.snapshot is not None:

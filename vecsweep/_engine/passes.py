@@ -1,6 +1,7 @@
 """What members are evaluated on: one pass over the validation batches, or over those of training, by seed."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,10 +24,11 @@ class Weighed(NamedTuple):
     weight: Tensor
 
 
+@dataclass
 class Passes:
     """Reads, for each seed, what its members are evaluated on.
 
-    Args:
+    Attributes:
         task: whose batches.
         learners: one for each seed.
         streams: the random streams of the run.
@@ -34,41 +36,39 @@ class Passes:
         dtype: what floating-point tensors of batches are cast to; None leaves them alone.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        learners: Mapping[int, Learner],
-        streams: Streams,
-        device: torch.device,
-        dtype: torch.dtype | None,
-    ) -> None:
-        self._task = task
-        self._learners = learners
-        self._seeds = list(learners)
-        self._streams = streams
-        self._device = device
-        self._dtype = dtype
-        self._validated_on = own_loader(task.val_batches)
+    task: Task
+    learners: Mapping[int, Learner]
+    streams: Streams
+    device: torch.device
+    dtype: torch.dtype | None
+
+    def __post_init__(self) -> None:
+        self._validated_on = own_loader(self.task.val_batches)  # its workers may outlive a pass
+
+    @property
+    def seeds(self) -> list[int]:
+        """Whose."""
+        return list(self.learners)
 
     def validation(self) -> Iterator[dict[int, Weighed]]:
         """The validation batches, which all seeds have in common if the task does not give them by seed."""
-        assert self._task.val_batches is not None
-        if self._task.validates_by_seed:
-            yield from self._by_seed("validation", self._task.open_validation, self._task.val_batches)
+        assert self.task.val_batches is not None
+        if self.task.validates_by_seed:
+            yield from self._by_seed("validation", self.task.open_validation, self.task.val_batches)
             return
-        first = self._seeds[0]
-        self._streams.restart("validation", first)
-        source = opened(iter(self._task.open_validation(first, self._validated_on)))
+        first = self.seeds[0]
+        self.streams.restart("validation", first)
+        source = opened(iter(self.task.open_validation(first, self._validated_on)))
         while True:
-            self._streams.use("validation", first)
+            self.streams.use("validation", first)
             if (batch := next_batch(source)) is END:
                 return
-            yield dict.fromkeys(self._seeds, self._weigh(batch, self._task.val_batches, first))
+            yield dict.fromkeys(self.seeds, self._weigh(batch, self.task.val_batches, first))
 
     def training(self) -> Iterator[dict[int, Weighed]]:
         """One pass over each seed's training batches, always in an order of its own; training goes on as without it."""
-        batches = self._task.batches
-        return self._by_seed("train metrics", lambda seed: self._task.iterate(seed, own_loader(batches)), batches)
+        batches = self.task.batches
+        return self._by_seed("train metrics", lambda seed: self.task.iterate(seed, own_loader(batches)), batches)
 
     def _by_seed(
         self, stream: str, open_source: Callable[[int], Iterable[Batch]], source: Batches
@@ -81,13 +81,13 @@ class Passes:
             source: of all of it.
         """
         sources = {}
-        for seed in self._seeds:
-            self._streams.restart(stream, seed)
+        for seed in self.seeds:
+            self.streams.restart(stream, seed)
             sources[seed] = opened(iter(open_source(seed)))
         latest: dict[int, Weighed] = {}
         while sources:
             for seed in list(sources):
-                self._streams.use(stream, seed)
+                self.streams.use(stream, seed)
                 if (batch := next_batch(sources[seed])) is not END:
                     latest[seed] = self._weigh(batch, source, seed)
                     continue
@@ -103,7 +103,7 @@ class Passes:
 
     def _weigh(self, batch: Batch, source: Batches, seed: int) -> Weighed:
         """Take a batch to the members, and say how much it counts."""
-        learner = self._learners[seed]
-        moved = move(batch, self._device, self._dtype, is_fresh=is_fresh(source))
+        learner = self.learners[seed]
+        moved = move(batch, self.device, self.dtype, is_fresh=is_fresh(source))
         weight = weight_of(learner.task, learner.model, moved)
-        return Weighed(moved, weight.to(self._device, non_blocking=True))  # a number, which is copied at once
+        return Weighed(moved, weight.to(self.device, non_blocking=True))  # a number, which is copied at once

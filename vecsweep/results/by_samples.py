@@ -1,12 +1,13 @@
 """A sweep in longer steps: each stands for several updates, so that runs at unlike batch sizes have steps alike."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
-from vecsweep._types import FloatArray, Lrs, Schedules
+from vecsweep._types import FloatArray
+from vecsweep.results.going_on import Fork
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.sweep import Sweep
 
@@ -48,7 +49,7 @@ def _in_steps(member: MemberRecord, num_updates: int) -> MemberRecord:
 
 @dataclass(frozen=True, slots=True)
 class _BySamples:
-    """What the sweep leaves besides its curves; see `Trained` in `sweep.py`.
+    """What the sweep leaves besides its curves; see `Continuation`.
 
     Attributes:
         runs: update by update.
@@ -78,22 +79,11 @@ class _BySamples:
         del runs
         return by_samples(self.runs.extend(num_steps=self._updates(num_steps), epochs=epochs), self.num_updates)
 
-    def branch(
-        self,
-        runs: Sweep,
-        i: int,
-        lrs: Lrs | None,
-        schedules: Schedules | None,
-        vary: Mapping[str, Sequence[float]] | None,
-        num_steps: int | None,
-        epochs: int | None,
-    ) -> Sweep:
+    def branch(self, runs: Sweep, i: int, fork: Fork) -> Sweep:
         """Train copies of member i further."""
         del runs
-        branched = self.runs.branch(
-            i, lrs=lrs, schedules=schedules, vary=vary, num_steps=self._updates(num_steps), epochs=epochs
-        )
-        return by_samples(branched, self.num_updates)
+        own = replace(fork, num_steps=self._updates(fork.num_steps))
+        return by_samples(self.runs.branch(i, **own.arguments), self.num_updates)
 
     def _updates(self, num_steps: int | None) -> int | None:
         return None if num_steps is None else num_steps * self.num_updates

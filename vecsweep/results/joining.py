@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from vecsweep._types import FloatArray, Lrs, Schedules
+from vecsweep._types import FloatArray
+from vecsweep.results.going_on import Fork
 from vecsweep.results.sweep import Sweep
 
 
@@ -71,7 +72,7 @@ def join(sweeps: Mapping[float, Sweep], name: str) -> Sweep:
 
 @dataclass(frozen=True, slots=True)
 class _Joined:
-    """What the sweeps leave besides their curves; see `Trained` in `sweep.py`.
+    """What the sweeps leave besides their curves; see `Continuation`.
 
     Attributes:
         name: of what tells them apart.
@@ -118,23 +119,11 @@ class _Joined:
             begins[value] += 1
         return join(longer, self.name)._take(order)
 
-    def branch(
-        self,
-        runs: Sweep,
-        i: int,
-        lrs: Lrs | None,
-        schedules: Schedules | None,
-        vary: Mapping[str, Sequence[float]] | None,
-        num_steps: int | None,
-        epochs: int | None,
-    ) -> Sweep:
+    def branch(self, runs: Sweep, i: int, fork: Fork) -> Sweep:
         """Train copies of member i further."""
         del runs
         value, k = self.places[i]
-        branched = self.sweeps[value].branch(
-            k, lrs=lrs, schedules=schedules, vary=vary, num_steps=num_steps, epochs=epochs
-        )
-        return join({value: branched}, self.name)
+        return join({value: self.sweeps[value].branch(k, **fork.arguments)}, self.name)
 
 
 def _side_by_side(columns: Sequence[FloatArray]) -> FloatArray:

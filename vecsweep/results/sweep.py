@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 import numpy as np
 from torch import Tensor, nn
@@ -19,40 +19,13 @@ from vecsweep.results._checks import check_content
 from vecsweep.results._files import Arrays, read_result, replace_file, write_csv, write_result
 from vecsweep.results._html import html_paragraph, html_picture
 from vecsweep.results.curves import Curves
+from vecsweep.results.going_on import Continuation, Fork
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.prediction import predict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
-
-
-class Trained(Protocol):
-    """What a sweep leaves besides its curves: the weights, and all that it takes to go on. See `training.py`."""
-
-    def save(self, runs: "Sweep", path: Path) -> Path:
-        """Write it all to a folder."""
-
-    def model(self, i: int, *, copy_frozen: bool) -> nn.Module:
-        """Make a module of member i's weights."""
-
-    def select(self, members: Sequence[int]) -> "Trained":
-        """Take some members."""
-
-    def extend(self, runs: "Sweep", num_steps: int | None, epochs: int | None) -> "Sweep":
-        """Train all members further."""
-
-    def branch(
-        self,
-        runs: "Sweep",
-        i: int,
-        lrs: Lrs | None,
-        schedules: Schedules | None,
-        vary: Mapping[str, Sequence[float]] | None,
-        num_steps: int | None,
-        epochs: int | None,
-    ) -> "Sweep":
-        """Train copies of member i further."""
 
 
 _NO_WEIGHTS = (
@@ -80,7 +53,7 @@ class Sweep(Curves):
         (0.1, (25, 2))
     """
 
-    _trained: Trained | None = field(default=None, repr=False)
+    _trained: Continuation | None = field(default=None, repr=False)
 
     def plot(
         self,
@@ -270,7 +243,7 @@ class Sweep(Curves):
         Example:
             `runs.branch(runs.best("val_loss"), lrs=[0.01, 0.003], epochs=30)`
         """
-        return self._weights().branch(self, self._index(i), lrs, schedules, vary, num_steps, epochs)
+        return self._weights().branch(self, self._index(i), Fork(lrs, schedules, vary, num_steps, epochs))
 
     def to_tensorboard(self, folder: str | os.PathLike[str]) -> Path:
         """Write a TensorBoard run for each member, named by its lr, schedule and seed, with hparams.
@@ -411,7 +384,7 @@ class Sweep(Curves):
             raise IndexError(f"`i` must be one of the {len(self.members)} members; got {i}.")
         return i % len(self.members)
 
-    def _weights(self) -> Trained:
+    def _weights(self) -> Continuation:
         if self._trained is None:
             raise ValueError(_NO_WEIGHTS)
         return self._trained
