@@ -12,7 +12,9 @@ the exit of the process it is broken off: Python ends threads where they stand, 
 import atexit
 import contextvars
 import ctypes
+import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
@@ -103,6 +105,9 @@ def _while_wanted(is_wanted: Callable[[], bool], function: Callable[[], Callable
 
 
 def _break_off(thread: threading.Thread) -> None:
-    if thread.is_alive():
+    before, until_s = sys.unraisablehook, time.monotonic() + _EXIT_S
+    sys.unraisablehook = lambda unraisable: None  # it may come while a callback runs, which drops it and says so
+    while thread.is_alive() and time.monotonic() < until_s:
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(SystemExit))
-        thread.join(_EXIT_S)
+        thread.join(_LOOK_S)
+    sys.unraisablehook = before

@@ -21,6 +21,7 @@ from vecsweep._engine.data.batches import is_finite
 from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.engines import Engines
 from vecsweep._engine.evaluate import Evaluator
+from vecsweep._engine.groups import Group, Grouping
 from vecsweep._engine.keeping.record import End, Observer, Record, Start, here
 from vecsweep._engine.keeping.snapshot import (
     Keeper,
@@ -37,7 +38,7 @@ from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.untrained import untrained_losses
 from vecsweep._engine.passes import Passes
-from vecsweep._engine.ways.contract import Chunk, Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
+from vecsweep._engine.ways.contract import Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
 from vecsweep._engine.ways.parallel import Parallel
 from vecsweep._engine.ways.sequential import Sequential
 from vecsweep._engine.ways.vectorized import Vectorized
@@ -48,24 +49,6 @@ from vecsweep.execution import Execution
 from vecsweep.plan import Evaluation, Plan, Pruning, SoFar, Stopping
 from vecsweep.stumbles import explained
 from vecsweep.task import Task
-
-_WORTH_TRIMMING = 0.6  # of a chunk's members
-
-
-@dataclass(slots=True)
-class Group:
-    """A chunk, and of its members the positions in the plan and the seeds."""
-
-    chunk: Chunk
-    members: list[int]
-    seeds: list[int]
-
-    @property
-    def columns(self) -> slice | list[int]:
-        """Where its members stand in `[step, member]`: a slice where they are neighbours, which is found sooner."""
-        first, last = self.members[0], self.members[-1]
-        is_whole = last - first == len(self.members) - 1 and self.members == list(range(first, last + 1))
-        return slice(first, last + 1) if is_whole else self.members
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +142,7 @@ class Loop:
             self.evaluation.recorded,
             keeps_states=self.keeps_states,
         )
+        self.grouping = Grouping(self.engines, plan, self.states, self.keeps_states)
         self.evaluator: Evaluator | None = None
         if has_evaluation and (task.val_batches is not None or self.evaluation.has_train_metrics):
             passes = Passes(task, self.learners, streams, self.device, dtype)
@@ -209,7 +193,7 @@ class Loop:
                         self.engine.is_worth_compiling = num_done < total / 2
                     if self.windows.mover and isinstance(self.engine, Vectorized):
                         self.engines.fall_back(self.windows.mover)
-                        groups = list(map(self._reload, groups))
+                        groups = list(map(self.grouping.reload, groups))
                     started, is_whole = time.perf_counter(), bool(self._is_alive().all())
                     groups = self._advance(groups, window, num_done)
                     if is_whole:
@@ -241,9 +225,9 @@ class Loop:
             states = {i: state.on(self.device) for i, state in self.snapshot.states.items()}
             self.snapshot = replace(self.snapshot, states={}, ended={})  # once is enough
             parts = self.snapshot.chunks
-            return [own for members in parts for own in self._groups(members, [states[i] for i in members])]
+            return [own for members in parts for own in self.grouping.load(members, [states[i] for i in members])]
         parts = self.engines.divide(self.plan)
-        groups = [group for members in parts for group in self._groups(members, self._starts(members))]
+        groups = [group for members in parts for group in self.grouping.load(members, self._starts(members))]
         self.engines.num_chunks = len(groups)
         return groups
 
@@ -255,7 +239,7 @@ class Loop:
             if not is_complete and num_done and self.keeper is not None:
                 self.keeper.keep(take_snapshot(self, groups, num_done))
             for group in groups:
-                self._keep_states(group, range(len(group.members)), is_last=True)
+                self.grouping.keep(group, range(len(group.members)), is_last=True)
         except Exception:
             if is_complete:
                 raise
@@ -365,14 +349,14 @@ class Loop:
                 self._go_back(starts)
                 self.is_even = not ran
                 if isinstance(hindrance, SeedsDiffer):
-                    pending[:0] = self._split_seeds(group)
+                    pending[:0] = self.grouping.split_seeds(group)
                 elif isinstance(hindrance, OutOfMemory):
-                    pending[:0] = self._halve(group, hindrance)
+                    pending[:0] = self.grouping.halve(group, hindrance)
                 else:
                     self._raise_own_error(group, window, hindrance)
                     self.engines.fall_back(hindrance.reason)
-                    pending = [self._reload(own) for own in (group, *pending)]
-                    ran = [replace(other, group=self._reload(other.group)) for other in ran]
+                    pending = [self.grouping.reload(own) for own in (group, *pending)]
+                    ran = [replace(other, group=self.grouping.reload(other.group)) for other in ran]
             else:
                 ran.append(_Ran(group, curve, {seed: self.streams.mark("model", seed) for seed in seeds}))
         if self.device.type == "cuda" and start + len(window) < self.plan.num_steps:
@@ -453,7 +437,9 @@ class Loop:
                 groups = self._stop(groups, self._have_stalled(self.evaluation.stopping), num_done)
         pruning = self.evaluation.pruning
         if pruning is not None and num_done in pruning.steps:
-            groups = self._regrouped(self._stop(groups, self._are_pruned(pruning, num_done), num_done))
+            groups = self._stop(groups, self._are_pruned(pruning, num_done), num_done)
+            if groups:  # as always, but where what another process did is gone through again
+                groups = self.grouping.put_together(groups, np.flatnonzero(self._is_alive()).tolist())
         return groups
 
     def _have_stalled(self, stopping: Stopping) -> NDArray[np.bool_]:
@@ -483,28 +469,14 @@ class Loop:
         """Stop members, and take them out of their chunks, where that makes these cheaper."""
         due = due & self._is_alive()
         for group in groups:
-            self._keep_states(group, np.flatnonzero(due[group.members]))
+            self.grouping.keep(group, np.flatnonzero(due[group.members]))
         self.stopped_at[due] = num_done
         if self.observer:
             for i in np.flatnonzero(due).tolist():
                 self.observer.ended(i, num_done, has_diverged=False)
-        alive = self._is_alive()
-        return [part for group in groups for part in self._trim(group, np.flatnonzero(alive[group.members]).tolist())]
-
-    def _regrouped(self, groups: list[Group]) -> list[Group]:
-        """Put the members that are left into as few chunks as they need; a process keeps those it has."""
-        alive = np.flatnonzero(self._is_alive()).tolist()
-        if len(groups) < 2 or not isinstance(self.engine, Vectorized):
-            return groups
-        parts = self.engines.divide(self.plan.select(alive))
-        if len(parts) >= len(groups):
-            return groups
-        states = dict[int, MemberState]()
-        for group in groups:
-            own = [k for k, i in enumerate(group.members) if i in set(alive)]
-            states |= zip((group.members[k] for k in own), group.chunk.members(own, is_last=True), strict=True)
-        members = [[alive[k] for k in part] for part in parts]
-        return [self._group(part, [states[i] for i in part]) for part in members]
+        left = self._is_alive()
+        trimmed = (self.grouping.trim(group, np.flatnonzero(left[group.members]).tolist()) for group in groups)
+        return list(chain.from_iterable(trimmed))
 
     def _measured(self) -> list[str]:
         """The names of what there is to know at each evaluation."""
@@ -527,52 +499,5 @@ class Loop:
             self.norms[name][start : start + len(loss), group.columns] = np.where(was_alive, norm, np.nan)
         is_new = ~alive[-1] & was_alive
         self.diverged_at[np.array(group.members)[is_new]] = start + (~alive[:, is_new]).argmax(axis=0)
-        self._keep_states(group, np.flatnonzero(is_new))
-        return self._trim(group, np.flatnonzero(alive[-1] & was_alive).tolist())
-
-    def _trim(self, group: Group, keep: list[int]) -> list[Group]:
-        """Leave only some members in a chunk, by their positions, where that makes it cheaper."""
-        if not keep:
-            return []
-        # Each new size of a stacked chunk is traced anew, so that it is about halved rather than trimmed.
-        share, is_stacked = len(keep) / len(group.members), isinstance(self.engine, Vectorized)
-        return [self._select(group, keep) if share < 1 and not (is_stacked and share > _WORTH_TRIMMING) else group]
-
-    def _groups(self, members: list[int], states: Sequence[MemberState]) -> list[Group]:
-        """Hand members to the engine, in several chunks where there is no memory for one."""
-        try:
-            return [self._group(members, states)]
-        except OutOfMemory as shortage:
-            size = self.engines.half_of(len(members), shortage.__cause__)
-        return [*self._groups(members[:size], states[:size]), *self._groups(members[size:], states[size:])]
-
-    def _group(self, members: list[int], states: Sequence[MemberState]) -> Group:
-        """Hand members, by their positions in the plan, to the engine that is now in use."""
-        seeds = [self.plan.seeds[i] for i in members]
-        return Group(self.engine.load(states, seeds), members, seeds)
-
-    def _reload(self, group: Group) -> Group:
-        return self._group(group.members, group.chunk.members(range(len(group.members))))
-
-    def _split_seeds(self, group: Group) -> list[Group]:
-        """Make a chunk of each seed."""
-        of_seeds: dict[int, list[int]] = {}
-        for i, seed in enumerate(group.seeds):
-            of_seeds.setdefault(seed, []).append(i)
-        return [self._select(group, own) for own in of_seeds.values()]
-
-    def _halve(self, group: Group, shortage: OutOfMemory) -> list[Group]:
-        """Make two chunks of one that does not fit into memory."""
-        size = self.engines.half_of(len(group.members), shortage.__cause__)
-        return [self._select(group, part) for part in (range(size), range(size, len(group.members)))]
-
-    def _select(self, group: Group, keep: Sequence[int]) -> Group:
-        return Group(group.chunk.select(keep), [group.members[i] for i in keep], [group.seeds[i] for i in keep])
-
-    def _keep_states(self, group: Group, positions: Iterable[int], *, is_last: bool = False) -> None:
-        """Take the states of members that have come to their end, or whose chunk has."""
-        if not self.keeps_states:
-            return
-        new = [i for i in positions if self.states[group.members[i]] is None]
-        for i, state in zip(new, group.chunk.members(new, is_last=is_last) if new else [], strict=True):
-            self.states[group.members[i]] = state
+        self.grouping.keep(group, np.flatnonzero(is_new))
+        return self.grouping.trim(group, np.flatnonzero(alive[-1] & was_alive).tolist())

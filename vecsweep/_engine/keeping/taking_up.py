@@ -18,7 +18,8 @@ from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._errors import ResultFileError
 
 if TYPE_CHECKING:
-    from vecsweep._engine.loop import Group, Loop
+    from vecsweep._engine.groups import Group
+    from vecsweep._engine.loop import Loop
 
 
 _RTOL = 1e-6  # between what machines make of a schedule
