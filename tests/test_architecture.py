@@ -93,8 +93,9 @@ LAYERS = {
         "_engine.members.learner",
         "_engine.members.optimizer _engine.members.probe _engine.members.untrained",
         "_engine.members.measure _engine.members.step",
-        "_engine.ways.choices _engine.ways.contract _engine.ways.messages _engine.ways.program",
-        "_engine.ways.remembered _engine.ways.sequential _engine.ways.vectorized",
+        "_engine.ways.choices _engine.ways.contract _engine.ways.explaining _engine.ways.messages _engine.ways.program",
+        "_engine.ways.chunk _engine.ways.remembered _engine.ways.sequential",
+        "_engine.ways.vectorized",
         "_engine.ways.workers",
         "_engine.ways.parallel",
         "_engine.ways.trials",
@@ -389,7 +390,7 @@ def test_import_for_the_type_checker_is_passed_over(condition):
 
 def test_source_is_found():
     assert ("cluster", "_engine.run") in ARROWS
-    assert ("_engine.ways.vectorized", "kernels") in ARROWS
+    assert ("_engine.ways.explaining", "kernels") in ARROWS
     assert ("kernels.updates.adam", "kernels.updates._update") in ARROWS
     assert "plot" not in AT_ONCE["results"]
     assert reach("sweeps") >= {"_engine.ways.sequential", "_engine.caller.rng", "kernels.rules.random", "_types"}

@@ -16,7 +16,7 @@ from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.optimizer import StackedUpdate
 from vecsweep._engine.members.step import Step, StepResult
 from vecsweep._engine.ways import vectorized
-from vecsweep._engine.ways.vectorized import VectorizedChunk
+from vecsweep._engine.ways.chunk import VectorizedChunk
 
 FEW = {"lrs": [0.01, 0.1], "num_steps": 36}
 

@@ -8,9 +8,11 @@ library changes no setting, and where somebody has set the allocator up, or says
 """
 
 import ctypes
+import gc
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -139,3 +141,13 @@ def free_bytes(device: torch.device) -> int:
     free, total = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return max(0, free + unused - int(_RESERVE * total))
+
+
+def let_go_of(failure: Exception) -> None:
+    """Free the tensors in the frames that an error and what led to it have gone through; their lines stay known."""
+    error: BaseException | None = failure
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+    gc.collect()
+    make_room()

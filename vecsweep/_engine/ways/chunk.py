@@ -1,0 +1,249 @@
+"""A chunk of the vectorized engine: members that are stepped at once, carried through a window, measured, taken out."""
+
+import copy
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from vecsweep._engine.caller.memory import is_out_of_memory, let_go_of
+from vecsweep._engine.data.batches import Key, key_of, stack
+from vecsweep._engine.graphs.capture import copy_all_, upload
+from vecsweep._engine.members.ensemble import Ensemble, MemberState, OptimizerState
+from vecsweep._engine.members.measure import measure_one
+from vecsweep._engine.members.optimizer import MemberOptimizers
+from vecsweep._engine.members.step import norm_of
+from vecsweep._engine.ways.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
+from vecsweep._engine.ways.explaining import explain
+from vecsweep._engine.ways.program import Inputs
+from vecsweep._errors import warn_of_fallback
+from vecsweep._types import Batch, Hyper
+from vecsweep.kernels.rules import Draw
+
+if TYPE_CHECKING:
+    from vecsweep._engine.ways.vectorized import Vectorized
+
+_RECURRING = 3  # steps of a window whose batches are of one kind, from which on the first is traced
+
+
+class VectorizedChunk:
+    """Members that are stepped at once; see `contract.Chunk`.
+
+    Args:
+        engine: what is common to the chunks of a run.
+        ensemble: the members.
+        optimizers: their own, where there is no stacked update.
+    """
+
+    def __init__(self, engine: "Vectorized", ensemble: Ensemble, optimizers: MemberOptimizers | None) -> None:
+        self._engine = engine
+        self._ensemble = ensemble
+        self._optimizers = optimizers
+        self._seeds = list(dict.fromkeys(ensemble.seeds))  # in the order of the seed axis of stacked batches
+        self._seed_index: Tensor | None = None  # [member], a member's place on it; None where all are of one seed
+        if len(self._seeds) > 1:
+            places = {seed: place for place, seed in enumerate(self._seeds)}
+            device = ensemble.fate.alive.device
+            self._seed_index = upload(np.array([places[seed] for seed in ensemble.seeds]), device)
+        self._saved: list[Tensor] | None = None
+        self._saved_optimizers: list[OptimizerState] | None = None
+
+    def __len__(self) -> int:
+        return len(self._ensemble)
+
+    def run(self, window: Window, hyper: Hyper) -> Curve:
+        """Train through a window."""
+        if self._seed_index is not None:
+            self._check_seeds_agree(window)
+        try:
+            state = self._begin()
+            with warnings.catch_warnings():
+                # vmap's warning that it runs an operator member by member; nothing that the caller could mend.
+                warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                curve = self._run(state, window, hyper)
+            self._commit(state)
+        except Exception as error:
+            failure = OutOfMemory() if is_out_of_memory(error) else Unmappable(explain(error))
+            failure.__cause__ = error
+        else:
+            self._saved = self._saved_optimizers = None  # a chunk that waits for its turn holds its state, and no more
+            return curve
+        # Not before here: as long as an error is being handled, the activations of the step that failed stay.
+        self._engine.let_go()
+        let_go_of(failure)
+        self._go_back()
+        try:
+            raise failure
+        finally:
+            del failure  # or it would hold this frame, which holds it, and with them all members, until Python looks
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Put the members at the weights that they are evaluated at; no stacked update has such."""
+        return nullcontext() if self._optimizers is None else self._optimizers.evaluating()
+
+    def measure(self, batches: Mapping[int, Batch]) -> Tensor:
+        """Compute the loss and the metrics of a batch, in eval mode and without gradients."""
+        own = [batches[seed] for seed in self._seeds]
+        is_common = all(batch is own[0] for batch in own)
+        if self._engine.is_measured_at_once and (is_common or len({key_of(batch) for batch in own}) == 1):
+            batch, seed_index = (own[0], None) if is_common else (stack(own), self._seed_index)
+            try:
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+                    return self._engine.measure(self._ensemble, batch, seed_index)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    reason, measured = explain(error), self._measure_each(batches)  # or raises the task's own error
+                    self._engine.is_measured_at_once = False
+                    warn_of_fallback(
+                        "The members are evaluated one after another, because PyTorch cannot batch their loss and "
+                        f"metrics in eval mode: {reason}. The result is the same."
+                    )
+                    return measured
+        return self._measure_each(batches)
+
+    def _measure_each(self, batches: Mapping[int, Batch]) -> Tensor:
+        """Evaluate one member after another."""
+        rows, streams, ensemble = [], self._engine.streams, self._ensemble
+        for i, seed in enumerate(ensemble.seeds):
+            own = ensemble.member_buffers
+            parameters = {name: p[i] for name, p in ensemble.parameters.items()}
+            buffers = {name: b[i] if name in own else b for name, b in ensemble.buffers.items()}
+            streams.restart("evaluation", seed)
+            rows.append(measure_one(self._engine.learners[seed], parameters, buffers, batches[seed]))
+        return torch.stack(rows, dim=1)
+
+    def members(self, positions: Sequence[int], *, is_last: bool = False) -> list[MemberState]:
+        """Take the states of some members."""
+        states = [self._ensemble.member(i) for i in positions]
+        if self._optimizers is not None:
+            optimizers = map(self._optimizers.state, positions)
+            states = [replace(state, optimizer=own) for state, own in zip(states, optimizers, strict=True)]
+        return states if is_last else [state.copy() for state in states]
+
+    def copies(self, copy: Callable[[Tensor], Tensor]) -> list[MemberState]:
+        """Copy the states of all members to the host: stacked, because each transfer from a GPU waits for it."""
+        if self._optimizers is not None:
+            return [state.mapped(copy) for state in self.members(range(len(self)), is_last=True)]
+        copied = pytree.tree_map(copy, self._ensemble.tensors)
+        ensemble = self._ensemble.with_tensors(copied)
+        return [ensemble.member(i) for i in range(len(self))]
+
+    def select(self, keep: Sequence[int]) -> "VectorizedChunk":
+        """Take some members out."""
+        seeds = [self._ensemble.seeds[i] for i in keep]
+        if self._optimizers is not None or len(set(seeds)) != len(self._seeds):
+            return self._engine.load(self.members(keep, is_last=True), seeds)  # which copies
+        return VectorizedChunk(self._engine, self._ensemble.select(keep), None)
+
+    def _begin(self) -> list[Tensor]:
+        """The flat state to train on: a slot, or, where the chunk has none, its own, of which a copy is kept."""
+        own = pytree.tree_leaves(self._ensemble.tensors)
+        if self._optimizers is None and (slot := self._engine.slot(own)) is not None:
+            return slot
+        self._saved = [tensor.clone() for tensor in own]
+        if self._optimizers is not None:
+            self._saved_optimizers = [copy.deepcopy(self._optimizers.state(i)) for i in range(len(self))]
+        return own
+
+    def _commit(self, state: Sequence[Tensor]) -> None:
+        """Take over the state that a window has led to."""
+        if self._saved is None:
+            copy_all_(pytree.tree_leaves(self._ensemble.tensors), state)
+
+    def _go_back(self) -> None:
+        """Undo the steps since the snapshot, and give its memory back."""
+        if self._saved is not None:
+            torch._foreach_copy_(pytree.tree_leaves(self._ensemble.tensors), self._saved)
+        if self._saved_optimizers is not None:
+            parameters = self._ensemble.parameters
+            self._optimizers = MemberOptimizers(self._engine.pattern, parameters, self._saved_optimizers)
+        self._saved = self._saved_optimizers = None
+
+    def _run(self, state: Sequence[Tensor], window: Window, hyper: Hyper) -> Curve:
+        device = self._ensemble.fate.alive.device
+        # In one transfer, and contiguous, because compiled code takes strides for granted.
+        rows = upload(np.array(list(hyper.values()), order="C"), device)  # [name, step, member]
+        losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
+        alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
+        norms = {name: torch.empty_like(losses) for name in self._engine.recorded}
+        all_kinds = [tuple(key_of(batch) for batch in step_batches[self._seeds[0]]) for step_batches in window]
+        recurring = {kinds for kinds, num in Counter(all_kinds).items() if num >= _RECURRING}
+        t = 0
+        while t < len(window):
+            kinds, steps = all_kinds[t], [self._inputs(window[t], all_kinds[t], hyper, rows[:, t])]
+            take_steps = self._engine.program(
+                self._ensemble, steps[0], kinds, len(self._seeds), is_recurring=kinds in recurring
+            )
+            for k in range(t + 1, min(len(window), t + take_steps.num_ahead)):
+                if all_kinds[k] != kinds:
+                    break
+                steps.append(self._inputs(window[k], kinds, hyper, rows[:, k]))
+            span = slice(t, t + len(steps))
+            losses[span], alive[span], is_stepped, found, grads = take_steps(state, steps, self._engine.num_done + t)
+            if self._optimizers is not None:
+                own_rows = {name: values[t].tolist() for name, values in hyper.items()}
+                found |= self._step_each(self._optimizers, grads, own_rows, is_stepped[0])
+            for name, norm in found.items():
+                norms[name][span] = norm
+            t += len(steps)
+        return Curve(losses, alive, norms)
+
+    def _step_each(
+        self,
+        optimizers: MemberOptimizers,
+        grads: Mapping[str, Tensor | None],
+        hyper: Mapping[str, Sequence[float]],
+        is_stepped: Tensor,
+    ) -> dict[str, Tensor]:
+        """Let each member's own optimizer step; return the norm of the update, if it is recorded."""
+        is_recorded = "update_norm" in self._engine.recorded
+        parameters = self._ensemble.parameters
+        before = {name: p.clone() for name, p in parameters.items()} if is_recorded else {}
+        optimizers.step_(grads, hyper, is_stepped.tolist())
+        if not is_recorded:
+            return {}
+        norm = norm_of({name: p - before[name] for name, p in parameters.items()}, self._ensemble.fate.ceiling)
+        return {"update_norm": torch.where(is_stepped, norm, torch.nan)}
+
+    def _inputs(self, step_batches: StepBatches, kinds: Sequence[Key], names: Iterable[str], rows: Tensor) -> Inputs:
+        """What a step takes; `rows` are the hyperparameters of these names, `[name, member]`."""
+        gathered = self._gather(step_batches, kinds)
+        return Inputs(*gathered, self._seed_index, dict(zip(names, rows, strict=True)))
+
+    def _gather(
+        self, step_batches: StepBatches, kinds: Sequence[Key]
+    ) -> tuple[list[Batch], list[list[Draw]], list[list[Tensor]]]:
+        """The batches of one step, and what is drawn for each, with a seed axis if the seeds are several."""
+        seeds = self._seeds
+        of_first = step_batches[seeds[0]]
+        draws = [self._engine.probe(b, kind, seeds[0]).draws for b, kind in zip(of_first, kinds, strict=True)]
+        drawn = {}
+        for seed in seeds:
+            if any(draws) or self._engine.draws_numbers:
+                self._engine.streams.use("model", seed)
+            drawn[seed] = [[draw() for draw in of_batch] for of_batch in draws]
+        if self._seed_index is None:
+            return list(step_batches[seeds[0]]), draws, drawn[seeds[0]]
+        return (
+            [stack(of_seeds) for of_seeds in zip(*(step_batches[seed] for seed in seeds), strict=True)],
+            draws,
+            [stack(of_seeds) for of_seeds in zip(*(drawn[seed] for seed in seeds), strict=True)],
+        )
+
+    def _check_seeds_agree(self, window: Window) -> None:
+        """Raise SeedsDiffer unless the seeds have batches of one kind in every step, and draw no numbers."""
+        if self._engine.draws_numbers:
+            raise SeedsDiffer
+        for step_batches in window:
+            for of_seeds in zip(*(step_batches[seed] for seed in self._seeds), strict=True):
+                kinds = {key_of(batch) for batch in of_seeds}
+                if len(kinds) > 1 or not next(iter(kinds)).is_plain:
+                    raise SeedsDiffer

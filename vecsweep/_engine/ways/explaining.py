@@ -1,0 +1,40 @@
+"""What cannot be batched, in words: the operator, the layer, and the line of the caller's code."""
+
+import os
+import re
+import traceback
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vecsweep import kernels
+from vecsweep._engine.members.objective import Objective
+
+_FOLDERS = (Path(torch.__file__).parent, Path(str(kernels.__file__)).parent, Path(__file__).parents[2])
+_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
+
+
+def explain(error: Exception) -> str:
+    """Name what cannot be batched, the layer that it is in, and the line of the user's code that calls it."""
+    stack = list(traceback.walk_tb(error.__traceback__))  # of frames and lines, the outermost first
+    own = [place for place, (frame, _) in enumerate(stack) if not frame.f_code.co_filename.startswith(_LIBRARIES)]
+    within = [frame.f_locals.get("self") for frame, _ in stack[own[-1] if own else 0 :]]
+    layers = [layer for layer in within if isinstance(layer, nn.Module) and not isinstance(layer, Objective)]
+    parts = [_reason(error)]
+    if layers:
+        parts.append(f"in the layer {type(layers[-1]).__name__}")
+    if own:
+        frame, line = stack[own[-1]]
+        parts.append(f"at {frame.f_code.co_filename}:{line}")
+    return ", ".join(parts)
+
+
+def _reason(error: Exception) -> str:
+    """Name the operator, or what else PyTorch says."""
+    message = str(error).strip() or type(error).__name__
+    if "data-dependent control flow" in message:
+        return "data-dependent control flow, such as `if` or `while` on the values of a tensor"
+    if operator := re.search(r"aten::\w+(\.\w+)?|\.item\(\)", message):
+        return operator.group()
+    return re.split(r"(?<=\w)[.:](?:\s|$)|\n", message.removeprefix("vmap: "))[0]
