@@ -104,7 +104,7 @@ LAYERS = {
         "_engine.keeping.soundness",
         "_engine.passes _engine.plain _engine.windows",
         "_engine.engines _engine.evaluate",
-        "_engine.groups _engine.keeping.taking_up",
+        "_engine.groups _engine.taking_up",
         "_engine.loop",
         "_engine.run",
     ],

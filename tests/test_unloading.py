@@ -9,7 +9,8 @@ from cuda_stand_in import HOME, Cuda, Stream
 from kept_runs import make_task
 
 import vecsweep as vs
-from vecsweep._engine.keeping import taking_up, unloading
+from vecsweep._engine import taking_up
+from vecsweep._engine.keeping import unloading
 
 BUFFER = 64  # bytes
 

@@ -32,12 +32,12 @@ from vecsweep._engine.keeping.snapshot import (
     is_another_machine,
 )
 from vecsweep._engine.keeping.soundness import check_sound
-from vecsweep._engine.keeping.taking_up import take_snapshot, take_up
 from vecsweep._engine.members.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
 from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.untrained import untrained_losses
 from vecsweep._engine.passes import Passes
+from vecsweep._engine.taking_up import take_snapshot, take_up
 from vecsweep._engine.ways.contract import Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
 from vecsweep._engine.ways.parallel import Parallel
 from vecsweep._engine.ways.sequential import Sequential
