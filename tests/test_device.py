@@ -23,7 +23,7 @@ from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.probe import probe
 from vecsweep._engine.members.step import Step
 from vecsweep._engine.members.stock import load_state, save_state
-from vecsweep._engine.ways import vectorized
+from vecsweep._engine.ways import chunk
 from vecsweep._engine.ways.vectorized import Vectorized
 from vecsweep.execution import Execution
 
@@ -123,7 +123,7 @@ class Waits(TorchFunctionMode):
 def waits(run):
     """The copies that a run takes, those that wait and those that do not."""
     with pytest.MonkeyPatch.context() as patch, Waits() as seen:
-        for module in (vectorized, evaluate):
+        for module in (chunk, evaluate):
             patch.setattr(module, "upload", lambda *args: seen.found.append("upload") or upload(*args))
         run()
     return seen.found
