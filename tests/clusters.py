@@ -88,8 +88,8 @@ def killed_once(folder, *, at, seed=None, times=1):
     return batches
 
 
-def halting(folder, go, *, at):
-    """64 batches of an epoch, that say who reads one of them, and wait there until there is a file."""
+def halting(folder, go, *, at, pause_s=0.0):
+    """64 batches of an epoch, that say who reads one of them, wait there until there is a file, and pause at others."""
 
     def batches(data):
         def read(seed):
@@ -98,6 +98,8 @@ def halting(folder, go, *, at):
                     (folder / f"{os.getpid()}").touch()
                     while not go.exists():
                         time.sleep(0.05)
+                if k > at:
+                    time.sleep(pause_s)
                 yield data[k % len(data)]
 
         return read

@@ -97,11 +97,14 @@ class Driver:
             session: the cluster.
             packed: the task.
         """
-        self._session, self._task = session, session.share(packed)
+        job, is_uneven = self._job, session.is_uneven
+        self._session = session
+        first = float(self._plan.lr[0].min()), self._plan.seeds[0]
+        self._asked = session.share(packed), job.execution, job.dtype, *first, is_uneven  # of each worker, at first
         self._shares = Shares(
             self._plan.seeds,
-            self._job.cluster.max_restarts,
-            is_even=self._rungs is not None or not session.is_uneven,
+            job.cluster.max_restarts,
+            is_even=self._rungs is not None or not is_uneven,
             # Others may wait for all of a shard that is lost; and what is kept is kept of all of it.
             is_whole=self._rungs is not None or self._keeping is not None,
             begun=() if self._keeping is None else self._keeping.begun,
@@ -111,15 +114,15 @@ class Driver:
         self._looked_at = self._moved_at = self._first_at = time.monotonic()
         total = self._plan.num_steps * len(self._plan.members)
         try:
-            with Bar(total=total, unit=" steps", unit_scale=True, disable=self._job.execution.hides_progress) as bar:
+            with Bar(total=total, unit=" steps", unit_scale=True, disable=job.execution.hides_progress) as bar:
                 try:
                     while self._shares.num_waiting or self._shares.running:
                         self._work(bar)
                 except KeyboardInterrupt:
                     self._wind_up()
         finally:
-            for hand in self._hands.values():
-                session.dismiss(hand.actor)
+            for worker in list(self._hands):
+                self._let_go(worker)
 
     def _work(self, bar: Any) -> None:
         """Hear what there is to hear, and do what follows from it."""
@@ -149,12 +152,16 @@ class Driver:
             self._room, self._looked_at = self._session.num_devices, now
         num_waiting, busy = self._shares.num_waiting, self._shares.running
         for _ in range(min(self._room, len(busy) + num_waiting) - len(self._hands)):
-            actor = self._session.hire(self._task, self._job.execution, self._job.dtype)
-            answer = actor.greet.remote(float(self._plan.lr[0].min()), self._plan.seeds[0], self._session.is_uneven)
-            self._hands[self._num_hired] = _Hand(actor, answer)
+            actor = self._session.hire()
+            self._hands[self._num_hired] = _Hand(actor, actor.greet.remote(*self._asked))
             self._num_hired += 1
         for worker in [worker for worker in self._hands if num_waiting == 0 and worker not in busy]:
-            self._session.dismiss(self._hands.pop(worker).actor)
+            self._let_go(worker)
+
+    def _let_go(self, worker: int) -> None:
+        """Have a worker no longer."""
+        hand = self._hands.pop(worker)
+        self._session.dismiss(hand.actor, is_idle=hand.speed is not None and worker not in self._shares.running)
 
     def _hear(self, timeout_s: float) -> None:
         """Take the answers of workers, as they come."""
@@ -212,7 +219,8 @@ class Driver:
             for worker, hand in self._hands.items()
             if hand.speed is not None and worker not in self._shares.running
         }
-        num_coming = sum(hand.speed is None for hand in self._hands.values())
+        num_here = sum(hand.speed is not None for hand in self._hands.values())
+        num_coming = max(0, min(len(self._hands), self._room) - num_here)  # a node that is gone has no room for them
         is_early = num_coming > 0 and not self._shares.is_begun
         if is_early and time.monotonic() - self._first_at < _PATIENCE_S:
             return

@@ -9,14 +9,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vecsweep.cluster.worker import Worker
-from vecsweep.execution import Cluster, Execution
+from vecsweep.execution import Cluster
 
+_ANSWER_S = 10.0  # that a worker which has waited between two runs has to answer
 _AUTH_MODE = "RAY_AUTH_MODE"
 _RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
 _LOCAL_SETTINGS = {  # Ray's own switches, for a Ray that is started here
@@ -56,28 +58,75 @@ def connected(cluster: Cluster, num_members: int) -> Iterator["Session"]:
     if cluster.indices:
         settings["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, cluster.indices))
     handler = signal.getsignal(signal.SIGTERM)
+    shared = _shared.get()
     with ExitStack() as own:
         with _environment(settings), _quiet(), _own_handler_kept():
             import ray
 
             if not ray.is_initialized():
-                (_shared.get() or own).callback(_disconnect, handler, has_mode=has_mode)
+                (own if shared is None else shared.stack).callback(_disconnect, handler, has_mode=has_mode)
                 _start(cluster)
-        yield Session(cluster, num_members)
+        yield Session(cluster, num_members, shared)
 
 
-_shared: ContextVar[ExitStack | None] = ContextVar("shared", default=None)
+@dataclass(slots=True)
+class _Shared:
+    """What the runs of a call share: a connection, and workers that have nothing to do between two of them.
+
+    Attributes:
+        stack: ends the connection.
+        idle: the workers.
+        num_cores: that each of them has.
+    """
+
+    stack: ExitStack
+    idle: list[Any] = field(default_factory=list)
+    num_cores: int = 0
+
+    def fit(self, num_cores: int) -> None:
+        """Keep those workers that are still there, if they have so many cores."""
+        idle, self.idle = self.idle, []
+        for worker in idle:
+            if num_cores == self.num_cores and _is_there(worker):
+                self.idle.append(worker)
+            else:
+                _kill(worker)
+        self.num_cores = num_cores
+
+
+_shared: ContextVar[_Shared | None] = ContextVar("shared", default=None)
 
 
 @contextmanager
 def connected_once() -> Iterator[None]:
-    """Have all runs of a call share one connection, which the first of them makes."""
+    """Have all runs of a call share one connection, which the first of them makes, and its workers."""
     with ExitStack() as stack:
-        token = _shared.set(stack)
+        shared = _Shared(stack)
+        token = _shared.set(shared)
         try:
             yield
         finally:
             _shared.reset(token)
+            shared.fit(0)
+
+
+def _is_there(worker: Any) -> bool:
+    """Whether a worker answers."""
+    import ray
+
+    try:
+        ray.get(worker.__ray_ready__.remote(), timeout=_ANSWER_S)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def _kill(worker: Any) -> None:
+    """End a worker, whatever it does."""
+    import ray
+
+    with suppress(ray.exceptions.RayError, ValueError):
+        ray.kill(worker)
 
 
 def _disconnect(handler: Any, *, has_mode: bool) -> None:
@@ -176,9 +225,10 @@ class Session:
     Args:
         cluster: which.
         num_members: of the plan.
+        shared: with other runs; None for nothing.
     """
 
-    def __init__(self, cluster: Cluster, num_members: int) -> None:
+    def __init__(self, cluster: Cluster, num_members: int, shared: _Shared | None = None) -> None:
         import ray
 
         self._ray = ray
@@ -189,6 +239,9 @@ class Session:
         num_cores = int(ray.cluster_resources().get("CPU", 1))
         is_one = cluster.is_here and not self.is_uneven
         self._num_cores = max(1, num_cores // num_here) if is_one else 1  # of each worker
+        self._shared = shared
+        if shared is not None:
+            shared.fit(self._num_cores)
 
     @property
     def num_devices(self) -> int:
@@ -205,17 +258,21 @@ class Session:
         """Put something where all workers find it, once for each machine."""
         return self._ray.put(value)
 
-    def hire(self, task: Any, execution: Execution, dtype: torch.dtype | None) -> Any:
+    def hire(self) -> Any:
         """Ask for a worker; it is there as soon as there is a place for it."""
+        if self._shared is not None and self._shared.idle:
+            return self._shared.idle.pop()
         num_gpus = 1 if self.kind == "cuda" else 0
         actor = self._ray.remote(Worker).options(num_cpus=self._num_cores, num_gpus=num_gpus, max_concurrency=3)
         paths = [str(Path(path).absolute()) for path in sys.path]  # "" is where this process is
-        return actor.remote(task, execution, dtype, self.kind, paths)
+        return actor.remote(self.kind, paths)
 
-    def dismiss(self, worker: Any) -> None:
-        """End a worker, whatever it does."""
-        with suppress(self._ray.exceptions.RayError, ValueError):
-            self._ray.kill(worker)
+    def dismiss(self, worker: Any, *, is_idle: bool) -> None:
+        """Have a worker no longer: one that is idle waits for the next run, if there may be one; others are ended."""
+        if is_idle and self._shared is not None:
+            self._shared.idle.append(worker)
+        else:
+            _kill(worker)
 
     def wait(self, answers: list[Any], timeout_s: float) -> list[Any]:
         """Wait until some of the answers are there; return all that are."""

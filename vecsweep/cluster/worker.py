@@ -41,21 +41,13 @@ class Worker:
     """One device of a cluster.
 
     Args:
-        task: what is trained, packed.
-        execution: how.
-        dtype: of parameters, buffers and batches; None leaves them as they are.
         kind: of the device.
         paths: where the other side finds its modules, which may be here, too.
     """
 
-    def __init__(
-        self, task: bytes, execution: Execution, dtype: torch.dtype | None, kind: str, paths: Sequence[str] = ()
-    ) -> None:
-        self._packed = task
-        self._execution = execution
-        self._dtype = dtype
-        self._kind = kind
-        self._paths = paths
+    def __init__(self, kind: str, paths: Sequence[str] = ()) -> None:
+        self._device = torch.device("cuda", 0) if kind == "cuda" else torch.device("cpu")
+        sys.path += [path for path in paths if path not in sys.path]
         self._news: list[News] = []
         self._told_at = 0.0
         self._changed = threading.Condition()
@@ -65,14 +57,25 @@ class Worker:
         self._signals = Signals()  # of the driver
         self._keepers: list[ShardKeeper] = []
 
-    def greet(self, lr: float, seed: int, is_timed: bool) -> bytes:
-        """Make the task, and time a few steps of it if that is asked for."""
+    def greet(
+        self, task: bytes, execution: Execution, dtype: torch.dtype | None, lr: float, seed: int, is_timed: bool
+    ) -> bytes:
+        """Make the task of a run, and time a few steps of it if that is asked for.
+
+        Args:
+            task: what is trained, packed.
+            execution: how.
+            dtype: of parameters, buffers and batches; None leaves them as they are.
+            lr: to time it with.
+            seed: likewise.
+            is_timed: whether it is to be timed.
+        """
         name = f"{socket.gethostname()}, process {os.getpid()}"
-        device = torch.device("cuda", 0) if self._kind == "cuda" else torch.device("cpu")
-        self._execution = replace(self._execution, cluster=None, device=device)
-        sys.path += [path for path in self._paths if path not in sys.path]
+        self._execution = replace(execution, cluster=None, device=self._device)
+        self._dtype = dtype
+        self._signals = Signals()
         try:
-            self._task: Task = pickle.loads(self._packed)
+            self._task: Task = pickle.loads(task)
             speed = self._time(lr, seed) if is_timed and not self._task.is_one_pass else 1.0
         except Exception as error:  # of the user's own code, say
             return pack(Greeting(name, 1.0, sendable(error)))

@@ -1,18 +1,14 @@
 """Runs on a cluster that are kept: what dies goes on from its last checkpoint, and weights stay where they lie."""
 
-import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
-import clusters
 import numpy as np
 import pytest
 import torch
-from clusters import LRS, assert_same, halting, is_alive, make_task, two_nodes, wait_for
+from clusters import LRS, assert_same, make_task, wait_for
 from torch import nn
 
 import vecsweep as vs
@@ -30,19 +26,7 @@ from vecsweep.plan import Plan
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vecsweep[cluster]'")
 pytest.importorskip("upath", reason="checkpoints at URLs need: pip install 'vecsweep[cluster]'")
 
-from ray import cloudpickle  # noqa: E402
-
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Ray's own
-for module in (sys.modules[__name__], clusters):  # workers do not have the folder of the tests
-    cloudpickle.register_pickle_by_value(module)
-
-PRUNED = {"lrs": LRS, "seeds": 2, "num_steps": 64, "val_every": 4, "prune": "halving", "divergence_factor": None}
-
-
-@pytest.fixture(scope="module")
-def nodes():
-    with two_nodes() as cluster:
-        yield cluster
 
 
 def dying_when_kept(folder, *, at):
@@ -73,10 +57,10 @@ def counting(folder):
     return loss_fn
 
 
-def test_members_of_a_killed_worker_go_on_from_their_last_checkpoint(nodes, tmp_path):
+def test_members_of_a_killed_worker_go_on_from_their_last_checkpoint(warm, tmp_path):
     task = make_task(dying_when_kept(tmp_path, at=48), loss_fn=counting(tmp_path), val_batches=None)
     how = {"lrs": [0.1], "num_steps": 64, "engine": "sequential", "divergence_factor": None}
-    runs = vs.sweep(task, cluster=nodes.address, checkpoint=tmp_path / "run", checkpoint_every="1 steps", **how)
+    runs = vs.sweep(task, cluster=warm.address, checkpoint=tmp_path / "run", checkpoint_every="1 steps", **how)
     assert (tmp_path / "death").exists()
     assert_same(runs, vs.sweep(make_task(val_batches=None), **how))
     assert "1 shard dealt out again, because a worker was gone" in runs.engine
@@ -85,53 +69,12 @@ def test_members_of_a_killed_worker_go_on_from_their_last_checkpoint(nodes, tmp_
     assert calls[1][1] < 64 + 7 - 8, "7 steps are timed, and the first 8 at least need not be taken again"
 
 
-DRIVER = """
-import sys, pathlib
-sys.path.insert(0, {tests!r})
-import clusters
-from ray import cloudpickle
-import vecsweep as vs
-cloudpickle.register_pickle_by_value(clusters)
-folder, address = pathlib.Path(sys.argv[1]), sys.argv[2]
-task = clusters.make_task(clusters.halting(folder / "readers", folder / "go", at=int(sys.argv[3])))
-vs.sweep(task, cluster=address, checkpoint=folder / "run", checkpoint_every="1 steps", **{how!r})
-"""
-
-
-def test_drivers_that_are_told_to_leave_or_killed_are_gone_on_with(nodes, tmp_path):
-    readers, go = tmp_path / "readers", tmp_path / "go"
-    script = DRIVER.format(tests=str(Path(__file__).parent), how=PRUNED)
-    for order, at, status in ((signal.SIGTERM, 12, 128 + 15), (signal.SIGKILL, 24, -9)):
-        readers.mkdir()
-        words = [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), nodes.address, str(at)]
-        with subprocess.Popen(words) as process:
-            try:
-                wait_for(lambda: len(list(readers.iterdir())) == 2, "two workers begin")
-                process.send_signal(order)
-                if order == signal.SIGTERM:
-                    go.touch()
-                assert process.wait(300) == status
-            finally:
-                process.kill()
-                go.touch()
-        wait_for(lambda: not any(is_alive(int(path.name)) for path in readers.iterdir()), "workers are left")
-        readers.rename(tmp_path / f"readers-{at}")
-        go.unlink()
-    (dealt,) = tmp_path.glob("run/run-000/shards.json")
-    assert set(json.loads(dealt.read_text())["kept"]) == {"8", "16"}, "what was decided is not asked for again"
-    go.touch()
-    task = make_task(halting(tmp_path, go, at=63))
-    runs = vs.resume(tmp_path / "run", task)
-    assert_same(runs, vs.sweep(task, **PRUNED))
-    assert {member.stopped_at for member in runs.members} == {8, 16, None}
-
-
 @pytest.fixture(scope="module")
-def done(nodes, tmp_path_factory):
+def done(warm, tmp_path_factory):
     """A sweep that is over, whose weights lie at a URL, and the same on one device."""
     where = f"local://{tmp_path_factory.mktemp('bucket')}/lr"
     how = {"lrs": LRS, "epochs": 3}
-    return vs.sweep(make_task(), cluster=nodes.address, checkpoint=where, **how), vs.sweep(make_task(), **how), where
+    return vs.sweep(make_task(), cluster=warm.address, checkpoint=where, **how), vs.sweep(make_task(), **how), where
 
 
 def assert_same_weights(runs, expected):
@@ -147,7 +90,7 @@ def test_weights_are_fetched_from_a_url_when_they_are_asked_for(done, tmp_path):
     assert_same_weights(vs.load(whole, make_task()), expected)
 
 
-def test_run_that_is_over_is_read_without_a_cluster_and_goes_on_with_one(done, nodes, monkeypatch):
+def test_run_that_is_over_is_read_without_a_cluster_and_goes_on_with_one(done, warm, monkeypatch):
     _, expected, where = done
     with monkeypatch.context() as context:
         context.setattr(session, "_start", None)  # which would be called
@@ -160,11 +103,11 @@ def test_run_that_is_over_is_read_without_a_cluster_and_goes_on_with_one(done, n
     assert_same_weights(longer, expected.extend(epochs=2))
     how = {"lrs": [0.01, 0.02], "num_steps": 5}
     assert_same(runs.branch(2, **how), expected.branch(2, **how))
-    assert len(vs.resume(where, make_task(), cluster=nodes.address).train_loss) == 20, "the last that was gone on with"
+    assert len(vs.resume(where, make_task(), cluster=warm.address).train_loss) == 20, "the last that was gone on with"
 
 
-def test_weights_that_are_gone_are_an_error_that_says_so(nodes, tmp_path):
-    runs = vs.sweep(make_task(), lrs=[0.1], num_steps=2, cluster=nodes.address, checkpoint=tmp_path / "lr")
+def test_weights_that_are_gone_are_an_error_that_says_so(warm, tmp_path):
+    runs = vs.sweep(make_task(), lrs=[0.1], num_steps=2, cluster=warm.address, checkpoint=tmp_path / "lr")
     (tmp_path / "lr" / "run-000").rename(tmp_path / "elsewhere")
     with pytest.raises(vs.ResultFileError, match="is no longer there, or cannot be read"):
         runs.model(0)
@@ -191,7 +134,7 @@ def test_signals_to_the_driver_reach_the_loops_of_all_shards(tmp_path):
     driver = Driver(job, Keeping(keeper, job))
     driver._shares = Shares([0, 0], max_restarts=3)
     driver._shares.deal({7: 1.0})
-    worker = Worker(b"", Execution(), None, "cpu")
+    worker = Worker("cpu")
     driver._hands[7] = SimpleNamespace(actor=SimpleNamespace(write=SimpleNamespace(remote=worker.write)))
     loop = worker._keeper(Place(tmp_path / "shard", Interval()))
     assert not loop.is_due(3)
