@@ -22,8 +22,8 @@ def test_equal_workers_have_all_members_at_once_in_equal_shares():
 def test_fast_workers_have_more_members_and_some_are_left_for_who_is_done_first():
     shares = Shares([0] * 100, max_restarts=3)
     dealt = shares.deal({0: 1.0, 1: 3.0})
-    assert [len(dealt[worker].members) for worker in (0, 1)] == [20, 60]
-    assert shares.num_waiting == 20
+    assert [len(dealt[worker].members) for worker in (0, 1)] == [8, 22]
+    assert shares.num_waiting == 70
 
 
 def test_there_is_a_member_for_each_worker_as_long_as_there_are_members():
@@ -67,6 +67,24 @@ def test_members_of_a_lost_worker_are_divided_among_those_that_are_left():
 def test_whole_shards_come_back_as_they_were():
     shares = Shares([0] * 12, max_restarts=3, is_even=True, is_whole=True)
     dealt = shares.deal({0: 1.0, 1: 1.0})
+    shares.lose(1)
+    shares.done(0)
+    assert shares.deal({0: 1.0})[0].members == dealt[1].members
+
+
+def test_whole_shard_that_was_lost_is_begun_before_others_by_a_worker_that_is_as_fast():
+    shares = Shares([0] * 100, max_restarts=3, is_whole=True)
+    dealt = shares.deal({0: 1.0, 1: 3.0, 2: 2.9})
+    shares.lose(1)
+    shares.done(0)
+    assert shares.deal({0: 1.0})[0].members != dealt[1].members
+    shares.done(2)
+    assert shares.deal({2: 2.9})[2].members == dealt[1].members
+
+
+def test_slow_worker_has_a_whole_shard_of_a_fast_one_when_nothing_else_is_left():
+    shares = Shares([0] * 2, max_restarts=3, is_whole=True)
+    dealt = shares.deal({0: 1.0, 1: 3.0})
     shares.lose(1)
     shares.done(0)
     assert shares.deal({0: 1.0})[0].members == dealt[1].members

@@ -12,10 +12,11 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-_FIRST = (
-    0.8  # of its even share, that a worker has at first where workers differ: the rest makes up for what was misjudged
-)
+# Of its even share, that a worker has at first where workers differ: the rest makes up for what was misjudged, and what
+# is lost with a worker is little.
+_FIRST = 0.3
 _NEXT = 0.5  # of its even share of the rest, that it has whenever it is done
+_LIKE = 0.8  # of another's speed, at which a worker is like it
 _SNAP = 0.05  # of a share, by which it may grow or shrink for its last seed to stay whole
 
 
@@ -26,10 +27,12 @@ class Shard:
     Attributes:
         members: their positions in the plan, ascending.
         num_restarts: how often they have begun anew.
+        speed: of the worker that they were lost with; 0 for none.
     """
 
     members: tuple[int, ...]
     num_restarts: int = 0
+    speed: float = 0.0
 
 
 class Shares:
@@ -101,7 +104,7 @@ class Shares:
         for worker, speed in free.items():
             if self.num_waiting == 0:
                 break
-            dealt[worker] = self._part(max(1, round(pool * speed / total)))
+            dealt[worker] = self._part(max(1, round(pool * speed / total)), speed)
             pool, total = pool - len(dealt[worker].members), total - speed
         self.running |= dealt
         for worker in dealt:
@@ -124,8 +127,9 @@ class Shares:
         """Take back the shard of a worker that is gone, if it had one, or give it up."""
         if worker not in self.running:
             return None
+        speed = self._speeds[worker]
         shard = self.done(worker)
-        again = replace(shard, num_restarts=shard.num_restarts + 1)
+        again = replace(shard, num_restarts=shard.num_restarts + 1, speed=speed)
         if again.num_restarts > self._max_restarts:
             self.lost += again.members
         else:
@@ -133,8 +137,11 @@ class Shares:
             self._returned.append(again)
         return again
 
-    def _part(self, num: int) -> Shard:
-        """Take so many members: of those that nobody has had, else of the first shard that came back."""
+    def _part(self, num: int, speed: float) -> Shard:
+        """Take so many members for a worker: a shard that was lost and is whole, else those that nobody has had."""
+        if (shard := self._urgent(speed)) is not None:
+            self._returned.remove(shard)
+            return shard
         if (left := len(self._fresh) - self._begin) > 0:
             is_rest = self._is_whole and self._next == 1.0 and self.is_begun and self._returned
             num = left if is_rest else min(num, left)
@@ -145,6 +152,13 @@ class Shares:
             return shard
         self._returned.appendleft(replace(shard, members=shard.members[num:]))
         return replace(shard, members=shard.members[:num])
+
+    def _urgent(self, speed: float) -> Shard | None:
+        """A lost shard that is whole: perhaps so large that all wait for it if it begins late, or on a slow worker."""
+        if not self._is_whole:
+            return None
+        lost = (shard for shard in self._returned if shard.num_restarts > 0)
+        return next((shard for shard in lost if speed >= _LIKE * shard.speed), None)
 
     def _snapped(self, end: int, num: int) -> int:
         """Where a share ends that would split a seed: at the nearest end of one, unless that is far."""
