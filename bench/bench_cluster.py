@@ -1,9 +1,10 @@
 """A cluster against one device: what it costs to have one, and how well members are divided among many devices.
 
 `bench_overhead` is one worker against none, on a run of about a minute, with a Ray that is started and stopped for it,
-and with one that runs. `bench_workers` is two workers against one. `bench_driver` is what 10,000 members bring to the
-driver, whose weights stay where they are kept, or come to it. `bench_makespan` trains nothing: `cluster_simulation.py`
-deals members out to as many devices as are asked for, some of which fail, with checkpoints and without.
+and with one that runs; `bench_beginning` is what of that is the same for runs of any length. `bench_workers` is two
+workers against one. `bench_driver` is what 10,000 members bring to the driver, whose weights stay where they are kept,
+or come to it. `bench_makespan` trains nothing: `cluster_simulation.py` deals members out to as many devices as are
+asked for, some of which fail, with checkpoints and without.
 """
 
 import statistics
@@ -13,7 +14,7 @@ import apart
 import numpy as np
 import pytest
 from cluster_simulation import PER_DEVICE, Scenario, simulate
-from conftest import Compare, Record
+from conftest import Compare, Interleave, Record
 from workloads import mnist_mlp
 
 import vecsweep as vs
@@ -40,15 +41,27 @@ def address() -> Iterator[str]:
     nodes.shutdown()
 
 
-def bench_overhead(compare: Compare, address: str, tiny: bool) -> None:
-    """Train the same members in this process and in a worker."""
-    num_members, num_steps = (2, 3) if tiny else (16, 900)
-    arms = {
+def _one_worker(num_members: int, num_steps: int, address: str) -> dict[str, Callable[[], vs.Sweep]]:
+    """The same run in this process and in a worker."""
+    return {
         "no cluster": _sweep(num_members, num_steps, None),
         "one worker, Ray started": _sweep(num_members, num_steps, 1),
         "one worker, Ray runs": _sweep(num_members, num_steps, 1, address),
     }
+
+
+def bench_overhead(compare: Compare, address: str, tiny: bool) -> None:
+    """Train for a minute."""
+    num_members, num_steps = (2, 3) if tiny else (16, 900)
+    arms = _one_worker(num_members, num_steps, address)
     compare(arms, rounds=1 if tiny else 2, num_members=num_members, num_steps=num_steps)
+
+
+def bench_beginning(interleave: Interleave, record: Record, address: str, tiny: bool) -> None:
+    """Train for two steps: what a worker costs, however long it trains; the least of the rounds is least disturbed."""
+    seconds = interleave(_one_worker(2, 2, address), rounds=1 if tiny else 10)
+    least = {name: min(values) for name, values in seconds.items()}
+    record(**{f"{name}_s": own - least["no cluster"] for name, own in least.items() if name != "no cluster"})
 
 
 def bench_workers(compare: Compare, tiny: bool) -> None:

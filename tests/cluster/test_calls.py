@@ -167,6 +167,13 @@ def test_missing_ray_is_one_line(monkeypatch):
         vs.sweep(make_task(), lrs=[0.1], num_steps=1, cluster="auto")
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://localhost:1"])
+def test_address_where_nothing_answers_is_told_at_once(address, monkeypatch):
+    monkeypatch.setattr(ray, "init", None)  # which would be called, and try again and again
+    with pytest.raises(ConnectionError, match=f"nothing answered at '{address}'.*`ray start --head`"):
+        vs.sweep(make_task(), lrs=[0.1], num_steps=1, cluster=address)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ import torch
 from vecsweep.cluster.worker import Worker
 from vecsweep.execution import Cluster
 
-_ANSWER_S = 10.0  # that a worker which has waited between two runs has to answer
+_ANSWER_S = 10.0  # that a cluster has to answer, and a worker which has waited between two runs
 _AUTH_MODE = "RAY_AUTH_MODE"
 _RESOURCES = {"cuda": "GPU", "cpu": "CPU"}
 _LOCAL_SETTINGS = {  # Ray's own switches, for a Ray that is started here
@@ -114,11 +115,10 @@ def _is_there(worker: Any) -> bool:
     """Whether a worker answers."""
     import ray
 
-    try:
+    with suppress(ray.exceptions.RayError):
         ray.get(worker.__ray_ready__.remote(), timeout=_ANSWER_S)
-    except ray.exceptions.RayError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _kill(worker: Any) -> None:
@@ -166,8 +166,7 @@ def _forget_mode() -> None:
     from ray import _raylet
 
     os.environ.pop(_AUTH_MODE, None)
-    inner: Any = _raylet
-    if hasattr(inner, "AuthenticationTokenLoader"):  # older ones know of no tokens
+    if hasattr(inner := _raylet, "AuthenticationTokenLoader"):  # older ones know of no tokens
         inner.Config.initialize("")
         inner.AuthenticationTokenLoader.instance().reset_cache()
 
@@ -188,6 +187,13 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _reach(address: str) -> None:
+    """Raise OSError where nothing listens at "host:port" or "ray://host:port": Ray would try again for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_S).close()
+
+
 def _start(cluster: Cluster) -> None:
     import ray
     from ray._private import ray_constants
@@ -195,8 +201,9 @@ def _start(cluster: Cluster) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "configure_logging": False, "logging_level": logging.ERROR}
     if not cluster.is_here:
         try:
+            _reach(cluster.address)
             ray.init(cluster.address, **quiet)
-        except ConnectionError as error:
+        except OSError as error:
             raise ConnectionError(
                 f"`cluster` must be the address of a Ray cluster that runs; nothing answered at {cluster.address!r}. "
                 'Start one with `ray start --head`, or pass "auto" for this machine alone; where it asks for a token, '
@@ -205,8 +212,8 @@ def _start(cluster: Cluster) -> None:
         return
     num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     num_gpus = 0 if cluster.kind == "cpu" else len(cluster.indices) or torch.cuda.device_count()
-    if cluster.kind == "cpu" and cluster.num_workers is not None:
-        num_cores = max(num_cores, cluster.num_workers)
+    if cluster.kind == "cpu":
+        num_cores = max(num_cores, cluster.num_workers or 0)
     if cluster.kind == "cuda" and num_gpus == 0:
         raise ValueError(
             "`device` must be available; got 'cuda', and PyTorch sees no GPU. Leave it out, or pass 'cpu'."
@@ -246,8 +253,8 @@ class Session:
     @property
     def num_devices(self) -> int:
         """How many workers there is room for now, or will be; one at least."""
-        num_asked = self._cluster.num_workers
-        return num_asked or max(1, int(self._ray.cluster_resources().get(_RESOURCES[self.kind], 0)))
+        num_there = int(self._ray.cluster_resources().get(_RESOURCES[self.kind], 0))
+        return self._cluster.num_workers or max(1, num_there)
 
     @property
     def is_uneven(self) -> bool:
@@ -264,8 +271,7 @@ class Session:
             return self._shared.idle.pop()
         num_gpus = 1 if self.kind == "cuda" else 0
         actor = self._ray.remote(Worker).options(num_cpus=self._num_cores, num_gpus=num_gpus, max_concurrency=3)
-        paths = [str(Path(path).absolute()) for path in sys.path]  # "" is where this process is
-        return actor.remote(self.kind, paths)
+        return actor.remote(self.kind, [str(Path(path).absolute()) for path in sys.path])  # "" is where this process is
 
     def dismiss(self, worker: Any, *, is_idle: bool) -> None:
         """Have a worker no longer: one that is idle waits for the next run, if there may be one; others are ended."""
