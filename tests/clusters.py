@@ -88,6 +88,19 @@ def killed_once(folder, *, at, seed=None, times=1):
     return batches
 
 
+def telling(folder):
+    """Batches that say which process reads them."""
+
+    def batches(data):
+        def read(seed):
+            (folder / f"{os.getpid()}").touch()
+            return data
+
+        return read
+
+    return batches
+
+
 def halting(folder, go, *, at, pause_s=0.0):
     """64 batches of an epoch, that say who reads one of them, wait there until there is a file, and pause at others."""
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import stock
 import torch
-from clusters import LRS, assert_same, gated, halting, in_background, is_alive, make_task, wait_for
+from clusters import LRS, assert_same, gated, halting, in_background, is_alive, make_task, telling, wait_for
 
 import vecsweep as vs
 from vecsweep.cluster import session
@@ -24,14 +24,18 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'vecs
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")  # Ray's own
 
 
-def test_answer_is_that_of_one_device_and_takes_the_ray_that_is_there(nodes):
-    expected = vs.find_lr(make_task(), num_steps=32, budget=2.5)
+def test_answer_is_that_of_one_device_and_takes_the_ray_that_is_there_and_two_workers_for_all_its_runs(nodes, tmp_path):
+    task = make_task(telling(tmp_path))
+    expected = vs.find_lr(task, num_steps=32, budget=2.5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ray.init(nodes.address, log_to_driver=False)
     try:
-        answer = vs.find_lr(make_task(), num_steps=32, budget=2.5, cluster="auto")
+        answer = vs.find_lr(task, num_steps=32, budget=2.5, cluster="auto")
         assert ray.is_initialized()
+        pids = {int(path.name) for path in tmp_path.iterdir()} - {os.getpid()}
+        assert len(pids) == 2
+        wait_for(lambda: not any(map(is_alive, pids)), "workers are left")
     finally:
         ray.shutdown()
     assert (answer.lr, *answer.interval) == pytest.approx((expected.lr, *expected.interval))

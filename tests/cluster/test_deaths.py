@@ -1,11 +1,14 @@
 """Workers that die, nodes that go and come: the same numbers, whoever is there."""
 
+import os
 import re
+import signal
 
 import numpy as np
 import pytest
+import stock
 import torch
-from clusters import LRS, assert_same, gated, in_background, is_alive, killed_once, make_task, wait_for
+from clusters import LRS, assert_same, gated, in_background, is_alive, killed_once, make_task, telling, wait_for
 
 import vecsweep as vs
 from vecsweep._errors import LostMembersWarning
@@ -66,6 +69,18 @@ def test_members_are_lost_with_workers_that_die_again_and_again_and_the_others_s
     assert [member.stopped_at for member in runs.members] == [None, 0, None, 0]
     torch.testing.assert_close(runs.model(1).state_dict(), make_task().model.state_dict(), rtol=0, atol=0)
     assert runs.best("train_loss") in (0, 2)
+
+
+def test_worker_that_dies_between_two_runs_of_a_call_is_not_missed(warm, tmp_path):
+    task = make_task(telling(tmp_path), val_batches=None)
+    vs.sweep(task, lrs=LRS, num_steps=3, cluster=warm.address)
+    pids = [int(path.name) for path in tmp_path.iterdir()]
+    killed = next(pid for pid in pids if pid != os.getpid())
+    os.kill(killed, signal.SIGKILL)
+    wait_for(lambda: not is_alive(killed), "it dies")
+    runs = vs.sweep(task, lrs=LRS, num_steps=3, cluster=warm.address)
+    stock.assert_equal(runs, make_task(val_batches=None), 3)
+    assert "dealt out again" not in runs.engine
 
 
 def test_node_that_joins_takes_members_that_wait_and_others_have_them_when_it_goes(warm, third, tmp_path, monkeypatch):
