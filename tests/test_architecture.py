@@ -21,6 +21,7 @@ LAYERS = {
     "kernels": [
         """kernels kernels._compile kernels._trace kernels.rules._mapped kernels.rules._mode kernels.rules._scan
         kernels.rules.checkpoint kernels.rules.random kernels.updates._update""",
+        "kernels.updates._fused_adam",
         """kernels.rules.attention kernels.rules.convolution kernels.rules.embedding kernels.rules.function
         kernels.rules.gradient
         kernels.rules.linear kernels.rules.loss kernels.rules.normalization kernels.rules.pooling

@@ -19,7 +19,7 @@ Example:
 
 import torch
 
-from ._update import State, Update, over_members, per_member
+from ._update import Fused, State, Update, formulas_only, over_members, per_member
 from .adadelta import ADADELTA
 from .adagrad import ADAGRAD
 from .adam import ADAM
@@ -29,7 +29,7 @@ from .radam import RADAM
 from .rmsprop import RMSPROP
 from .sgd import SGD
 
-__all__ = ["UPDATES", "State", "Update", "over_members", "per_member"]
+__all__ = ["FUSED", "UPDATES", "Fused", "State", "Update", "formulas_only", "over_members", "per_member"]
 
 # Keyed by exact class: a subclass may step differently.
 UPDATES: dict[type[torch.optim.Optimizer], Update] = {
@@ -43,3 +43,6 @@ UPDATES: dict[type[torch.optim.Optimizer], Update] = {
     torch.optim.Adadelta: ADADELTA,
     torch.optim.RMSprop: RMSPROP,
 }
+
+# By the operators that they are in a trace.
+FUSED: dict[object, Fused] = {u.fused.operator: u.fused for u in UPDATES.values() if u.fused is not None}

@@ -4,14 +4,33 @@ A per-member hyperparameter is cast to the parameter's dtype only where it meets
 arithmetic on it is in float64, as torch.optim's is in Python floats. No function here changes its arguments.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
 Hyperparameter = float | Tensor  # one for all members, or float64 [member]
+
+
+@dataclass(frozen=True, slots=True)
+class Fused:
+    """A kernel of torch's that steps all parameters of a member at once, called for one member after another."""
+
+    operator: Any
+    """What it is in a trace: as `step_`, but it returns what that writes to, and leaves the old as it is."""
+    step_: Callable[..., None]
+    """Steps in place."""
+    written: tuple[int, ...]
+    """Which arguments of `step_` are lists of tensors that it writes to."""
+    suits: Callable[..., bool]
+    """From (params, grads) to whether it takes such, and is faster than the formula."""
+    apply_all: Callable[..., tuple[list[Tensor], list[State]]]
+    """From (params, grads, states, is_stepped, **hyperparameters) to the new params and states; pure."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +51,29 @@ class Update:
     """From (param, grad, state, **hyperparameters) to the new param and the new state."""
     counters: tuple[str, ...] = ("step",)
     """Keys of the state that are one number a member; all others have the shape of the parameter."""
+    fused: Fused | None = None
+    """The same by a kernel, where there is one."""
     not_in_torch: tuple[str, ...] = ()
     """Counters that torch.optim does not keep: to it, a parameter that was stepped is one that has a state."""
+
+    def kernel_for(self, params: Sequence[Tensor], grads: Sequence[Tensor]) -> Fused | None:
+        """The kernel that steps these parameters, each `[member, *shape]`; None where the formula does."""
+        if self.fused is None or not params or _FORMULAS_ONLY.get():
+            return None
+        return self.fused if self.fused.suits(params, grads) else None
+
+
+_FORMULAS_ONLY = ContextVar("formulas_only", default=False)
+
+
+@contextmanager
+def formulas_only() -> Iterator[None]:
+    """Leave kernels aside: a compiler fuses the operators of a formula, and takes none of a kernel apart."""
+    token = _FORMULAS_ONLY.set(True)
+    try:
+        yield
+    finally:
+        _FORMULAS_ONLY.reset(token)
 
 
 def is_zero(

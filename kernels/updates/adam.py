@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ._fused_adam import FUSED_ADAM
 from ._update import (
     Hyperparameter,
     State,
@@ -75,4 +76,5 @@ ADAM = Update(
     hyperparameters=("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize", "decoupled_weight_decay"),
     init=init,
     apply=apply,
+    fused=FUSED_ADAM,
 )

@@ -14,6 +14,8 @@ from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.fx.passes.split_module import split_module
 
+from vecsweep.kernels.updates import FUSED
+
 # Calls at which a graph is held against what it was traced from: constants that the trace froze by mistake show then.
 CHECKED_CALLS = (3, 30, 300, 3_000, 30_000)
 
@@ -123,6 +125,24 @@ def fuse_writes_(graph: Graph) -> None:
             continue
         new.target, new.kwargs = out_variant, {**new.kwargs, "out": old}
         graph.erase_node(copy)
+
+
+def step_in_place_(graph: Graph) -> None:
+    """Let a kernel that steps all parameters write the new state itself, where nobody reads the old one later."""
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    copies = {node.args[1]: node for node in graph.nodes if node.target is _COPY}
+    for node in [node for node in graph.nodes if node.target in FUSED]:
+        kernel = FUSED[node.target]
+        results = sorted(node.users, key=lambda user: user.args[1])  # each in its place
+        state = [tensor for i in kernel.written for tensor in node.args[i]]
+        own = [copies.get(result) for result in results if len(result.users) == 1]
+        if [copy.args[0] for copy in own if copy is not None] != state:
+            continue
+        readers = {reader for old in state for alias in _views_of(old) for reader in alias.users}.difference(own)
+        if all(old.op == "placeholder" for old in state) and all(order[reader] <= order[node] for reader in readers):
+            for gone in (*own, *results):
+                graph.erase_node(gone)
+            node.target = kernel.step_
 
 
 def split_off_scalars(graph: GraphModule, num_members: int) -> GraphModule:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from vecsweep._engine.data.fingerprint import content_of
-from vecsweep._engine.graphs.graph import fold_copies_, fuse_writes_, simplify_, write_in_place
+from vecsweep._engine.graphs.graph import fold_copies_, fuse_writes_, simplify_, step_in_place_, write_in_place
 from vecsweep._engine.graphs.joining import join_alike_, join_copies_
 from vecsweep.kernels._trace import Traced, code_of
+from vecsweep.kernels.updates import FUSED
 
 _MAX_KEPT = 32  # graphs
 _MAX_CONSTANT_BYTES = 2**14  # of a graph that is kept: what it refers to must not outlive its model
@@ -45,6 +46,11 @@ class Lowered:
     def dtypes(self) -> set[torch.dtype]:
         """Of all that is computed."""
         return {value.dtype for node in self.graph.nodes if isinstance(value := node.meta.get("val"), Tensor)}
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether members are stepped by a kernel in the place of a formula."""
+        return any(node.target in FUSED for node in self.graph.nodes)
 
     def pure(self) -> GraphModule:
         """Make code that returns the new state and the rest."""
@@ -83,6 +89,7 @@ def _lower(traced: Traced, num_members: int, num_state: int) -> Lowered:
     fold_copies_(graph, constants)
     join_alike_(graph, num_members)
     written = write_in_place(graph, num_state)
+    step_in_place_(written)
     fuse_writes_(written)
     join_copies_(written, num_members)
     return Lowered(graph, constants, code_of(constants, written).forward)

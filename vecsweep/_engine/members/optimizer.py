@@ -25,11 +25,13 @@ class StackedUpdate:
     Args:
         learner: whose optimizer is the template.
         varied: the names of the hyperparameters that members have for themselves.
+        has_kernels: whether kernels may stand in for formulas, which read numbers on the host.
     """
 
-    def __init__(self, learner: Learner, varied: Iterable[str] = ("lr",)) -> None:
+    def __init__(self, learner: Learner, varied: Iterable[str] = ("lr",), *, has_kernels: bool = True) -> None:
         self._update = UPDATES[type(learner.optimizer)]
         self._varied = tuple(varied)
+        self._has_kernels = has_kernels
         self._groups = [
             (group, {k: v for k, v in group.options.items() if k in self._update.hyperparameters})
             for group in learner.groups
@@ -95,10 +97,17 @@ class StackedUpdate:
         parameters, states = dict(parameters), dict(states)
         for group, options in self._groups:
             own = options | group.hyper(hyper)
-            for name in group.names:
-                if (grad := grads[name]) is not None:
-                    new, states[name] = self._update.apply(parameters[name], grad, states[name], **own)
-                    parameters[name] = torch.where(over_members(is_stepped, new), new, parameters[name])
+            due = {name: grad for name in group.names if (grad := grads[name]) is not None}
+            old, of_old = [parameters[name] for name in due], [states[name] for name in due]
+            kernel = self._update.kernel_for(old, list(due.values())) if self._has_kernels else None
+            if kernel is not None:
+                all_new, all_states = kernel.apply_all(old, list(due.values()), of_old, is_stepped, **own)
+                parameters.update(zip(due, all_new, strict=True))
+                states.update(zip(due, all_states, strict=True))
+                continue
+            for name, grad in due.items():
+                new, states[name] = self._update.apply(parameters[name], grad, states[name], **own)
+                parameters[name] = torch.where(over_members(is_stepped, new), new, parameters[name])
         return parameters, states
 
 

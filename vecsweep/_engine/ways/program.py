@@ -36,6 +36,7 @@ from vecsweep._types import Batch
 from vecsweep.kernels._compile import GivenUp, compile_graph
 from vecsweep.kernels._trace import try_to_trace
 from vecsweep.kernels.rules import Draw
+from vecsweep.kernels.updates import formulas_only
 
 _Function = Callable[..., list[Tensor]]
 _SHARE_OFF = 0.1
@@ -305,7 +306,7 @@ class Program:
         """Compile the graph, and compare what it computes with the graph; keep the graph when that fails."""
         assert self._lowered is not None
         self._is_compilable = False
-        parts = split_off_scalars(self._lowered.in_place(self._num_state), len(self._ensemble))
+        parts = split_off_scalars(self._formulas(tensors).in_place(self._num_state), len(self._ensemble))
         with torch.no_grad():
             expected = self._lowered.pure().forward(*tensors)
             try:
@@ -326,6 +327,15 @@ class Program:
         self._compiled = compiled
         self._captures.clear()  # of the graph
         return results
+
+    def _formulas(self, tensors: Sequence[Tensor]) -> Lowered:
+        """The graph with formulas in the place of kernels, whose operators a compiler fuses with the others."""
+        assert self._lowered is not None
+        if not self._lowered.has_kernels:
+            return self._lowered
+        with formulas_only():
+            traced = try_to_trace(self._eager, tensors)
+        return self._lowered if traced is None else lower(traced, len(self._ensemble), self._num_state)
 
     def _checked(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compare what the graph computes with the eager step; give the graph up when they differ."""

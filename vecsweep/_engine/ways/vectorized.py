@@ -60,7 +60,9 @@ class Vectorized:
         self.recorded = recorded
         self.streams = streams
         self.pattern = next(iter(learners.values()))
-        self.update = StackedUpdate(self.pattern, varied) if StackedUpdate.suits(self.pattern) else None
+        is_captured = is_capturable(list(self.pattern.parameters.values()))
+        suits = StackedUpdate.suits(self.pattern)
+        self.update = StackedUpdate(self.pattern, varied, has_kernels=not is_captured) if suits else None
         self._probes: dict[Key, Probe] = {}
         self._forms: dict[Hashable, list[Probe]] = {}  # the probes of batches that are alike but for values
         self._programs: dict[Hashable, Program] = {}
@@ -73,7 +75,6 @@ class Vectorized:
         self.is_worth_compiling = True  # a step that is not traced yet
         self.num_done = 0  # steps before the window that is trained
         # The memory of captured steps, which take turns, is common to the programs; None where nothing can be captured.
-        is_captured = is_capturable(list(self.pattern.parameters.values()))
         self._pool = Pool() if is_captured else None
         self._slots = Slots()
         self.measure = Measuring(self.pattern.objective, self._pool)
