@@ -38,11 +38,11 @@ def look_at_cores(task: Task, place: torch.device | None) -> None:
     if place is None and isinstance(task.model, nn.Module):
         place = next((p.device for p in task.model.parameters()), None)
     is_on_cpu = place is None or place.type == "cpu"
-    if is_on_cpu and torch.get_num_threads() > 1 and (load := find_load(2.0)) is not None:
-        warn_of_stumble(
-            f"There are {load}. PyTorch's threads spin while they wait for each other, and on busy cores a run has "
-            "taken 15 times as long. Set OMP_WAIT_POLICY=PASSIVE before Python starts, or call "
-            "`torch.set_num_threads(1)`."
+    if is_on_cpu and torch.get_num_threads() > 1 and find_load(2.0) is not None:
+        warn_of_stumble(  # in the same words each time, which Python says once
+            "The cores are busy with other work: their load is more than twice their number. PyTorch's threads spin "
+            "while they wait for each other, and on busy cores a run has taken 15 times as long. Set "
+            "OMP_WAIT_POLICY=PASSIVE before Python starts, or call `torch.set_num_threads(1)`."
         )
 
 
