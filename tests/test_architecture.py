@@ -79,7 +79,8 @@ LAYERS = {
     ],
     "engine": [
         "_engine _engine.caller _engine.data _engine.graphs _engine.keeping _engine.members _engine.ways",
-        "_engine.caller.lending _engine.caller.memory _engine.caller.modes _engine.caller.places _engine.caller.rng",
+        """_engine.caller.lending _engine.caller.memory _engine.caller.modes _engine.caller.places _engine.caller.rng
+        _engine.caller.room""",
         "_engine.caller.copying _engine.caller.reach",
         "_engine.caller.watch",
         "_engine.data.loaders _engine.data.packing _engine.data.waypoints",
@@ -93,7 +94,7 @@ LAYERS = {
         "_engine.members.stock",
         "_engine.members.learner",
         "_engine.members.optimizer _engine.members.probe _engine.members.untrained",
-        "_engine.members.measure _engine.members.step",
+        "_engine.members.footprint _engine.members.measure _engine.members.step",
         "_engine.ways.choices _engine.ways.contract _engine.ways.explaining _engine.ways.messages _engine.ways.program",
         "_engine.ways.chunk _engine.ways.remembered _engine.ways.sequential",
         "_engine.ways.vectorized",
@@ -103,7 +104,7 @@ LAYERS = {
         "_engine.keeping.record _engine.keeping.unloading",
         "_engine.keeping.snapshot",
         "_engine.keeping.soundness",
-        "_engine.passes _engine.plain _engine.windows",
+        "_engine.budget _engine.passes _engine.plain _engine.windows",
         "_engine.engines _engine.evaluate",
         "_engine.groups _engine.taking_up",
         "_engine.loop",

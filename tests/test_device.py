@@ -203,8 +203,8 @@ def test_members_that_are_said_to_fit_take_no_more_memory_than_there_is(make_tas
             engine.load([start] * num_members, [0] * num_members).run([{0: (made.batches[0],)}] * 2, hyper)
 
     peak = peak_bytes(train)
-    assert engine.num_that_fit(num_members, peak - 1) < num_members
-    assert engine.num_that_fit(num_members, 2 * peak) == num_members
+    assert engine.footprint.num_that_fit(num_members, peak - 1) < num_members
+    assert engine.footprint.num_that_fit(num_members, 2 * peak) == num_members
 
 
 @pytest.mark.parametrize("option", ["fused", "capturable"])

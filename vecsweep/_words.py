@@ -26,6 +26,20 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def sized(num_bytes: float) -> str:
+    """Return a number of bytes, for people.
+
+    Example:
+        >>> sized(640), sized(1_572_864), sized(13_100_000_000)
+        ('640 B', '1.5 MiB', '12.2 GiB')
+    """
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1024
+    return f"{num_bytes:.3g} TiB"
+
+
 def cell(value: float) -> str:
     """Return a number as tables have it; a dash where there is none.
 

@@ -2,12 +2,12 @@
 
 from contextlib import ExitStack
 
-import torch
-
-from vecsweep._engine.caller.memory import is_out_of_memory
+from vecsweep._engine.budget import check_room, in_words, tell_memory
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.keeping.snapshot import Manner
+from vecsweep._engine.members.footprint import Footprint
 from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.optimizer import StackedUpdate
 from vecsweep._engine.members.probe import Probe, probe
 from vecsweep._engine.members.work import Work
 from vecsweep._engine.ways.choices import Choice, Way
@@ -22,10 +22,6 @@ from vecsweep._types import NormName
 from vecsweep._words import counted
 from vecsweep.execution import Execution
 from vecsweep.plan import Plan
-
-
-class _TooLarge(torch.OutOfMemoryError):
-    """There is no memory for a step of a single member."""
 
 
 class Engines:
@@ -68,6 +64,7 @@ class Engines:
         self._windows = windows
         self._recorded = recorded
         self._keeps_states = keeps_states
+        self._seen: Probe | None = None  # in the first batch
         self._device = next(learners[plan.seeds[0]].model.parameters()).device
         self.choice = Choice(Way("sequential", len(plan.members), is_compiled=False), "")
         self.num_chunks = 0
@@ -80,7 +77,12 @@ class Engines:
         self.engine: Vectorized | Sequential | Parallel = self._sequential()
 
     def choose(self) -> None:
-        """Choose an engine as it was asked for, by what a pass of the first batch shows."""
+        """Choose an engine as it was asked for, by what a pass of the first batch shows; say what memory that takes."""
+        check_room(self.footprint, len(self._plan.members), self._device)
+        self._choose()
+        self._tell_memory()
+
+    def _choose(self) -> None:
         asked, mover = self._execution.engine, self._windows.mover
         if mover and asked not in ("sequential", "parallel"):
             self.fall_back(mover)
@@ -108,6 +110,24 @@ class Engines:
                 self.fall_back(seen.obstacle)
         if manner.engine == "parallel":
             self._use_processes(is_stateful=False)
+        self._tell_memory()
+
+    @property
+    def footprint(self) -> Footprint:
+        """What the members take, as far as passes have shown it."""
+        pattern, seen = self._learners[self._plan.seeds[0]], self._seen
+        update = StackedUpdate(pattern, self._plan.hyper) if StackedUpdate.suits(pattern) else None
+        if seen is None:
+            return Footprint.of(self._learners, update)
+        return Footprint.of(self._learners, update, seen.changed_buffers, seen.activation_bytes)
+
+    def _tell_memory(self) -> None:
+        at_once, engine = 1, self.engine
+        if isinstance(engine, Vectorized):
+            at_once = max(map(len, self.divide(self._plan)))
+        elif isinstance(engine, Parallel):
+            at_once = engine.num_processes
+        tell_memory(self.footprint, len(self._plan.members), at_once, self._device)
 
     @property
     def manner(self) -> Manner:
@@ -180,19 +200,7 @@ class Engines:
 
     def in_words(self, error: Exception) -> Exception:
         """Say how large a member is where there is no memory for one; any other error is as it was."""
-        if not is_out_of_memory(error) or isinstance(error, _TooLarge):
-            return error
-        learner = self._learners[self._plan.seeds[0]]
-        parameters = sum(p.nbytes for p in learner.parameters.values()) / 2**20
-        activations = self.engine.activation_bytes / 2**20 if isinstance(self.engine, Vectorized) else 0
-        kept = f" and {activations:.3g} MiB of activations" if activations else ""
-        told = _TooLarge(
-            f"There is not enough memory for a step of one member besides the states of {len(self._plan.members)}. A "
-            f"member has {parameters:.3g} MiB of parameters, as much again of gradients and of each moment that its "
-            f"optimizer keeps{kept}. Train fewer members at a time, or with smaller batches; {error}"
-        )
-        told.__cause__ = error
-        return told
+        return in_words(error, self.footprint, len(self._plan.members))
 
     def reconsider(self) -> None:
         """Forget the choice that was followed, for later runs, if this one contradicts it."""
@@ -202,7 +210,8 @@ class Engines:
 
     def _probe(self) -> Probe:
         seed = self._plan.seeds[0]
-        return probe(self._learners[seed], self._windows.first, seed, self._streams)
+        self._seen = probe(self._learners[seed], self._windows.first, seed, self._streams)
+        return self._seen
 
     def _choose_way(self, seen: Probe) -> None:
         unbatched = self._without_batching(seen.work)

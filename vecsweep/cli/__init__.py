@@ -38,12 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     with told_if_slow("loading PyTorch"):
         from vecsweep._engine.caller.memory import keep_memory
         from vecsweep.cli.parser import make_parser
-        from vecsweep.cli.saying import fallbacks_in_a_line
+        from vecsweep.cli.saying import fallbacks_in_a_line, memory_in_a_line
     interrupts.end_loading()
     try:
         arguments = make_parser().parse_args(argv)
         keep_memory()
-        with fallbacks_in_a_line():
+        with fallbacks_in_a_line(), memory_in_a_line():
             status: int | list[str] = _run(arguments, sys.argv[1:] if argv is None else argv)
             while isinstance(status, list):  # another command, in place of this one
                 status = _run(make_parser().parse_args(status), status)

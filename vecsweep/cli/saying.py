@@ -1,6 +1,7 @@
 """What commands print, and the files they write: the one place of the package that prints."""
 
 import argparse
+import logging
 import os
 import tempfile
 import time
@@ -124,3 +125,29 @@ def fallbacks_in_a_line() -> Iterator[None]:
 
         warnings.showwarning = show_in_a_line
         yield
+
+
+class _First(logging.Handler):
+    """Tells the first record, and no other: further runs of a command take as much or less."""
+
+    _has_told = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Tell it, unless one was told."""
+        if not self._has_told:
+            self._has_told = True
+            tell(f"{record.getMessage()} ...")
+
+
+@contextmanager
+def memory_in_a_line() -> Iterator[None]:
+    """Tell what the members of a command's first run take, and what there is."""
+    logger, handler = logging.getLogger("vecsweep"), _First(logging.INFO)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -1,4 +1,4 @@
-"""Memory: what a GPU has left, and, on a CPU, how what is freed is kept in the process.
+"""Memory: how what is freed is kept in the process, on a CPU; how much there is stands in `room.py`.
 
 The command line keeps it for as long as it runs, the library for as long as a run lasts.
 
@@ -25,7 +25,6 @@ _NEVER = 2**31 - 1
 # What glibc raises its thresholds to by itself as large blocks are freed, until somebody sets one.
 _OWN_MMAP_BYTES, _OWN_TRIM_BYTES = 2**25, 2**26
 _APART_BYTES = 2**16  # from which on a block is large: what Python allocates besides tensors is smaller
-_RESERVE = 0.06  # of a GPU, for workspaces and for what lies between blocks
 _SHORT_BYTES = 2**20  # from which on blocks are given back where memory has run out
 _LONG_RUN_S = 1.0  # from which on what a run leaves is given back at once, which takes a while, too
 # What sets an allocator from outside: glibc's two ways, another library in its place, and torch's own on a GPU.
@@ -134,13 +133,6 @@ def _forget_thresholds() -> None:
 def allocator_setting() -> tuple[str | bool | None, ...]:
     """How memory is handed out in this process, on which depends which way of stepping is fastest."""
     return (_is_kept, *map(os.environ.get, _VARIABLES))
-
-
-def free_bytes(device: torch.device) -> int:
-    """What a GPU has left for a run: what is free on it, and what PyTorch holds and does not use, but for a reserve."""
-    free, total = torch.cuda.mem_get_info(device)
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(0, free + unused - int(_RESERVE * total))
 
 
 def let_go_of(failure: Exception) -> None:

@@ -17,8 +17,9 @@ import torch
 
 from vecsweep import _interrupts as interrupts
 from vecsweep._bars import Bar
-from vecsweep._engine.caller.memory import allocator_setting, free_bytes
+from vecsweep._engine.caller.memory import allocator_setting
 from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.caller.room import free_on_gpu
 from vecsweep._engine.data.batches import BatchStream, key_of
 from vecsweep._engine.members.work import Work
 from vecsweep._engine.ways.choices import Choice, Timing, Way, choose, search
@@ -182,7 +183,7 @@ def default_chunk_size(engine: Vectorized, plan: Plan) -> int:
     parameters = engine.pattern.parameters.values()
     device = next(iter(parameters)).device
     if device.type == "cuda":
-        return engine.num_that_fit(num_members, free_bytes(device))
+        return engine.footprint.num_that_fit(num_members, free_on_gpu(device))
     if device.type != "cpu":
         return num_members
     size = min(

@@ -16,6 +16,7 @@ from vecsweep._engine.data.batches import Key, key_of
 from vecsweep._engine.graphs.capture import Pool, Slots, is_capturable
 from vecsweep._engine.graphs.levels import Level, Stepping, name_of_key
 from vecsweep._engine.members.ensemble import Ensemble, MemberState
+from vecsweep._engine.members.footprint import Footprint
 from vecsweep._engine.members.learner import Learner, is_same
 from vecsweep._engine.members.measure import Measuring
 from vecsweep._engine.members.optimizer import MemberOptimizers, StackedUpdate
@@ -127,25 +128,10 @@ class Vectorized:
         """The parameters of one member, and what it keeps for its backward pass."""
         return sum(p.nbytes for p in self.pattern.parameters.values()) + self.activation_bytes
 
-    def num_that_fit(self, num_members: int, free_bytes: int) -> int:
-        """How many members may be stepped together, where all of them wait for their turn in the same memory.
-
-        Args:
-            num_members: of the run.
-            free_bytes: of memory.
-        """
-        parameters = self.pattern.parameters
-        own = sum(p.nbytes for p in parameters.values())
-        of_optimizer = self.update.state_bytes(parameters) if self.update else own
-        buffers = sum(self.pattern.constants[name].nbytes for name in self._changed)
-        state = own + of_optimizer + buffers
-        # Of those that are stepped: the state that they work on and its successor, gradients, what the update is made
-        # of, and activations, each of which has a gradient for a while.
-        each = 2 * state + 4 * own + 2 * self.activation_bytes
-        size = num_members
-        while size > 1 and num_members * state + size * each > free_bytes:
-            size = -(-size // 2)
-        return size
+    @property
+    def footprint(self) -> Footprint:
+        """What the members take."""
+        return Footprint.of(self.learners, self.update, self._changed, self.activation_bytes)
 
     @property
     def in_doubt_from(self) -> int | None:
