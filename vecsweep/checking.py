@@ -13,6 +13,7 @@ from typing import Unpack
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from vecsweep._arguments import RESTARTABLE, check_lrs, check_seeds, check_task
 from vecsweep._engine.keeping.record import Record, here
@@ -262,7 +263,7 @@ def _compare_member(compared: _Compared, plan: Plan, i: int, loop: PlainLoop, *,
     compared.parameters.extend(
         Deviation(compared.dtype, i, member.lr, name, _relative(_array(tensors[name]), _array(value)))
         for name, value in plain.model.state_dict(keep_vars=True).items()
-        if isinstance(value, Tensor)
+        if isinstance(value, Tensor) and not is_traceable_wrapper_subclass(value)  # quantized, and as it was
     )
     # In eval mode a batch norm does not undo what rounding has made of the bias before it; float64 has next to none.
     for name, is_training in ((_OUTPUTS, True), (_EVAL_OUTPUTS, False))[: 2 if has_eval else 1]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._mapped import Mapped, member_first
 
@@ -28,6 +29,8 @@ def linear(
     del drawn
     if input.dim() < 2 or weight.dim() != 2:
         return NotImplemented  # vectors are left to vmap
+    if is_traceable_wrapper_subclass(weight):
+        return NotImplemented  # quantized weights have a product of their own, above autograd
     if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
         # Here rather than inside, so that autograd casts the gradients back.
         dtype = torch.get_autocast_dtype(input.device.type)

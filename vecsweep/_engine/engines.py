@@ -1,8 +1,10 @@
 """Engines: which of them steps the members of a run, why, and what becomes of it as the run goes on."""
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 from vecsweep._engine.budget import check_room, in_words, tell_memory
+from vecsweep._engine.caller.lending import have_same_special
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.keeping.snapshot import Manner
 from vecsweep._engine.members.footprint import Footprint
@@ -210,8 +212,11 @@ class Engines:
 
     def _probe(self) -> Probe:
         seed = self._plan.seeds[0]
-        self._seen = probe(self._learners[seed], self._windows.first, seed, self._streams)
-        return self._seen
+        seen = probe(self._learners[seed], self._windows.first, seed, self._streams)
+        if not have_same_special(learner.model for learner in self._learners.values()):
+            seen = replace(seen, obstacle=seen.obstacle or "the model of each seed has quantized weights of its own")
+        self._seen = seen
+        return seen
 
     def _choose_way(self, seen: Probe) -> None:
         unbatched = self._without_batching(seen.work)

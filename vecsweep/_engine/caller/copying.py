@@ -13,6 +13,9 @@ from vecsweep._engine.caller.lending import share
 from vecsweep._engine.caller.memory import is_out_of_memory
 from vecsweep.several import Several, parts_of
 
+# In eval mode bitsandbytes packs weights of four bits anew for some CPUs, in place, after which they train no more.
+_PACKS = "support_avx512bf16_for_cpu"
+
 
 def copy_model(
     model: nn.Module, optimizer: Optimizer | None = None, *, lent: Mapping[str, nn.Parameter] | None = None
@@ -51,6 +54,8 @@ def copy_model(
             own.register_hook(hook)
     for module in list(copied.modules()):
         vars(module).pop("_compiled_call_impl", None)  # of `model.compile()`
+        if hasattr(module, _PACKS):
+            setattr(module, _PACKS, False)
         for name, part in module.named_children():
             setattr(module, name, _compiled_from(part))
     return copied, None if optimizer is None else copy_optimizer(optimizer, memo)

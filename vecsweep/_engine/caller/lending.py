@@ -4,6 +4,7 @@ Nobody may change what is lent. A pass that writes to it all the same, as one do
 out when it does: what it wrote becomes the copy's own, and what is lent is put back.
 """
 
+import copy
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,24 +12,56 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
 _WORTH_LENDING = 2**20  # bytes: watching for writes takes a few microseconds an operator, which small models would feel
 
 
 def lendable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The frozen parameters of a model, by name, if they are so large that copies should share them."""
-    frozen = {name: p for name, p in model.named_parameters() if _is_lendable(p)}
-    return frozen if sum(p.nbytes for p in frozen.values()) >= _WORTH_LENDING else {}
+    """The frozen parameters of a model that copies share, by name: large ones, and those that nothing can stand for."""
+    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
+    special = {name: p for name, p in frozen.items() if is_special(p)}
+    plain = {name: p for name, p in frozen.items() if name not in special and _is_lendable(p)}
+    return special | (plain if sum(p.nbytes for p in plain.values()) >= _WORTH_LENDING else {})
 
 
 def share(parameters: Iterable[nn.Parameter]) -> dict[int, Any]:
     """Make other parameters of the same memory: by the id of each, as a memo for `copy.deepcopy`."""
-    return {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in parameters}
+    return {id(p): _of_same_memory(p) for p in parameters}
+
+
+def is_special(p: Tensor) -> bool:
+    """Whether a parameter is of a class of its own, as quantized weights are: no other tensor can take its place."""
+    return type(p) is not nn.Parameter
+
+
+def have_same_special(models: Iterable[nn.Module]) -> bool:
+    """Whether the special parameters of some models are in the same memory."""
+    places = [[part.data_ptr() for p in m.parameters() if is_special(p) for part in parts_of(p)] for m in models]
+    return all(own == places[0] for own in places)
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """The tensors that a tensor wraps; itself if it wraps none."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in parts_of(getattr(tensor, name))]
 
 
 def _is_lendable(p: nn.Parameter) -> bool:
-    return not (p.requires_grad or p.is_inference()) and type(p) is nn.Parameter and p.layout == torch.strided
+    return not p.is_inference() and p.layout == torch.strided
+
+
+def _of_same_memory(p: nn.Parameter) -> Tensor:
+    if not is_special(p) or is_traceable_wrapper_subclass(p):
+        return nn.Parameter(p.detach(), requires_grad=False)
+    shared = copy.deepcopy(p)  # with what it takes to read the numbers, which passes may change
+    shared.data = p.detach()
+    for name, value in vars(p).items():
+        if isinstance(value, Tensor) and _place(value) == _place(p):
+            setattr(shared, name, value)
+    return shared
 
 
 class Lent(TorchDispatchMode):
@@ -44,10 +77,10 @@ class Lent(TorchDispatchMode):
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         self.changed: dict[str, Tensor] = {}
-        self._parameters = dict(parameters)
-        self._data = {name: p.detach() for name, p in parameters.items()}
+        self._parameters = {name: p for name, p in parameters.items() if not is_traceable_wrapper_subclass(p)}
+        self._data = {name: p.detach() for name, p in self._parameters.items()}
         self._names = defaultdict[int, list[str]](list)
-        for name, p in parameters.items():
+        for name, p in self._parameters.items():
             self._names[_place(p)].append(name)
         self._before: dict[str, Tensor] = {}
 

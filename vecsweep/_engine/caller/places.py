@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 Items = dict[Hashable, Any]
@@ -382,7 +383,8 @@ def _names(slots: str | Iterable[str]) -> Iterable[str]:
 def place_of(value: object) -> Place | None:
     """The place that a container, a tensor, a random generator or an iterator is; None for anything else."""
     if isinstance(value, Tensor):
-        return Numbers(value) if value.layout == torch.strided and not value.is_meta else None
+        is_of_parts = is_traceable_wrapper_subclass(value)  # which are tensors themselves
+        return None if is_of_parts or value.layout != torch.strided or value.is_meta else Numbers(value)
     if is_progress(value):
         return Progress(value)
     return next((place(value) for kinds, place in _KINDS if isinstance(value, kinds)), None)

@@ -133,7 +133,8 @@ class Reach:
             self._pending.extend((label.then(f"[{i}]"), item) for i, item in enumerate(value))
         elif isinstance(value, types.MethodType):
             self._wait(label, [value.__func__])
-            self._pending.append((Label("the attribute", "self", value.__func__.__qualname__), value.__self__))
+            owner = getattr(value.__func__, "__qualname__", "")  # which a `functools.partial` has not
+            self._pending.append((Label("the attribute", "self", owner), value.__self__))
         elif isinstance(value, functools.partial):
             self._wait(label, [value.func])
             self._wait(Label("the bound argument", ""), [value.args, value.keywords])

@@ -7,8 +7,8 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from vecsweep._engine.caller.lending import is_special, parts_of
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.optimizer import StackedUpdate
 from vecsweep._words import counted, sized
@@ -49,9 +49,8 @@ class Footprint:
             activations: of a member, in bytes.
         """
         pattern = next(iter(learners.values()))
-        others = (t for learner in learners.values() for name, t in learner.constants.items() if name not in buffers)
         return cls(
-            base=_size_of(others),
+            base=_size_of(t for learner in learners.values() for t in _shared(learner, buffers)),
             weights=_size_of(pattern.parameters.values()),
             buffers=_size_of(pattern.constants[name] for name in buffers),
             moments=None if update is None else update.state_bytes(pattern.parameters),
@@ -107,13 +106,12 @@ def _size_of(tensors: Iterable[Tensor]) -> int:
     """The bytes of tensors: shared memory counts once, and wrappers, as quantized weights are, as what they wrap."""
     sizes = dict[int, int]()
     for tensor in tensors:
-        for part in _parts_of(tensor):
+        for part in parts_of(tensor):
             sizes[part.data_ptr() or id(part)] = part.nbytes
     return sum(sizes.values())
 
 
-def _parts_of(tensor: Tensor) -> list[Tensor]:
-    if not is_traceable_wrapper_subclass(tensor):
-        return [tensor]
-    names, _ = tensor.__tensor_flatten__()
-    return [part for name in names for part in _parts_of(getattr(tensor, name))]
+def _shared(learner: Learner, buffers: Collection[str]) -> list[Tensor]:
+    """What a learner's members have in common."""
+    constants = [tensor for name, tensor in learner.constants.items() if name not in buffers]
+    return constants + [p for p in learner.model.parameters() if is_special(p)]

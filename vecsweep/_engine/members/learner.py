@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vecsweep._engine.caller.copying import copy_model, forget_, set_to_train, uncompiled
-from vecsweep._engine.caller.lending import lendable
+from vecsweep._engine.caller.lending import is_special, lendable
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.caller.watch import Changes, Watch
 from vecsweep._engine.members.ensemble import MemberState
@@ -157,9 +157,9 @@ class Learner:
 
     @property
     def constants(self) -> dict[str, Tensor]:
-        """What is not trained and yet may change, by name: buffers, and parameters that the step itself sets."""
-        tensors = dict[str, Tensor](self.model.named_parameters()) | dict(self.model.named_buffers())
-        return {name: tensor.detach() for name, tensor in tensors.items() if name not in self.parameters}
+        """What is not trained and yet may change, by name: buffers, and parameters that the step itself may set."""
+        frozen = {n: p for n, p in self.model.named_parameters() if n not in self.parameters and not is_special(p)}
+        return {name: tensor.detach() for name, tensor in (frozen | dict(self.model.named_buffers())).items()}
 
     @functools.cached_property
     def inside(self) -> Watch:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vecsweep._engine.caller.copying import hooks_of
-from vecsweep._engine.caller.lending import Lent
+from vecsweep._engine.caller.lending import Lent, is_special
 from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state
 from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.batches import copy_batch
@@ -132,7 +132,7 @@ def _autograd_nodes(loss: Tensor) -> list[Any]:
 
 def _count_activations(nodes: Sequence[Any], learner: Learner) -> int:
     """The bytes that autograd keeps for each member: what depends on its parameters, and they themselves aside."""
-    own = {p.untyped_storage().data_ptr() for p in learner.model.parameters()}
+    own = {p.untyped_storage().data_ptr() for p in learner.model.parameters() if not is_special(p)}
     kept = {}
     for node in nodes:
         for name in dir(node):

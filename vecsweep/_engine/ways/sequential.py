@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from vecsweep._engine.caller.lending import Lent
+from vecsweep._engine.caller.lending import Lent, is_special
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.caller.watch import Changes, Watch, without
 from vecsweep._engine.data.batches import copy_batch
@@ -262,7 +262,7 @@ class _Member:
         for name, value in changed.items():
             lent[name].data = value
         before = self._pattern.constants
-        self._lent = Lent({name: p for name, p in lent.items() if p.is_set_to(before[name])})
+        self._lent = Lent({name: p for name, p in lent.items() if is_special(p) or p.is_set_to(before[name])})
 
     def _changing(self) -> dict[str, Tensor]:
         """The buffers, and those parameters that are not trained and yet are no longer what they were."""
