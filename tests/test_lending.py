@@ -112,29 +112,56 @@ def test_write_that_no_earlier_batch_has_shown_is_found_out_in_time():
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_model_has_its_frozen_weights_for_itself_unless_told_otherwise(engine):
+def test_model_shares_frozen_weights_unless_it_is_to_have_its_own(engine):
     task = make_task(rest)
     runs = vs.sweep(task, lrs=LRS, num_steps=3, engine=engine)
     place = task.model.teacher.weight.data_ptr()
-    assert runs.model(0).teacher.weight.data_ptr() != place
-    sharing = [runs.model(i, copy_frozen=False) for i in (0, 1)]
+    assert runs.model(0, copy_frozen=True).teacher.weight.data_ptr() != place
+    sharing = [runs.model(i) for i in (0, 1)]
     assert [model.teacher.weight.data_ptr() for model in sharing] == [place, place]
     assert len({model.student.weight.data_ptr() for model in (*sharing, task.model)}) == 3
     for i, model in enumerate(sharing):
-        for name, value in runs.model(i).state_dict().items():
+        for name, value in runs.model(i, copy_frozen=True).state_dict().items():
             assert torch.equal(model.state_dict()[name], value)
 
 
 def test_model_with_weights_in_common_can_be_trained_on():
     task = make_task(rest)
     runs = vs.sweep(task, lrs=LRS, num_steps=3)
-    before, trained = copy.deepcopy(task.model.state_dict()), runs.model(0, copy_frozen=False)
+    before, trained = copy.deepcopy(task.model.state_dict()), runs.model(0)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=0.1)
     loss_of(trained, task.batches[0][0]).backward()
     optimizer.step()
     assert not torch.equal(trained.student.weight, runs.model(0).student.weight)
     for name, value in task.model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_frozen_weights_of_a_model_of_its_own_may_be_trained_and_nobody_else_notices():
+    task = make_task(rest)
+    runs = vs.sweep(task, lrs=LRS, num_steps=3)
+    own = runs.model(0, copy_frozen=True)
+    own.teacher.weight.requires_grad_(True)
+    torch.optim.SGD(own.parameters(), lr=0.1).zero_grad()
+    loss_of(own, task.batches[0][0]).backward()
+    torch.optim.SGD(own.parameters(), lr=0.1).step()
+    assert not torch.equal(own.teacher.weight, task.model.teacher.weight)
+    assert torch.equal(runs.model(1).teacher.weight, task.model.teacher.weight)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_frozen_weights_that_were_written_to_since_the_run_are_told_of(engine):
+    task = make_task(rest)
+    runs = vs.sweep(task, lrs=LRS, num_steps=3, engine=engine)
+    before = task.model.teacher.weight.clone()
+    with torch.no_grad():
+        runs.model(0).teacher.weight.mul_(1.5)  # as merging an adapter does
+    for use in (lambda: runs.model(1), lambda: runs.extend(num_steps=2), lambda: runs.branch(0, num_steps=2)):
+        with pytest.raises(ValueError, match=r"parameter 'teacher.weight' is no longer what .* copy_frozen=True"):
+            use()
+    with torch.no_grad():
+        task.model.teacher.weight.copy_(before)
+    assert runs.extend(num_steps=2).train_loss.shape == (5, 2)
 
 
 # Prints by how many times its frozen weights the memory of a process grows at its highest in a sweep.
@@ -150,7 +177,7 @@ def sweep(width):
     task = vs.Task(model, [(torch.randn(2, width), torch.randn(2, 4))], torch.nn.functional.mse_loss, optimizer)
     before = highest()
     runs = vs.sweep(task, lrs=[1e-3, 2e-3, 3e-3], seeds=2, num_steps=6, engine=sys.argv[1], progress=False)
-    runs.model(0, copy_frozen=False)
+    runs.model(0)
     return (highest() - before) / model[0].weight.nbytes
 sweep(8)  # what PyTorch itself needs
 print(sweep(4096))

@@ -231,7 +231,7 @@ def test_learning_rate_of_an_adapter_is_found_and_the_winner_saved(tmp_path):
     model = make_model()
     answer = vs.find_lr(make_task(model, make_batches()), num_steps=32)
     assert answer.interval[0] <= answer.lr <= answer.interval[1]
-    answer.model(copy_frozen=False).save_pretrained(tmp_path)
+    answer.model().save_pretrained(tmp_path)
     loaded = peft.PeftModel.from_pretrained(copy.deepcopy(model).unload(), tmp_path)
     assert torch.equal(outputs_of(loaded)[0], outputs_of(answer.model())[0])
 

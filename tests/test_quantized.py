@@ -169,7 +169,7 @@ def test_adapters_of_weights_of_a_class_of_their_own_train_as_plain_loops_do(kin
         np.testing.assert_allclose(own.train_loss[:, 0], losses, rtol=1e-9)
         validated = np.mean([task.training_step(trained, batch).item() for batch in task.val_batches])
         np.testing.assert_allclose(own.metrics["val_loss"][-1, 0], validated, rtol=1e-9)
-    sharing = runs.model(0, copy_frozen=False)
+    sharing = runs.model(0)
     assert [type(layer.weight) for layer in sharing.base] == [type(layer.weight) for layer in model.base]
     assert places_of(sharing) == places_of(model) == places
     with torch.no_grad():

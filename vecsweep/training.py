@@ -150,6 +150,8 @@ class Training:
 
     def _go_on(self, before: Sweep, alive: Sequence[int], span: Span) -> Sweep:
         """Train some of the members over a span, and join it to what went before."""
+        for learner in self.start.learners.values():
+            learner.check_lent()
         part = self.select(alive)
         # What is followed since the members took their course; they all took it at the same time.
         followed = self.request.regular(part.courses[0].begin, span.begin, before.steps_per_epoch)

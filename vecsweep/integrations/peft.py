@@ -59,8 +59,8 @@ def save_adapter(runs: Sweep, i: int, folder: str | os.PathLike[str], **options:
     """Write member i's adapter as PEFT does, so that `PeftModel.from_pretrained(base, ...)` reads it.
 
     Of several adapters that the model holds those that are active are written, as trained ones are.
-    The base is neither copied nor written. Of an `Answer`, `answer.model(copy_frozen=False).save_pretrained(folder)`
-    does the same.
+    The base is neither copied nor written. Of an `Answer`, `answer.model().save_pretrained(folder)` does the
+    same.
 
     Args:
         runs: a sweep of a task from `make_task`.
@@ -79,7 +79,7 @@ def save_adapter(runs: Sweep, i: int, folder: str | os.PathLike[str], **options:
     Example:
         `save_adapter(runs, runs.best("val_loss"), "best")`
     """
-    model = runs.model(i, copy_frozen=False)
+    model = runs.model(i)
     if not _is_peft(model):
         raise TypeError(
             f"`runs` must be of models of PEFT; got {type(model).__name__}. `runs.save_model(i, path)` writes the "

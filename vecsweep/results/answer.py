@@ -100,7 +100,7 @@ class Answer:
         """Whether the winner has been trained to the end of the run."""
         return self.winner.rungs[-1] == 1.0
 
-    def model(self, *, copy_frozen: bool = True) -> nn.Module:
+    def model(self, *, copy_frozen: bool = False) -> nn.Module:
         """Return a module with the winner's weights, trained to the end of the run; of several seeds, the first's.
 
         Where the budget ended before that, the rest is trained now.

@@ -113,19 +113,20 @@ class Sweep(Curves):
 
         return report_sweep(self, path, metric=metric, mode=mode)
 
-    def model(self, i: int, *, copy_frozen: bool = True) -> nn.Module:
+    def model(self, i: int, *, copy_frozen: bool = False) -> nn.Module:
         """Return a module with member i's trained weights; of a member that diverged or stopped, those at its end.
 
         Args:
             i: the member, such as `runs.best()`.
-            copy_frozen: whether the module has what is not trained for itself, too. False leaves large frozen
-                parameters in the memory of the task's own model, if members trained on its device. Such a module may be
-                evaluated, saved and trained on; but what is written to its frozen parameters, as by `merge_and_unload`
-                of peft, is written to the task's model and to all others.
+            copy_frozen: whether the module has what is not trained for itself, too. Without, large frozen parameters
+                stay in the memory of the task's own model, if members trained on its device: such a module may be
+                evaluated, saved and trained on, but what is written to its frozen parameters, as by `merge_and_unload`
+                of peft, or by training those as well, is written to the task's model and to all others.
 
         Raises:
             IndexError: there is no such member.
-            ValueError: the result is of a range test, or was loaded from a file; neither holds weights.
+            ValueError: the result is of a range test, or was loaded from a file; neither holds weights. Or frozen
+                parameters, which members share, have been changed since the run.
         """
         return self._weights().model(self._index(i), copy_frozen=copy_frozen)
 
@@ -176,7 +177,7 @@ class Sweep(Curves):
         from safetensors import SafetensorError
         from safetensors.torch import save_model
 
-        model, path = self.model(i, copy_frozen=False), Path(path)
+        model, path = self.model(i), Path(path)
         path = path if path.suffix else path.with_suffix(".safetensors")
         row = self.members[i].as_row() | {"num_steps": len(self.train_loss)}
         metadata = {name: str(value) for name, value in row.items() if value is not None}

@@ -16,6 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 
 _WORTH_LENDING = 2**20  # bytes: watching for writes takes a few microseconds an operator, which small models would feel
 
+_SEALED = 16  # numbers along each axis
+
 
 def lendable(model: nn.Module) -> dict[str, nn.Parameter]:
     """The frozen parameters of a model that copies share, by name: large ones, and those that nothing can stand for."""
@@ -28,6 +30,38 @@ def lendable(model: nn.Module) -> dict[str, nn.Parameter]:
 def share(parameters: Iterable[nn.Parameter]) -> dict[int, Any]:
     """Make other parameters of the same memory: by the id of each, as a memo for `copy.deepcopy`."""
     return {id(p): _of_same_memory(p) for p in parameters}
+
+
+class Seal:
+    """By which it is seen, later, whether somebody has written to lent parameters: some numbers of each.
+
+    Args:
+        parameters: by name.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = dict(parameters)
+        self._numbers = {name: _some_of(p) for name, p in parameters.items()}
+
+    def check(self) -> None:
+        """Raise ValueError where one is no longer what it was."""
+        for name, p in self._parameters.items():
+            if not all(map(torch.equal, self._numbers[name], _some_of(p))):
+                raise ValueError(
+                    f"The frozen parameter {name!r} is no longer what the members were trained over: it has been "
+                    "written to in the task's model, or in a module that shares it, as by merging an adapter or "
+                    "training the base on. Run the sweep again, and take modules that will be changed by "
+                    "`runs.model(i, copy_frozen=True)`."
+                )
+
+
+def _some_of(p: Tensor) -> list[Tensor]:
+    """Bytes of some numbers, of all over a tensor; of eight bits a kind may have no `equal`."""
+    found = list[Tensor]()
+    for part in parts_of(p):
+        where = tuple(slice(None, None, max(1, -(-n // _SEALED))) for n in part.shape)
+        found.append(part.detach()[where].clone().reshape(-1).view(torch.uint8))
+    return found
 
 
 def is_special(p: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vecsweep._engine.caller.copying import copy_model, forget_, set_to_train, uncompiled
-from vecsweep._engine.caller.lending import is_special, lendable
+from vecsweep._engine.caller.lending import Seal, is_special, lendable
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.caller.watch import Changes, Watch
 from vecsweep._engine.members.ensemble import MemberState
@@ -79,6 +79,7 @@ class Learner:
         self.groups = _groups(model, optimizer)
         named = dict(model.named_parameters())
         self.parameters = {name: named[name] for group in self.groups for name in group.names}
+        self.seal: Seal | None = None  # of what is lent, where the caller has it, too
         self.frozen: frozenset[str] = frozenset()  # what the caller had frozen; here all is that is not trained
 
     @classmethod
@@ -144,16 +145,22 @@ class Learner:
         learner.frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in learner.parameters)
+        learner.seal = Seal(learner.objective.lent)
         return learner
 
-    def copy(self) -> "Learner":
-        """Make an independent learner in the same state."""
-        model, optimizer = copy_model(self.model, self.optimizer, lent=self.objective.lent)
+    def copy(self, *, copy_frozen: bool = False) -> "Learner":
+        """Make an independent learner in the same state; what is lent is shared, unless it is to be copied, too."""
+        model, optimizer = copy_model(self.model, self.optimizer, lent={} if copy_frozen else self.objective.lent)
         assert optimizer is not None
         task = self.task
         if isinstance(task.loss_fn, nn.Module):
             task = replace(task, loss_fn=copy.deepcopy(task.loss_fn))
         return Learner(task, model, optimizer, self.precision)
+
+    def check_lent(self) -> None:
+        """Raise ValueError where somebody has changed what is lent since this was made of the caller's model."""
+        if self.seal is not None:
+            self.seal.check()
 
     @property
     def constants(self) -> dict[str, Tensor]:
@@ -179,20 +186,21 @@ class Learner:
         """Copy what passes have kept in Python since `inside` was first asked for."""
         return self.inside.translate(self.inside.changes(), pattern.inside)
 
-    def model_of(self, state: MemberState, *, copy_frozen: bool = True) -> nn.Module:
+    def model_of(self, state: MemberState, *, copy_frozen: bool = False) -> nn.Module:
         """Make a module of its own that has a member's buffers, and its parameters as they are to be evaluated.
 
         Args:
             state: the member's.
-            copy_frozen: False to leave lent parameters in the memory that they share.
+            copy_frozen: whether lent parameters are copied, too.
+
+        Raises:
+            ValueError: somebody has changed those meanwhile.
         """
-        copied = self.copy()
+        self.check_lent()
+        copied = self.copy(copy_frozen=copy_frozen)
         if state.kept:
             copied.keep_(state.kept, self)
         model, optimizer = copied.model, copied.optimizer
-        if copy_frozen:
-            for parameter in copied.objective.lent.values():
-                parameter.data = parameter.data.clone()
         tensors = dict(model.named_parameters()) | dict(model.named_buffers())
         for name, value in (state.parameters | state.buffers).items():
             tensors[name].data = value.clone()  # of another shape, if the model lets a buffer grow
