@@ -258,6 +258,43 @@ def test_groups_at_other_learning_rates_keep_their_ratios():
             optimizer.step()
 
 
+def make_collator(multiple):
+    """A collator of Transformers', which pads texts and their labels on the right."""
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {f"w{k}": k for k in range(VOCABULARY)}
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0")), pad_token="w0"
+    )
+    return transformers.DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=multiple, label_pad_token_id=-100)
+
+
+def test_texts_of_many_lengths_that_are_padded_to_a_few_train_as_unpadded_ones_do():
+    model, generator = make_model("rslora", dropout=0.0), torch.Generator().manual_seed(1)
+    texts = [torch.randint(1, VOCABULARY, (length,), generator=generator).tolist() for length in range(3, 24)]
+    pairs = [texts[k : k + 2] for k in range(20)]  # the two of a pair have unlike lengths, and so have all pairs
+    collate = make_collator(8)
+    batches = [dict(collate([{"input_ids": own, "labels": own} for own in pair])) for pair in pairs]
+    assert len({batch["input_ids"].shape for batch in batches}) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of more than 16 shapes, say
+        runs = vs.sweep(make_task(model, batches), lrs=LRS, num_steps=20, engine="vectorized", divergence_factor=None)
+    assert runs.engine.startswith("vectorized, traced")
+    for i, lr in enumerate(LRS):
+        alone = copy.deepcopy(model)
+        optimizer = torch.optim.AdamW([p for p in alone.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+        for t, pair in enumerate(pairs):
+            optimizer.zero_grad()
+            num_targets = sum(len(text) - 1 for text in pair)
+            loss = 0.0
+            for text in pair:  # each alone, without a padded token or a mask
+                ids = torch.tensor([text])
+                own = F.cross_entropy(alone(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="sum")
+                loss = loss + own / num_targets
+            loss.backward()
+            optimizer.step()
+            np.testing.assert_allclose(runs.train_loss[t, i], loss.item(), rtol=1e-9)
+
+
 def test_model_without_an_adapter_is_refused():
     with pytest.raises(TypeError, match=r"must be what `peft.get_peft_model` returns; got GPT2LMHeadModel"):
         make_task(make_gpt2(), make_batches())
