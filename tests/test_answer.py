@@ -350,8 +350,29 @@ def test_scan_finds_the_cliff_and_what_may_be_best_below_it():
 
 
 def test_best_far_below_the_cliff_is_noise():
-    scores = {float(lr): 2.0 - 1e-6 * (lr == 1e-4) for lr in 10.0 ** np.arange(-6, 1)} | {10.0: 9.0, 100.0: math.inf}
+    scores = {float(lr): 2.0 - 0.1 * (lr == 1e-4) for lr in 10.0 ** np.arange(-6, 1)} | {10.0: 9.0, 100.0: math.inf}
     assert Scan(scores).best == pytest.approx(10 * 10**-1.6)
+
+
+def test_scan_of_a_plateau_goes_by_where_training_breaks():
+    worse_and_worse = {1e-6: 0.685, 1e-4: 0.68501, 1e-2: 0.6855, 0.1: 0.72, 1.0: 0.79, 10.0: 20.0, 100.0: math.inf}
+    scan = Scan(worse_and_worse)
+    assert scan.cliff == 1.0
+    assert scan.window(0.5)[0] < 0.1 < scan.window(0.5)[-1]
+    assert scan.missing(0.4).size == 0
+
+
+def test_answer_to_a_task_that_starts_on_a_plateau_trains_it():
+    # A product of two of sixteen inputs: 8 steps with a large lr make the loss worse at first, whatever it is later.
+    torch.manual_seed(0)
+    inputs = torch.randn(512, 16)
+    data = torch.utils.data.TensorDataset(inputs, (inputs[:, 0] * inputs[:, 1] > 0).long())
+    model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 2))
+    loader = torch.utils.data.DataLoader(data, 32, shuffle=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    answer = vs.find_lr(vs.Task(model, loader, F.cross_entropy, optimizer=optimizer), epochs=6, schedule="one-cycle")
+    outputs = answer.model()(inputs)
+    assert (outputs.argmax(1) == data.tensors[1]).double().mean() > 0.9
 
 
 def test_scan_widens_where_it_ends_too_soon():

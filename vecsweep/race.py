@@ -23,6 +23,9 @@ SCAN_SHARE = 1 / 32  # of the run
 LEAST_SCAN_STEPS = 8
 BELOW, ABOVE = 1.5, 0.5  # decades around the best of the scan
 _TO_CLIFF = 1.6  # decades: a best that is further below the cliff is noise
+UNFELT = 0.02  # of what untrained weights score; training that gains less has shown nothing
+_BROKEN = 0.1  # of the same: where nothing is gained anywhere, a lr that is worse by less may yet be a good one
+_TO_CLIFF_UNFELT = 0.9  # decades: the cliff's median distance from the best lr of a run
 _MOST_DECADES = 20  # that a scan may come to, from its first range on
 
 
@@ -163,17 +166,28 @@ class Scan:
         return self.scores[min(self.scores)]
 
     @property
+    def is_felt(self) -> bool:
+        """Whether any lr has gained something; on a plateau, or within few steps, none may have."""
+        return self.start - min(self.scores.values()) > UNFELT * abs(self.start)
+
+    @property
     def best(self) -> float:
         """The lr that scores best, unless it is so far below the cliff that what it gained must be noise."""
         best = min(self.scores, key=self.scores.__getitem__)
-        return best if self.cliff is None else max(best, self.cliff * 10**-_TO_CLIFF)
+        distance = _TO_CLIFF if self.is_felt else _TO_CLIFF_UNFELT
+        return best if self.cliff is None else max(best, self.cliff * 10**-distance)
 
     @property
     def cliff(self) -> float | None:
-        """The least lr above the best from which on all score worse than untrained weights; None if there is none."""
+        """The least lr above the best from which on all score worse than untrained weights; None if there is none.
+
+        Where no lr has gained anything, all but the smallest may score a trace worse: there the cliff is where training
+        breaks the model.
+        """
         lowest = min(self.scores, key=self.scores.__getitem__)
+        highest = self.start if self.is_felt else self.start + _BROKEN * abs(self.start)
         for lr in sorted(self.scores, reverse=True):
-            if lr <= lowest or self.scores[lr] <= self.start:
+            if lr <= lowest or self.scores[lr] <= highest:
                 return min((own for own in self.scores if own > lr), default=None)
         return None
 

@@ -18,7 +18,7 @@ from vecsweep._types import Mode
 from vecsweep.observers.audience import Audience
 from vecsweep.plan import Course, Member, Span
 from vecsweep.pruning import step_of
-from vecsweep.race import SCANNED, Race, Scan, is_alike, scan_lrs, scan_spacing, scan_steps, strategy_for
+from vecsweep.race import SCANNED, UNFELT, Race, Scan, is_alike, scan_lrs, scan_spacing, scan_steps, strategy_for
 from vecsweep.request import Request
 from vecsweep.results import Answer, Sweep
 from vecsweep.results.ranking import Setting, group_by_setting
@@ -33,7 +33,6 @@ _LAST_LOSSES = 0.25  # of a member's losses so far, whose mean is its score wher
 _LATE = (7 / 8, 15 / 16)  # of a run, where those that are left are measured, too, to see what chance does
 _LATEST = 1 + len(_LATE)  # evaluations, the one at the end among them
 _BAD = 10  # tolerances behind the best
-_UNFELT = 0.02  # of the metric of untrained weights; training that gains less has shown nothing
 
 
 class Search:
@@ -281,7 +280,7 @@ class Search:
         """What may be wrong with the answer."""
         doubts, winner = [], race.winner
         best = race.scores[race.end][winner]
-        if self.start - best <= _UNFELT * abs(self.start):
+        if self.start - best <= UNFELT * abs(self.start):
             doubts.append(
                 f"Training hardly gains anything: {self.metric} comes from {abs(self.start):.4g} to {abs(best):.4g}. "
                 "The run may be too short, the model trained already, or unable to learn this."

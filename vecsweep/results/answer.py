@@ -91,7 +91,7 @@ class Answer:
             *self._table(),
         ]
         for name, values in self.mattered().items():
-            told = ", ".join(f"{_text(value)}: {cell(100 * gap)} %" for value, gap in values.items())
+            told = ", ".join(f"{_text(value)}: {_behind(gap)}" for value, gap in values.items())
             lines += ["", f"Behind the best, at the best of the rest, by {name}: {told}"]
         return "\n".join(lines)
 
@@ -222,9 +222,14 @@ class Answer:
         several = len({(trial.setting.schedule, trial.setting.hyper) for trial in self.trials}) > 1
         for trial in self.trials:
             _, *rest = trial.setting.parts
-            behind = f"{100 * trial.gap:.1f} %" if math.isfinite(trial.gap) else "diverged"
             rows.append(
-                (f"{trial.setting.lr:.3g}", ", ".join(rest), f"{trial.rungs[-1]:.0%}", cell(trial.scores[-1]), behind)
+                (
+                    f"{trial.setting.lr:.3g}",
+                    ", ".join(rest),
+                    f"{trial.rungs[-1]:.0%}",
+                    cell(trial.scores[-1]),
+                    _behind(trial.gap),
+                )
             )
         return [tuple(text for k, text in enumerate(row) if k != 1 or several) for row in rows]
 
@@ -232,6 +237,13 @@ class Answer:
         rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def _behind(gap: float) -> str:
+    """A gap in words; where training gained next to nothing, shares of that are large and say no more."""
+    if math.isinf(gap):
+        return "diverged"
+    return f"{100 * gap:.1f} %" if gap < 10 else "over 1000 %"
 
 
 def _text(value: str | float) -> str:
