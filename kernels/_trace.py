@@ -127,6 +127,8 @@ class _Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what is asked for, and note it."""
         kwargs = kwargs or {}
+        if func.namespace == "profiler":  # the marks of `record_function`, for which graphs have no words
+            return func(*args, **kwargs)
         if func is _LIFT:  # of a tensor made of numbers, here and now: what is written to it must not stay
             self._constant(args[0], args[0].clone())
         inputs, named = map_aggregate(args, self._node_of), map_aggregate(kwargs, self._node_of)

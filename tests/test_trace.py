@@ -56,6 +56,14 @@ def test_inputs_that_are_returned_and_results_that_are_used_twice():
     assert_traced(lambda x, y: [y, x, x + y, x + y], (2,), (2,))
 
 
+def test_marks_of_a_profiler_are_left_out():
+    def function(x):
+        with torch.profiler.record_function("double"):
+            return [2 * x]
+
+    assert_traced(function, (3,))
+
+
 def test_gradients_under_vmap():
     def loss(w, x):
         return F.cross_entropy(F.layer_norm(x @ w, (3,)), torch.tensor([0, 2, 1, 1]))

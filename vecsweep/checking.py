@@ -278,7 +278,7 @@ def _computed(loop: PlainLoop, model: nn.Module, seed: int, *, is_training: bool
 
 
 def _array(tensor: Tensor) -> FloatArray:
-    return tensor.detach().double().cpu().numpy()
+    return tensor.detach().to_dense().double().cpu().numpy()
 
 
 def _curve_deviation(

@@ -1,13 +1,25 @@
-"""What a result read from a file must be, before anything is computed with it."""
+"""What a result read from a file must be, before anything is computed with it, and a model that is written to one."""
 
 import sys
 from collections.abc import Mapping
 from typing import Any, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from vecsweep._types import Method
+
+
+def check_is_dense(model: nn.Module) -> None:
+    """Raise TypeError if a model has what safetensors has no words for."""
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and tensor.layout != torch.strided:
+            raise TypeError(
+                f"A safetensors file holds dense tensors; {name!r} is {tensor.layout}. Write it by "
+                "`torch.save(runs.model(i).state_dict(), path)`."
+            )
 
 
 def check_content(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vecsweep._errors import ResultFileError
 from vecsweep._types import Batch, FloatArray, Lrs, Mode, PlotKind, Schedules
-from vecsweep.results._checks import check_content
+from vecsweep.results._checks import check_content, check_is_dense
 from vecsweep.results._files import Arrays, read_result, replace_file, write_csv, write_result
 from vecsweep.results._html import html_paragraph, html_picture
 from vecsweep.results.curves import Curves
@@ -178,6 +178,7 @@ class Sweep(Curves):
         from safetensors.torch import save_model
 
         model, path = self.model(i), Path(path)
+        check_is_dense(model)
         path = path if path.suffix else path.with_suffix(".safetensors")
         row = self.members[i].as_row() | {"num_steps": len(self.train_loss)}
         metadata = {name: str(value) for name, value in row.items() if value is not None}

@@ -301,7 +301,8 @@ def key_of(batch: Batch) -> Key:
 def _kind_of(leaf: Any) -> Hashable:
     """Say what a leaf is, but for the numbers in it."""
     if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+        form = leaf.stride() if leaf.layout == torch.strided else leaf.layout  # sparse tensors have no strides
+        return leaf.shape, form, leaf.dtype, leaf.device
     return (type(leaf), leaf.shape, leaf.dtype) if isinstance(leaf, np.ndarray) else (type(leaf),)
 
 
@@ -352,8 +353,9 @@ def member_dims(batch: Batch) -> Batch:
 
 
 def size_bytes(batch: Batch) -> int:
-    """The memory that a batch's tensors take, in bytes."""
-    return sum(leaf.nbytes for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor))
+    """The memory that a batch's tensors take, in bytes; sparse ones do not say."""
+    tensors = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+    return sum(tensor.nbytes for tensor in tensors if tensor.layout == torch.strided)
 
 
 def is_finite(batch: Batch) -> bool:

@@ -234,6 +234,11 @@ def _name_of(function: Any) -> str:
 
 def summarize(tensor: torch.Tensor) -> list[float]:
     """A few numbers by which a tensor is told from another, and not from what another machine makes of it."""
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"A checkpoint keeps dense tensors; the model has one that is {tensor.layout}, {list(tensor.shape)}. Let "
+            "the batches bring it, or leave `checkpoint` out."
+        )
     values = tensor.detach().reshape(-1)
     values = (values.abs() if values.is_complex() else values).double()
     if values.numel() == 0:

@@ -275,6 +275,12 @@ def _check_trainable(model: nn.Module) -> None:
         raise ValueError(
             "`model` must have parameters to train; got none with requires_grad=True. Unfreeze some of them."
         )
+    for name, buffer in model.named_buffers():
+        if buffer.layout not in (torch.strided, torch.sparse_coo):
+            raise TypeError(
+                f"`model` must have buffers that can be copied; {name!r} is {buffer.layout}, which PyTorch does not "
+                "copy. Keep it as `to_sparse_coo()`, or let the batches bring it."
+            )
     for name, parameter in model.named_parameters():
         if torch.nn.parameter.is_lazy(parameter):
             raise ValueError(
@@ -290,10 +296,3 @@ def _check_steps_by_its_class(optimizer: Optimizer) -> None:
                 f"`optimizer` must step by its class; the `step` of this {type(part).__name__} has been replaced, and "
                 "copies would not have it. Put the new step into a subclass."
             )
-
-
-def is_same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are equal, NaN being equal to itself."""
-    if a.is_set_to(b):  # lent parameters, which are large
-        return True
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

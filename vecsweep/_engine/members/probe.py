@@ -12,7 +12,8 @@ from vecsweep._engine.caller.lending import Lent, is_special
 from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state
 from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.batches import copy_batch
-from vecsweep._engine.members.learner import Learner, is_same
+from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.work import Work, WorkCounter
 from vecsweep._types import Batch
 from vecsweep.kernels.rules import Draw, OpenDraws, Recorder, checkpoints_run_through

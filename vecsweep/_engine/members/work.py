@@ -73,5 +73,6 @@ class WorkCounter(TorchDispatchMode):
             self.flops += count(*args, **kwargs, out_val=result)
         is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
         if not is_view:
-            self.num_bytes += sum(leaf.nbytes for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor))
+            leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+            self.num_bytes += sum(leaf.nbytes for leaf in leaves if leaf.layout == torch.strided)
         return result

@@ -33,8 +33,14 @@ def explain(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     """Name the operator, or what else PyTorch says."""
     message = str(error).strip() or type(error).__name__
+    sentence = re.split(r"(?<=\w)[.:](?:\s|$)|\n", message.removeprefix("vmap: "))[0]
     if "data-dependent control flow" in message:
         return "data-dependent control flow, such as `if` or `while` on the values of a tensor"
+    if "sparse" in sentence.lower():
+        return "a sparse tensor, such as a sparse matrix or the gradient of `nn.Embedding(..., sparse=True)`"
+    if written := re.match(r"(?:aten::)?(\w+)_\(self, \*extra_args\) is not possible", sentence):
+        name = written.group(1)
+        return f"`{name}_` would write what differs between members into a tensor that they share; `{name}` makes one"
     if operator := re.search(r"aten::\w+(\.\w+)?|\.item\(\)", message):
         return operator.group()
-    return re.split(r"(?<=\w)[.:](?:\s|$)|\n", message.removeprefix("vmap: "))[0]
+    return sentence

@@ -21,8 +21,9 @@ from vecsweep._engine.caller.watch import Changes, Watch, without
 from vecsweep._engine.data.batches import copy_batch
 from vecsweep._engine.members.divergence import Fate, judge
 from vecsweep._engine.members.ensemble import MemberState
-from vecsweep._engine.members.learner import Learner, is_same
+from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.measure import measure_one
+from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.stock import evaluating, fastest_kernel, load_state, save_state, step_
 from vecsweep._engine.ways.contract import Curve, Window
 from vecsweep._errors import warn_of_fallback

@@ -17,10 +17,11 @@ from vecsweep._engine.graphs.capture import Pool, Slots, is_capturable
 from vecsweep._engine.graphs.levels import Level, Stepping, name_of_key
 from vecsweep._engine.members.ensemble import Ensemble, MemberState
 from vecsweep._engine.members.footprint import Footprint
-from vecsweep._engine.members.learner import Learner, is_same
+from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.measure import Measuring
 from vecsweep._engine.members.optimizer import MemberOptimizers, StackedUpdate
 from vecsweep._engine.members.probe import Probe, probe
+from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.step import Step
 from vecsweep._engine.ways.chunk import VectorizedChunk
 from vecsweep._engine.ways.contract import OutOfMemory, Unmappable
