@@ -396,7 +396,7 @@ def test_compiled_loss_is_taken_as_it_was():
     assert "traced" in runs.engine
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # in the words of torch 2.13, and of 2.15
 def test_scripted_model_is_refused_as_what_it_is():
     model = torch.jit.script(linear())
     task = vs.Task(model, BATCHES, loss_of_pair, optimizer=lambda p: torch.optim.SGD(list(p), 0.1))

@@ -4,7 +4,7 @@ Nothing is computed twice then, and activations are kept: those of as many membe
 gradients are the same, for what a second pass would compute is what the first has.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,13 @@ from torch import Tensor
 from torch.utils import checkpoint
 
 __all__ = ["checkpoints_run_through"]
+
+# What `checkpoint` calls, with and without reentry; the second has another name from torch 2.15 on.
+_OTHER_NAME = "_checkpoint_without_reentrant_generator_impl"
+_EXCHANGED = (
+    "CheckpointFunction",
+    _OTHER_NAME if hasattr(checkpoint, _OTHER_NAME) else "_checkpoint_without_reentrant_generator",
+)
 
 
 @dataclass
@@ -41,7 +48,7 @@ class _Reentrant:
 def checkpoints_run_through() -> Iterator[Checkpoints]:
     """Let `torch.utils.checkpoint.checkpoint`, whoever has imported it, call its function and do nothing else.
 
-    The function itself cannot be exchanged: models keep it. These are the two that it calls (torch 2.11 to 2.13).
+    The function itself cannot be exchanged: models keep it. These are the two that it calls (torch 2.11 to 2.15).
     """
     met = Checkpoints()
 
@@ -51,13 +58,13 @@ def checkpoints_run_through() -> Iterator[Checkpoints]:
         met.has_any = True
         yield
 
-    before = checkpoint.CheckpointFunction, checkpoint._checkpoint_without_reentrant_generator
-    _exchange(_Reentrant(met), around)
+    before = [getattr(checkpoint, name) for name in _EXCHANGED]
+    _exchange([_Reentrant(met), around])
     try:
         yield met
     finally:
-        _exchange(*before)
+        _exchange(before)
 
 
-def _exchange(reentrant: Any, around: Any) -> None:
-    vars(checkpoint).update(CheckpointFunction=reentrant, _checkpoint_without_reentrant_generator=around)
+def _exchange(own: Sequence[Any]) -> None:
+    vars(checkpoint).update(zip(_EXCHANGED, own, strict=True))
