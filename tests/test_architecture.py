@@ -44,7 +44,7 @@ LAYERS = {
         "tasks",
     ],
     "plans": [
-        "schedules.stand_in",
+        "schedules.lengths schedules.stand_in",
         "schedules.torch_schedulers",
         "schedules.schedule",
         "schedules.annealing schedules.cycles schedules.decay",
@@ -183,7 +183,7 @@ ALL_THAT_IS_IMPORTED = {
     "kernels.updates": {"kernels.updates"},
     "execution": {"_words", "_errors", "_types"},
     "plan": {"_arrays", "_words", "_errors", "_hyper", "_types", "schedules"},
-    "schedules": {"_words", "_hyper", "_types", "plot", "schedules"},
+    "schedules": {"_errors", "_words", "_hyper", "_types", "plot", "schedules"},
     "suggest": {"_words", "_types", "suggest"},
     "task": {"_errors", "_types", "several"},
     "results.ranking": {"_types", "_words", "execution", "results._html"},

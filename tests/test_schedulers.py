@@ -71,6 +71,7 @@ def test_no_scheduler_of_torch_is_left_out():
     assert found - {lr_scheduler.LRScheduler, lr_scheduler.ReduceLROnPlateau} == SCHEDULERS.keys() - {SWALR}
 
 
+@pytest.mark.filterwarnings("ignore:(OneCycle|CosineAnnealing)LR is made for 60 steps:UserWarning")
 @pytest.mark.parametrize("kind", SCHEDULERS, ids=lambda kind: kind.__name__)
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 @pytest.mark.parametrize("build", [SGD, ADAM], ids=["SGD", "Adam"])
@@ -234,6 +235,23 @@ def decaying(optimizer):
 def test_scheduler_that_a_member_cannot_follow_is_rejected(schedule, message):
     with pytest.raises(ValueError, match=message):
         schedule.rows(SGD(TWO_GROUPS), 0.1, 12, 1)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda o: lr_scheduler.OneCycleLR(o, peaks(o), total_steps=20),
+        lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=20),
+    ],
+)
+def test_scheduler_of_as_many_steps_as_the_run_has_is_asked_about_where_it_steps_by_epochs(factory):
+    template = SGD([torch.zeros(1)], momentum=0.9)
+    with pytest.warns(
+        UserWarning, match=r"made for 20 steps, and steps after each epoch, of which the run has 4\. .*step"
+    ):
+        s.from_torch(factory).rows(template, 0.1, 20, 5)
+    s.from_torch(factory, "step").rows(template, 0.1, 20, 5)
+    s.from_torch(factory).rows(template, 0.1, 100, 5)  # 20 epochs
 
 
 def test_momentum_that_differs_between_groups_is_not_scheduled():

@@ -19,7 +19,8 @@ class Task:
     Nothing given here is ever changed: a sweep trains copies. A model that is in training mode is trained as it stands,
     so that a frozen body in eval mode stays in eval mode; a model in eval mode is put in training mode as a whole.
     Random numbers should come from the global generators, which a sweep seeds and gives back, not from a generator
-    that the model or the loss keeps for itself.
+    that the model or the loss keeps for itself. The generators of a DataLoader and its sampler are seeded, too, so that
+    each seed has an order of its own, and given back.
 
     Args:
         model: a module, or a function without arguments that builds one. A function is called once for each

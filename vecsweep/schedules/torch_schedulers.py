@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from vecsweep._types import FloatArray
+from vecsweep.schedules.lengths import look_at_length
 from vecsweep.schedules.stand_in import StandIn, read_options
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class TorchSchedule:
                 f"{running.name} must be fed a metric while members train; its learning rates cannot be told in "
                 "advance. Call `start`, and `step(metric)` after each epoch."
             )
+        if self.interval == "epoch":
+            look_at_length(running._scheduler, num_steps, math.ceil(num_steps / steps_per_epoch - _ROUNDING))
         seen = list[dict[str, float]]()
         for step in range(num_steps):
             due = step if self.interval == "step" else math.floor(step / steps_per_epoch + _ROUNDING)
