@@ -695,3 +695,57 @@ def test_seeds_take_turns_at_worker_processes_and_see_what_they_would_alone(monk
         np.testing.assert_array_equal(runs.metrics["val_loss"][:, [seed, seed + 4]], alone.metrics["val_loss"])
     longer = runs.extend(num_steps=3)
     np.testing.assert_array_equal(longer.train_loss, vs.sweep(task, seeds=4, **{**how, "num_steps": 11}).train_loss)
+
+
+class OfSequences(nn.Module):
+    """A GRU over sequences of their own lengths, and a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(5, 4, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, inputs, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(inputs, lengths, batch_first=True, enforce_sorted=False)
+        return self.head(self.gru(packed)[1][-1])
+
+
+class OfChosen(nn.Module):
+    """A layer for those samples alone whose first feature is positive."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(5, 1)
+
+    def forward(self, inputs, lengths):
+        (rows,) = torch.where(inputs[:, 0, 0] + 0 * self.head.bias > 0)
+        return torch.zeros(len(inputs), 1, dtype=inputs.dtype).index_add(0, rows, self.head(inputs[rows, 0]))
+
+
+@pytest.mark.parametrize(
+    ("make_model", "told"),
+    [
+        (OfSequences, r"aten::gru.data, of packed sequences"),
+        (OfChosen, r"aten::where, whose result is as large as val"),
+    ],
+)
+def test_operators_that_cannot_be_batched_are_named_by_what_callers_know_them_by(make_model, told):
+    torch.manual_seed(0)
+    model = make_model().double()
+    inputs, lengths = INPUTS[:40].view(8, 5, 5), torch.tensor([5, 1, 3, 2, 5, 4, 2, 3])
+    batches = [(inputs, lengths, TARGETS[:8])]
+
+    def step(model, batch):
+        return nn.functional.mse_loss(model(batch[0], batch[1]), batch[2])
+
+    task = vs.Task(model, batches, training_step=step, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.warns(vs.FallbackWarning, match=told):
+        runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, engine="vectorized")
+    for i, lr in enumerate(LRS):
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(own.parameters(), lr=lr)
+        for k in range(NUM_STEPS):
+            loss = step(own, batches[0])
+            assert loss.item() == pytest.approx(runs.train_loss[k, i], abs=1e-9)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()

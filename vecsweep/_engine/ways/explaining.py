@@ -12,6 +12,10 @@ from vecsweep import kernels
 from vecsweep._engine.members.objective import Objective
 
 _FOLDERS = (Path(torch.__file__).parent, Path(str(kernels.__file__)).parent, Path(__file__).parents[2])
+_MEANT = {  # what a caller knows an operator by
+    r"aten::(lstm|gru|rnn_tanh|rnn_relu)\.data": ", of packed sequences",
+    r"aten::(where|nonzero\w*|masked_select|_?unique\w*)$": ", whose result is as large as values say",
+}
 _LIBRARIES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
 
 
@@ -42,5 +46,7 @@ def _reason(error: Exception) -> str:
         name = written.group(1)
         return f"`{name}_` would write what differs between members into a tensor that they share; `{name}` makes one"
     if operator := re.search(r"aten::\w+(\.\w+)?|\.item\(\)", message):
-        return operator.group()
+        return operator.group() + next(
+            (told for names, told in _MEANT.items() if re.match(names, operator.group())), ""
+        )
     return sentence
