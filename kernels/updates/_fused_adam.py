@@ -52,7 +52,7 @@ def apply_all(
     steps = [state["step"] + 1 for state in states]
     numbers = (lr, *betas, eps, weight_decay)
     moments = [[state[name] for state in states] for name in _NAMES[: 3 if amsgrad else 2]]
-    results = torch.ops.vecsweep.adam.default(
+    results = _OPERATOR(
         list(params),
         [grad.contiguous() for grad in grads],
         *moments,
@@ -119,10 +119,12 @@ def _stepped(*arguments: Any) -> list[Tensor]:
 
 
 WRITTEN = (0, 2, 3, 4)  # the arguments of `step_` that it writes to
-_LIBRARY = torch.library.Library("vecsweep", "DEF")
+_NAMESPACE = __name__.replace(".", "_")  # the module may be imported by two names, an operator be defined by one once
+_LIBRARY = torch.library.Library(_NAMESPACE, "DEF")
 _LIBRARY.define(
     "adam(Tensor[] params, Tensor[] grads, Tensor[] exp_avgs, Tensor[] exp_avg_sqs, Tensor[] max_exp_avg_sqs, "
     "Tensor[] steps, Tensor is_stepped, Tensor[] varied, int[] which, float[] numbers, bool[] flags) -> Tensor[]"
 )
 _LIBRARY.impl("adam", _stepped, "CPU")
-FUSED_ADAM = Fused(torch.ops.vecsweep.adam.default, step_, WRITTEN, suits, apply_all)
+_OPERATOR = getattr(torch.ops, _NAMESPACE).adam.default
+FUSED_ADAM = Fused(_OPERATOR, step_, WRITTEN, suits, apply_all)

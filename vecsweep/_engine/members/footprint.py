@@ -5,12 +5,14 @@ Not here: how much memory there is (`caller/room.py`).
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor
 
 from vecsweep._engine.caller.lending import is_special, parts_of
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.optimizer import StackedUpdate
+from vecsweep._engine.members.sameness import dense_parts
 from vecsweep._words import counted, sized
 
 
@@ -106,7 +108,7 @@ def _size_of(tensors: Iterable[Tensor]) -> int:
     """The bytes of tensors: shared memory counts once, and wrappers, as quantized weights are, as what they wrap."""
     sizes = dict[int, int]()
     for tensor in tensors:
-        for part in parts_of(tensor):
+        for part in chain.from_iterable(map(dense_parts, parts_of(tensor))):
             sizes[part.data_ptr() or id(part)] = part.nbytes
     return sum(sizes.values())
 

@@ -13,12 +13,17 @@ _PARTS = {
 }
 
 
+def dense_parts(tensor: Tensor) -> list[Tensor]:
+    """What a sparse tensor is made of; another is made of itself."""
+    return [part(tensor) for part in _PARTS[tensor.layout]] if tensor.layout in _PARTS else [tensor]
+
+
 def is_same(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors are equal, NaN being equal to itself."""
     if a.layout != b.layout or a.shape != b.shape:
         return False
     if a.layout in _PARTS:
-        return all(is_same(part(a), part(b)) for part in _PARTS[a.layout])
+        return all(map(is_same, dense_parts(a), dense_parts(b)))
     if a.is_set_to(b):  # lent parameters, which are large
         return True
     return bool(((a == b) | ((a != a) & (b != b))).all())
