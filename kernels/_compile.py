@@ -20,6 +20,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
 _LOOK_S = 0.05  # between two looks whether the code is still wanted
@@ -47,6 +48,8 @@ class _Compiled(nn.Module):
             GivenUp: at the first call, if the code is not wanted any more.
         """
         if self._code is None:
+            with FakeTensorMode():  # the first of the process: begun in another thread, PyTorch 2.11 for CUDA crashes
+                pass
             self._code = _while_wanted(self._is_wanted, lambda: _compile(self._graph, tensors))
         return self._code(*tensors)
 
@@ -70,7 +73,8 @@ def compile_graph(graph: GraphModule, is_wanted: Callable[[], bool]) -> Callable
 def _compile(graph: GraphModule, tensors: tuple[Tensor, ...]) -> Callable[..., Any]:
     import torch._inductor  # takes longer to import than torch itself
 
-    with torch.no_grad():  # which a thread does not inherit
+    device = tensors[0].device
+    with torch.no_grad(), torch.cuda.device(device if device.type == "cuda" else -1):  # which no thread inherits
         return torch._inductor.compile(graph, list(tensors))
 
 

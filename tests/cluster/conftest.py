@@ -1,5 +1,6 @@
 """Two nodes for all tests of clusters, and workers that the tests of a file share."""
 
+import signal
 import sys
 
 import clusters
@@ -18,8 +19,17 @@ def sent_by_value(request):
         cloudpickle.unregister_pickle_by_value(module)
 
 
+@pytest.fixture(autouse=True, scope="package")
+def handlers():
+    """Put back those that `ray.init` and Tune have replaced, and that neither puts back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="package")
-def nodes():
+def nodes(handlers):
     """A cluster of two nodes with a core each."""
     with clusters.two_nodes() as cluster:
         yield cluster

@@ -1,7 +1,6 @@
 """The recipe of docs/scale.md: a trial of Ray Tune that is a whole sweep."""
 
 import re
-import signal
 from pathlib import Path
 
 import pytest
@@ -31,14 +30,12 @@ def test_trial_of_the_recipe_is_a_whole_sweep(nodes, tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text()
     (recipe,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     recipe = recipe.replace("RunConfig(", f"RunConfig(storage_path={str(tmp_path)!r}, verbose=0, ")
-    before = signal.getsignal(signal.SIGINT)
     ray.init(nodes.address, log_to_driver=False)
     try:
         names = {"make_task": make_task, "LRS": LRS, "__name__": __name__}
         exec(compile(recipe, "docs/scale.md", "exec"), names)
     finally:
         ray.shutdown()
-        signal.signal(signal.SIGINT, before)  # in whose place Tune has put its own
     runs = vs.sweep(make_task(8), lrs=LRS, seeds=2, num_steps=20).extend(num_steps=20)
     best = runs.best("val_loss")
     found = names["best"]
