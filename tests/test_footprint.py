@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vecsweep as vs
+from vecsweep._engine import budget
 from vecsweep.cli import main
 from vecsweep.integrations.peft import make_task
 
@@ -115,12 +116,16 @@ def test_nothing_is_said_to_those_who_have_not_asked(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_command_says_it_once_and_leaves_the_logger_as_it_was(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("free", "num_said"), [(20_000_000, 1), (20_000_000_000, 0)], ids=["scarce", "plenty"])
+def test_command_says_it_once_where_it_is_much_and_leaves_the_logger_as_it_was(
+    capsys, tmp_path, monkeypatch, free, num_said
+):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(budget, "free_bytes", lambda device: free)
     logger = logging.getLogger("vecsweep")
     before = logger.level, list(logger.handlers)
     assert main(["find-lr", "digits", "--epochs", "1"]) == 0
-    assert capsys.readouterr().err.count("vecsweep: memory: about ") == 1
+    assert capsys.readouterr().err.count("vecsweep: memory: about ") == num_said
     assert (logger.level, logger.handlers) == before
 
 

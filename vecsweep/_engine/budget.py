@@ -11,6 +11,7 @@ from vecsweep._errors import warn_of_trouble
 from vecsweep._words import counted, sized
 
 _LOGGER = logging.getLogger("vecsweep")
+_MUCH = 0.05  # of what is free
 
 
 class _TooLarge(torch.OutOfMemoryError):
@@ -35,7 +36,7 @@ def check_room(footprint: Footprint, num_members: int, device: torch.device) -> 
 
 
 def tell_memory(footprint: Footprint, num_members: int, num_at_once: int, device: torch.device) -> None:
-    """Log what a run takes, and what there is.
+    """Log what a run takes, and what there is; the record says by `is_much` whether that is a good part of it.
 
     Args:
         footprint: of the members.
@@ -44,7 +45,9 @@ def tell_memory(footprint: Footprint, num_members: int, num_at_once: int, device
         device: on which they train.
     """
     if _LOGGER.isEnabledFor(logging.INFO):
-        _LOGGER.info("memory: %s", footprint.describe(num_members, num_at_once, free_bytes(device)))
+        free, total = free_bytes(device), footprint.total(num_members, num_at_once)
+        is_much = free is None or total > _MUCH * free
+        _LOGGER.info("memory: %s", footprint.describe(num_members, num_at_once, free), extra={"is_much": is_much})
 
 
 def in_words(error: Exception, footprint: Footprint, num_members: int) -> Exception:

@@ -128,20 +128,20 @@ def fallbacks_in_a_line() -> Iterator[None]:
 
 
 class _First(logging.Handler):
-    """Tells the first record, and no other: further runs of a command take as much or less."""
+    """Tells the first record of a run that takes much, and no other: further runs of a command take as much or less."""
 
     _has_told = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Tell it, unless one was told."""
-        if not self._has_told:
+        """Tell it, unless one was told, or there is plenty."""
+        if not self._has_told and getattr(record, "is_much", True):
             self._has_told = True
             tell(f"{record.getMessage()} ...")
 
 
 @contextmanager
 def memory_in_a_line() -> Iterator[None]:
-    """Tell what the members of a command's first run take, and what there is."""
+    """Tell what the members of a command's run take, and what there is, where that is not plenty."""
     logger, handler = logging.getLogger("vecsweep"), _First(logging.INFO)
     level = logger.level
     logger.addHandler(handler)

@@ -85,6 +85,10 @@ class Footprint:
             size = -(-size // 2)
         return size
 
+    def total(self, num_members: int, num_at_once: int) -> int:
+        """What a run takes besides the base, with so many members stepped together."""
+        return num_members * self.state + num_at_once * self.work
+
     def describe(self, num_members: int, num_at_once: int, free: int | None) -> str:
         """Say what a run takes, and what there is.
 
@@ -97,7 +101,7 @@ class Footprint:
         own = [f"{sized(self.weights)} of weights", "as much of gradients", moments]
         own += [f"{sized(self.buffers)} of buffers"] * (self.buffers > 0)
         own += [f"{sized(self.activations)} of activations"] * (self.activations > 0)
-        total = f"about {sized(num_members * self.state + num_at_once * self.work)}"
+        total = f"about {sized(self.total(num_members, num_at_once))}"
         total += f" beside {sized(self.base)} that is not trained" * (self.base > 0)
         total += "" if free is None else f", of {sized(free)} free"
         could = "" if free is None else f" ({self.num_that_fit(num_members, free)} would fit)"
