@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import ASGD, SGD, Adadelta, Adagrad, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop, Rprop
 
 import vecsweep as vs
-from vecsweep._engine.loop import Loop
+from vecsweep._engine.groups import Grouping
 from vecsweep._engine.members.ensemble import Ensemble
 from vecsweep._engine.ways import program
 from vecsweep._engine.ways.program import Program
@@ -207,9 +207,9 @@ def run_out_of_memory(optimizer, monkeypatch):
 
 def split_chunks_between_windows(optimizer, monkeypatch):
     def split(self, group, keep):
-        return [self._select(group, [i]) for i in keep]
+        return [group.select([i]) for i in keep]
 
-    monkeypatch.setattr(Loop, "_trim", split)
+    monkeypatch.setattr(Grouping, "trim", split)
     task = task_of(optimizer)
     return sweep(task), task
 

@@ -22,7 +22,7 @@ def sent_by_value(request):
 @pytest.fixture(autouse=True, scope="package")
 def handlers():
     """Put back those that `ray.init` and Tune have replaced, and that neither puts back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
