@@ -357,6 +357,12 @@ class Loop:
                     self.engines.fall_back(hindrance.reason)
                     pending = [self.grouping.reload(own) for own in (group, *pending)]
                     ran = [replace(other, group=self.grouping.reload(other.group)) for other in ran]
+            except interrupts.Stop:  # as a step was to be compiled; the window has not begun for these
+                self._go_back(starts)
+                if not ran:
+                    self.is_even = True
+                    raise
+                pending.insert(0, group)  # the others are through it; what is left goes without a compiler
             else:
                 ran.append(_Ran(group, curve, {seed: self.streams.mark("model", seed) for seed in seeds}))
         if self.device.type == "cuda" and start + len(window) < self.plan.num_steps:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from vecsweep import _interrupts as interrupts
 from vecsweep._engine.caller.memory import is_out_of_memory, let_go_of
 from vecsweep._engine.data.batches import Key, key_of, stack
 from vecsweep._engine.graphs.capture import copy_all_, upload
@@ -69,6 +70,9 @@ class VectorizedChunk:
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                 curve = self._run(state, window, hyper)
             self._commit(state)
+        except interrupts.Stop:
+            self._go_back()
+            raise
         except Exception as error:
             failure = OutOfMemory() if is_out_of_memory(error) else Unmappable(explain(error))
             failure.__cause__ = error

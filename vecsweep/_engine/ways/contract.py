@@ -71,6 +71,7 @@ class Chunk(Protocol):
             SeedsDiffer: the seeds have batches of different kinds; nothing has happened.
             Unmappable: the members cannot be batched; they are as they were before the window.
             OutOfMemory: there is not enough for so many members; likewise.
+            Stop: Ctrl-C came while a step was compiled, which is not waited for; likewise.
         """
         ...
 

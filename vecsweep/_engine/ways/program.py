@@ -314,9 +314,10 @@ class Program:
                     warnings.simplefilter("ignore")  # what the compiler says of its own parts is not for the caller
                     compiled = compile_graph(parts, is_wanted=lambda: not interrupts.is_due())
                     results = compiled(*tensors)
-            except GivenUp:  # on Ctrl-C, which is acted on at the end of the window
+            except GivenUp:  # on Ctrl-C: whoever goes on from the window's beginning comes here again
                 self._is_compilable = True
-                return self._written(tensors, expected)
+                self.restart()
+                raise interrupts.Stop from None
             except Exception as error:
                 why = str(error).strip().splitlines()[0]
                 warn_of_fallback(f"The step cannot be compiled here, and runs uncompiled: {why}")
