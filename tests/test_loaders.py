@@ -20,7 +20,11 @@ from torch.utils.data import DataLoader, Dataset, _utils
 
 import vecsweep as vs
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="forked workers, read off /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="forked workers, read off /proc"),
+    # Of multiprocessing, which asks a worker for a tensor's memory: open if the worker dies before it has answered.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 
 AT = 330  # the sample at which something happens
 HANG_S = 60.0
