@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import vecsweep as vs
+from vecsweep.observers import Observer
 
 LRS = (0.01, 0.03)
 NUM_STEPS = 12
@@ -230,6 +231,20 @@ def test_callers_state_is_as_it_was_also_after_an_exception():
     with pytest.raises(RuntimeError, match="on purpose"):
         sweep(linear(), fail, "sequential")
     assert vars(trainer) == {"epoch": 0, "warm_up": {"steps": [0]}}
+
+
+weight = []  # named as what the step below reads of a layer
+
+
+def test_global_that_has_the_name_of_an_attribute_is_left_alone():
+    class Keep(Observer):
+        def losses(self, step, loss, hyper):
+            weight.append(step)
+
+    step = lambda model, batch: loss_of(model, batch) + model.weight.sum()  # noqa: E731
+    sweep(linear(), step, "vectorized", callbacks=[Keep()])
+    assert weight[0] == 0
+    assert weight[-1] >= NUM_STEPS // 2
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

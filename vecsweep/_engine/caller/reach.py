@@ -5,6 +5,7 @@ their classes, and functions of the caller's that are called. What belongs to Py
 left alone, and so is what is very large.
 """
 
+import dis
 import functools
 import sys
 import types
@@ -35,6 +36,7 @@ _MAX_PLACES = 20_000
 _MAX_ITEMS = 10_000  # of a container that is looked into
 _MAX_BYTES = 256 * 2**20  # of all tensors and arrays together
 _NEVER_FOLLOWED = sys.stdlib_module_names - {"__main__"} | {"torch", "functorch", "numpy", "vecsweep"}
+_GLOBAL_CODES = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _LIBRARIES = {"site-packages", "dist-packages"}  # the folders of what is installed
 
 
@@ -149,12 +151,13 @@ class Reach:
             self._pending.append((Label("the closure variable", name, owner), cell))
         yield Label("the default", "", owner), Defaults(function)
         yield Label("the attribute", function.__qualname__), Attributes(function)
-        names = frozenset(_names_in(function.__code__))
-        named = Globals(function.__globals__, names)
+        codes = list(_codes_in(function.__code__))
+        named = Globals(function.__globals__, frozenset(name for code in codes for name in _globals_of(code)))
         yield Label("the global", ""), named
+        of_modules = frozenset(name for code in codes for name in code.co_names)
         for key, value in named.items().items():
             if isinstance(value, types.ModuleType) and self._is_callers_module(value):
-                yield Label("the global", f"{key}."), Globals(vars(value), names)
+                yield Label("the global", f"{key}."), Globals(vars(value), of_modules)
 
     def _open_object(self, label: Label, value: Any) -> Iterator[tuple[Label, Place]]:
         if hasattr(value, "__dict__"):
@@ -191,9 +194,16 @@ def _package_of(value: object) -> str:
     return str(module).partition(".")[0]
 
 
-def _names_in(code: types.CodeType) -> Iterator[str]:
-    """The names that a function and those inside it look up outside."""
-    yield from code.co_names
+def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
+    """The code of a function and of those inside it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names_in(constant)
+            yield from _codes_in(constant)
+
+
+def _globals_of(code: types.CodeType) -> Iterator[str]:
+    """The names that it looks up or writes outside: not those of attributes, which are in `co_names`, too."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in _GLOBAL_CODES:
+            yield instruction.argval
