@@ -22,6 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _LIFT = torch.ops.aten.lift_fresh.default
 _LIFT_COPY = torch.ops.aten.lift_fresh_copy.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
+_ASKS = {_ITEM, torch.ops.aten.equal.default}  # whose results are numbers of Python
 
 
 _TRACING = ContextVar("tracing", default=False)
@@ -120,7 +121,8 @@ class _Tape(TorchDispatchMode):
         self._graph = Graph()
         self.constants = torch.nn.Module()
         self._nodes = WeakTensorKeyDictionary()  # by the tensor itself, for as long as anybody else needs it
-        self._constant_nodes: set[Node] = set()
+        self._num_constants = 0
+        self._known: set[Node] = set()  # those whose tensors follow from constants alone
         for i, tensor in enumerate(tensors):
             self._note(tensor, self._graph.placeholder(f"input_{i}"))
 
@@ -132,14 +134,16 @@ class _Tape(TorchDispatchMode):
         if func is _LIFT:  # of a tensor made of numbers, here and now: what is written to it must not stay
             self._constant(args[0], args[0].clone())
         inputs, named = map_aggregate(args, self._node_of), map_aggregate(kwargs, self._node_of)
-        if func is _ITEM and inputs[0] not in self._constant_nodes:
-            raise DataDependentError("a number is taken out of a tensor")
+        if func in _ASKS:
+            if not all(map(self._known.__contains__, inputs)):
+                raise DataDependentError("a number is taken out of a tensor")
+            return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        if func is _ITEM:
-            return result
         node = self._graph.call_function(_LIFT_COPY if func is _LIFT else func, inputs, named)
-        if func is _LIFT:
-            self._constant_nodes.add(node)
+        if torch.Tag.nondeterministic_seeded not in func.tags and self._known.issuperset(node.all_input_nodes):
+            self._known.add(node)
+        elif func._schema.is_mutable:
+            self._forget(node.all_input_nodes)
         self._note_all(result, node)
         return result
 
@@ -160,10 +164,11 @@ class _Tape(TorchDispatchMode):
 
     def _constant(self, tensor: Tensor, value: Tensor) -> None:
         """Let a tensor stand for a value in each run of the graph."""
-        name = f"constant_{len(self._constant_nodes)}"
+        name = f"constant_{self._num_constants}"
+        self._num_constants += 1
         setattr(self.constants, name, value)
         node = self._graph.get_attr(name)
-        self._constant_nodes.add(node)
+        self._known.add(node)
         self._note(tensor, node)
 
     def _note_all(self, result: Any, node: Node) -> None:
@@ -172,7 +177,20 @@ class _Tape(TorchDispatchMode):
         elif isinstance(result, tuple | list):
             for i, part in enumerate(result):
                 if part is not None:
-                    self._note_all(part, self._graph.call_function(operator.getitem, (node, i)))
+                    own = self._graph.call_function(operator.getitem, (node, i))
+                    if node in self._known:
+                        self._known.add(own)
+                    self._note_all(part, own)
+
+    def _forget(self, written: Sequence[Node]) -> None:
+        """Take what shares memory with known tensors, to which others were written, for unknown from here on."""
+        written = self._known.intersection(written)
+        if not written:
+            return
+        storages = {tensor.untyped_storage()._cdata for tensor, node in self._nodes.items() if node in written}
+        for tensor, node in self._nodes.items():
+            if tensor.untyped_storage()._cdata in storages:
+                self._known.discard(node)
 
     def _note(self, tensor: Tensor, node: Node) -> None:
         node.meta["val"] = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

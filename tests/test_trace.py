@@ -87,10 +87,26 @@ def test_what_a_module_returns_for_a_buffer_is_the_new_one():
     assert_traced(function, (4, 3), (3,), (3,))
 
 
+def writes_to_a_part_of_a_constant(x):
+    total, mask = torch.zeros(3), torch.ones(2, 3)
+    rows = mask.T.unbind(1)
+    rows[1].copy_(x)
+    total += 1
+    return [x * float(total.sum()) * float(mask[0].sum())]
+
+
 @pytest.mark.parametrize(
     "function",
-    [lambda x: [x * x.sum().item()], lambda x: [x * float(x.max())], lambda x: [x if x.sum() > 0 else -x]],
-    ids=["item", "float", "if"],
+    [
+        lambda x: [x * x.sum().item()],
+        lambda x: [x * float(x.max())],
+        lambda x: [x if x.sum() > 0 else -x],
+        lambda x: [x if torch.equal(x, torch.ones(3)) else -x],
+        lambda x: [x * torch.rand(3).sum().item()],
+        lambda x: [x * float(torch.zeros(3).uniform_().sum())],
+        writes_to_a_part_of_a_constant,
+    ],
+    ids=["item", "float", "if", "equal", "drawn", "drawn in place", "view"],
 )
 def test_numbers_taken_out_of_tensors_are_no_constants(function):
     with pytest.raises(DataDependentError):
@@ -100,6 +116,19 @@ def test_numbers_taken_out_of_tensors_are_no_constants(function):
 
 def test_numbers_taken_out_of_constants_are():
     assert_traced(lambda x: [x * torch.tensor(3.0).item()], (2,))
+
+
+@pytest.mark.parametrize("is_triangle", [True, False])
+def test_numbers_taken_out_of_what_follows_from_constants_are(is_triangle):
+    def function(x):
+        mask = torch.triu(torch.full((2, 2), -torch.inf), diagonal=1) if is_triangle else torch.zeros(2, 2)
+        least, _ = mask.min(dim=0)
+        mask[0, 0] += 0
+        is_causal = bool((mask == nn.Transformer.generate_square_subsequent_mask(2)).all())
+        return [x * 2 if is_causal and torch.equal(least, mask[0]) else x + mask.sum()]
+
+    graph = assert_traced(function, (2,))
+    assert (graph(torch.ones(2))[0] == 2).all() == is_triangle
 
 
 def test_models_are_told_that_they_are_compiled_for_a_while():
