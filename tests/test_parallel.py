@@ -45,10 +45,13 @@ def two_threads():
     """Two processes whatever the machine, and none left behind, nor a file that is open."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    num_open = len(list(OPEN_FILES.iterdir()))
+    num_open, num_looks = len(list(OPEN_FILES.iterdir())), 0
     yield
     torch.set_num_threads(before)
     assert multiprocessing.active_children() == []
+    while len(list(OPEN_FILES.iterdir())) > num_open and num_looks < 50:  # queues of loaders close by and by
+        num_looks += 1
+        time.sleep(0.1)
     assert len(list(OPEN_FILES.iterdir())) <= num_open
 
 
@@ -542,8 +545,16 @@ def test_long_run_of_a_heavy_model_is_timed_in_processes_too(monkeypatch, tmp_pa
     monkeypatch.setattr(Work, "is_mostly_overhead", False)
     monkeypatch.setattr("vecsweep._engine.ways.choices._SHORT_RUN", 0)
     monkeypatch.setattr("vecsweep._engine.ways.choices._SHORT_RUN_S", 0.0)
-    found = vs.sweep(make_task(), lrs=[1e-3, 1e-2, 1e-1], num_steps=20)
+    loaded = []
+    load = parallel.Parallel.load
+    monkeypatch.setattr(
+        parallel.Parallel,
+        "load",
+        lambda self, members, seeds: loaded.append(len(members)) or load(self, members, seeds),
+    )
+    found = vs.sweep(make_task(), lrs=np.geomspace(1e-3, 1e-1, 12), num_steps=20)
     assert " parallel" in found.engine.split("measured")[1]
+    assert loaded[0] == 12, "as many as in the run: the steps of two would take no longer than to send them a batch"
 
 
 def test_python_that_knows_no_memfd_is_told_so(monkeypatch):

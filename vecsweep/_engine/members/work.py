@@ -16,7 +16,7 @@ _BYTES = 1e10
 _PASSES = 3  # forward, and backward to inputs and to weights
 _UPDATE_BYTES = 28  # of memory for each parameter, to read and write weights, gradients and moments
 _LIGHT_OPERATORS = 40
-_MOST_OPERATORS = 120
+_MOST_OPERATORS = 200
 _DETACH = torch.ops.aten.detach.default  # that autograd does beside each operator
 
 

@@ -45,9 +45,10 @@ _MOST_BY_SIZE = 0.4
 _LARGE_OPERATOR_S = 1.1e-3
 _FORK_S = 0.1  # that processes take to start
 _HANDED_OVER = 8e7  # parameters a second, with their moments
-_TRACE_S = 0.005  # for each operator of a forward pass
+_TRACE_S = 0.0015  # for each operator of a forward pass
 _CLEARLY_LESS = 0.6  # of an estimate that is within a factor of two
 _ROUNDS = 2
+_SHARE_S = 0.05  # for which each process has to work on the batches that it is sent, to be timed
 
 
 class Unbatched(NamedTuple):
@@ -237,6 +238,7 @@ class Trials:
         self._batches = batches
         self._streams = streams
         self._num_processes = num_processes
+        self._member_s = math.inf  # for which one member takes a step, by itself
         hidden = engine.execution.hides_progress
         self._bar = Bar(desc="timing ways to step", unit=" ways", disable=hidden, delay=1, leave=False)
 
@@ -258,7 +260,9 @@ class Trials:
         elif way.engine == "parallel":
             engine = Parallel(self._engine.learners, self._engine.execution, self._streams, self._num_processes)
             closing.callback(engine.close)
-            members = list(range(self._num_processes))
+            # In the run a process takes the steps of many members on what it is sent once.
+            num_each = math.ceil(_SHARE_S / (_TIMED_STEPS * self._member_s))
+            members = list(range(min(len(self._plan.members), self._num_processes * max(1, num_each))))
         elif isinstance(engine, Vectorized):
             engine.is_compiling = way.is_compiled
         if isinstance(engine, Vectorized):
@@ -276,6 +280,8 @@ class Trials:
             closing.close()
             for seed, mark in marks.items():
                 self._streams.rewind("model", seed, mark)
+        if way.engine == "sequential":
+            self._member_s = each_s
         if isinstance(engine, Vectorized):
             is_as_asked = engine.level.startswith("compiled") == way.is_compiled
             engine.restart()
