@@ -51,10 +51,11 @@ class Footprint:
             activations: of a member, in bytes.
         """
         pattern = next(iter(learners.values()))
+        constants = pattern.constants
         return cls(
             base=_size_of(t for learner in learners.values() for t in _shared(learner, buffers)),
             weights=_size_of(pattern.parameters.values()),
-            buffers=_size_of(pattern.constants[name] for name in buffers),
+            buffers=_size_of(constants[name] for name in buffers),
             moments=None if update is None else update.state_bytes(pattern.parameters),
             activations=activations,
         )
