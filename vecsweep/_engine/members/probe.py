@@ -107,7 +107,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     elif hooked := _hooked(learner):
         obstacle = f"gradients pass through a hook of {hooked}"
     num_parameters = sum(p.numel() for p in learner.parameters.values())
-    work = Work(counter.num_operators, counter.flops, counter.num_bytes, num_parameters)
+    work = counter.work(num_parameters)
     return Probe(
         recorder.draws,
         frozenset(changed),

@@ -9,14 +9,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 # Rates of one core, by which a step of each of the models of bench/bench_real.py is estimated within a factor of two or
-# so; depthwise convolutions take longer. They need not be better, because what is chosen by them is far apart.
+# so. They need not be better, because what is chosen by them is far apart.
 _OPERATOR_S = 35e-6  # of Python, dispatch and autograd, forward and backward
+_CONVOLUTION_S = 300e-6  # besides, of a convolution's backward pass, which a depthwise one takes whatever it works on
 _FLOPS = 1e11
 _BYTES = 1e10
 _PASSES = 3  # forward, and backward to inputs and to weights
 _UPDATE_BYTES = 28  # of memory for each parameter, to read and write weights, gradients and moments
 _LIGHT_OPERATORS = 40
 _MOST_OPERATORS = 200
+_CONVOLUTION = torch.ops.aten.convolution
 _DETACH = torch.ops.aten.detach.default  # that autograd does beside each operator
 
 
@@ -28,12 +30,14 @@ class Work(NamedTuple):
         flops: of a forward pass, in products and convolutions.
         num_bytes: that a forward pass writes.
         num_parameters: that are updated.
+        num_convolutions: of the operators.
     """
 
     num_operators: int
     flops: int
     num_bytes: int
     num_parameters: int
+    num_convolutions: int = 0
 
     @property
     def overhead_s(self) -> float:
@@ -44,7 +48,8 @@ class Work(NamedTuple):
     def step_s(self) -> float:
         """Seconds of a step of one member on one core."""
         moved = _PASSES * self.num_bytes + _UPDATE_BYTES * self.num_parameters
-        return self.overhead_s + _PASSES * self.flops / _FLOPS + moved / _BYTES
+        computed_s = _PASSES * self.flops / _FLOPS + _CONVOLUTION_S * self.num_convolutions
+        return self.overhead_s + computed_s + moved / _BYTES
 
     @property
     def is_mostly_overhead(self) -> bool:
@@ -62,13 +67,14 @@ class WorkCounter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_operators = self.flops = self.num_bytes = 0
+        self.num_operators = self.num_convolutions = self.flops = self.num_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what is asked for, and count it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         self.num_operators += func is not _DETACH
+        self.num_convolutions += func._overloadpacket is _CONVOLUTION
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=result)
         is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
@@ -76,3 +82,7 @@ class WorkCounter(TorchDispatchMode):
             leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
             self.num_bytes += sum(leaf.nbytes for leaf in leaves if leaf.layout == torch.strided)
         return result
+
+    def work(self, num_parameters: int) -> Work:
+        """What went by, of a step that updates so many parameters."""
+        return Work(self.num_operators, self.flops, self.num_bytes, num_parameters, self.num_convolutions)
