@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _LIFT = torch.ops.aten.lift_fresh.default
 _LIFT_COPY = torch.ops.aten.lift_fresh_copy.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
-_ASKS = {_ITEM, torch.ops.aten.equal.default}  # whose results are numbers of Python
+_ASKS = {_ITEM, torch.ops.aten.equal.default, torch.ops.aten.allclose.default}  # whose results are Python's
 
 
 _TRACING = ContextVar("tracing", default=False)
@@ -135,7 +135,7 @@ class _Tape(TorchDispatchMode):
             self._constant(args[0], args[0].clone())
         inputs, named = map_aggregate(args, self._node_of), map_aggregate(kwargs, self._node_of)
         if func in _ASKS:
-            if not all(map(self._known.__contains__, inputs)):
+            if not self._known.issuperset(own for own in inputs if isinstance(own, Node)):
                 raise DataDependentError("a number is taken out of a tensor")
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
@@ -182,12 +182,12 @@ class _Tape(TorchDispatchMode):
                         self._known.add(own)
                     self._note_all(part, own)
 
-    def _forget(self, written: Sequence[Node]) -> None:
-        """Take what shares memory with known tensors, to which others were written, for unknown from here on."""
-        written = self._known.intersection(written)
-        if not written:
+    def _forget(self, touched: Sequence[Node]) -> None:
+        """Take what shares memory with known tensors, to which others may be written, for unknown from here on."""
+        known = self._known.intersection(touched)
+        if not known:
             return
-        storages = {tensor.untyped_storage()._cdata for tensor, node in self._nodes.items() if node in written}
+        storages = {tensor.untyped_storage()._cdata for tensor, node in self._nodes.items() if node in known}
         for tensor, node in self._nodes.items():
             if tensor.untyped_storage()._cdata in storages:
                 self._known.discard(node)

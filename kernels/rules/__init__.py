@@ -166,7 +166,7 @@ class MemberRules(CallMode):
             with enable_inplace_requires_grad(True):
                 _innermost(args[0]).requires_grad_(*args[1:], **kwargs)
             return args[0]
-        if is_tracing() and takes_values(func, args):
+        if is_tracing() and takes_values(func, args, kwargs):
             raise DataDependentError(f"{func.__name__} takes values out of tensors, which a trace would keep for ever")
         if (draw := find_draw(func, args, kwargs)) is not None:
             if not draw.is_like(next(self._draws, None)):

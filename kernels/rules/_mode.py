@@ -45,7 +45,9 @@ class CallMode(TorchFunctionMode):
 _VALUE_TAKERS = frozenset(
     {
         Tensor.__array__,
+        Tensor.__dlpack__,
         Tensor.argwhere,
+        Tensor.bincount,
         Tensor.masked_select,
         Tensor.nonzero,
         Tensor.numpy,
@@ -53,15 +55,17 @@ _VALUE_TAKERS = frozenset(
         Tensor.unique,
         Tensor.unique_consecutive,
         torch.argwhere,
+        torch.bincount,
         torch.masked_select,
         torch.nonzero,
         torch.unique,
         torch.unique_consecutive,
     }
 )
+_REPEATS = frozenset({Tensor.repeat_interleave, torch.repeat_interleave})
 
 
-def takes_values(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+def takes_values(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a call turns numbers in a tensor into Python values or into a shape, unseen by the dispatcher.
 
     Taking one number out (`.item()`, `if tensor:`) is not among them: tracing refuses it by itself.
@@ -69,6 +73,11 @@ def takes_values(func: Callable[..., Any], args: tuple[Any, ...]) -> bool:
     if func in (Tensor.__getitem__, Tensor.__setitem__):
         indices = args[1] if isinstance(args[1], tuple) else (args[1],)
         return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in indices)
+    if func in _REPEATS:  # so many times each, or as often as a tensor says
+        given = (*args, *kwargs.values())
+        return len(given) == 1 or any(isinstance(own, Tensor) for own in given[1:])
+    if func in (Tensor.where, torch.where):
+        return len(args) + len(kwargs) == 1
     return func in _VALUE_TAKERS
 
 
