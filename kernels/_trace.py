@@ -121,8 +121,8 @@ class _Tape(TorchDispatchMode):
         self._graph = Graph()
         self.constants = torch.nn.Module()
         self._nodes = WeakTensorKeyDictionary()  # by the tensor itself, for as long as anybody else needs it
-        self._num_constants = 0
-        self._known: set[Node] = set()  # those whose tensors follow from constants alone
+        self._constant_nodes: set[Node] = set()  # of tensors found outside: their memory may change between runs
+        self._known: set[Node] = set()  # of those made here, of nothing that could change
         for i, tensor in enumerate(tensors):
             self._note(tensor, self._graph.placeholder(f"input_{i}"))
 
@@ -135,12 +135,13 @@ class _Tape(TorchDispatchMode):
             self._constant(args[0], args[0].clone())
         inputs, named = map_aggregate(args, self._node_of), map_aggregate(kwargs, self._node_of)
         if func in _ASKS:
-            if not self._known.issuperset(own for own in inputs if isinstance(own, Node)):
+            if not all(own in self._known or own in self._constant_nodes for own in inputs if isinstance(own, Node)):
                 raise DataDependentError("a number is taken out of a tensor")
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
         node = self._graph.call_function(_LIFT_COPY if func is _LIFT else func, inputs, named)
-        if torch.Tag.nondeterministic_seeded not in func.tags and self._known.issuperset(node.all_input_nodes):
+        is_drawn = torch.Tag.nondeterministic_seeded in func.tags
+        if func is _LIFT or (self._known.issuperset(node.all_input_nodes) and not is_drawn):
             self._known.add(node)
         elif func._schema.is_mutable:
             self._forget(node.all_input_nodes)
@@ -164,11 +165,10 @@ class _Tape(TorchDispatchMode):
 
     def _constant(self, tensor: Tensor, value: Tensor) -> None:
         """Let a tensor stand for a value in each run of the graph."""
-        name = f"constant_{self._num_constants}"
-        self._num_constants += 1
+        name = f"constant_{len(self._constant_nodes)}"
         setattr(self.constants, name, value)
         node = self._graph.get_attr(name)
-        self._known.add(node)
+        self._constant_nodes.add(node)
         self._note(tensor, node)
 
     def _note_all(self, result: Any, node: Node) -> None:

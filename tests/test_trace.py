@@ -87,6 +87,9 @@ def test_what_a_module_returns_for_a_buffer_is_the_new_one():
     assert_traced(function, (4, 3), (3,), (3,))
 
 
+OUTSIDE = torch.ones(3)  # which others may write to
+
+
 def writes_to_a_part_of_a_constant(x):
     total, mask = torch.zeros(3), torch.ones(2, 3)
     rows = mask.T.unbind(1)
@@ -103,11 +106,12 @@ def writes_to_a_part_of_a_constant(x):
         lambda x: [x if x.sum() > 0 else -x],
         lambda x: [x if torch.equal(x, torch.ones(3)) else -x],
         lambda x: [x if torch.allclose(x, torch.ones(3)) else -x],
+        lambda x: [x * float((OUTSIDE + 1).sum())],
         lambda x: [x * torch.rand(3).sum().item()],
         lambda x: [x * float(torch.zeros(3).uniform_().sum())],
         writes_to_a_part_of_a_constant,
     ],
-    ids=["item", "float", "if", "equal", "close", "drawn", "drawn in place", "view"],
+    ids=["item", "float", "if", "equal", "close", "outside", "drawn", "drawn in place", "view"],
 )
 def test_numbers_taken_out_of_tensors_are_no_constants(function):
     with pytest.raises(DataDependentError):
