@@ -123,6 +123,7 @@ CASES = {
     "instance-norm-eval": Case(norm(F.instance_norm, False), [(3, 4, 2, 2), *NORM_STATS], OWN_STATS, {}, (3, 4)),
     "instance-norm-plain": Case(F.instance_norm, [(3, 4, 2, 2)]),
     "embedding": Case(F.embedding, [(2, 4), (5, 3)], "", {0: 5}),
+    "one hot": Case(lambda indices, x: x * F.one_hot(indices, 5), [(2, 4), (2, 4, 5)], "", {0: 5}),
     "embedding-padded": Case(with_options(F.embedding, padding_idx=-4), [(2, 4), (5, 3)], "", {0: 5}),
     "lstm": recurrent(nn.LSTM(3, 2), STATES, *LSTM_SHAPES),
     "lstm-batch-first": recurrent(nn.LSTM(3, 2, batch_first=True), "01", (4, 5, 3)),

@@ -43,6 +43,7 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.conv3d: convolution.conv3d,
     F.scaled_dot_product_attention: attention.scaled_dot_product_attention,
     torch.embedding: embedding.embedding,
+    F.one_hot: embedding.one_hot,
     torch.batch_norm: normalization.batch_norm,
     torch.group_norm: normalization.group_norm,
     torch.instance_norm: normalization.instance_norm,

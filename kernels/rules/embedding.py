@@ -33,6 +33,16 @@ def embedding(
     return output
 
 
+def one_hot(tensor: Tensor, num_classes: int = -1, *, drawn: Iterator[Tensor]) -> Tensor:
+    """Compute `F.one_hot` of so many classes without asking for the least and the largest, which no trace can do."""
+    del drawn
+    if num_classes <= 0:
+        return NotImplemented
+    indices = tensor.unsqueeze(-1)  # out of range, `scatter` refuses them, too
+    zeros = torch.zeros(*tensor.shape, num_classes, dtype=tensor.dtype, device=tensor.device)
+    return zeros.scatter(-1, indices, 1)
+
+
 class _Embedding(Mapped):
     """torch.embedding with a rule for vmap."""
 
