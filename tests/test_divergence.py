@@ -1,6 +1,8 @@
 """When a member diverges, on curves that are known in advance; the rule: `vecsweep/_engine/members/divergence.py`."""
 
 import contextlib
+import copy
+import warnings
 
 import numpy as np
 import pytest
@@ -173,3 +175,68 @@ def test_evaluations_go_on_without_a_value_when_all_have_diverged(engine):
     assert all(m.diverged_at < 4 for m in runs.members)
     assert runs.metrics["val_loss"].shape == (5, 2)
     assert np.isnan(runs.metrics["val_loss"]).all()
+
+
+def likelihood(outputs, targets):
+    scale = outputs[:, 1].exp()
+    return -torch.distributions.Normal(outputs[:, 0], scale).log_prob(targets).mean()
+
+
+def log_determinant(outputs, targets):
+    covariance = outputs.T @ outputs / len(outputs) + torch.eye(2)
+    return (outputs[:, 0] - targets).square().mean() + 1e-3 * torch.linalg.cholesky(covariance).diagonal().sum()
+
+
+@pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(("loss_fn", "error"), [(likelihood, ValueError), (log_determinant, torch.linalg.LinAlgError)])
+def test_a_member_whose_nan_ends_in_an_error_has_diverged_and_others_go_on(engine, loss_fn, error):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    batches = [(torch.randn(8, 4), torch.randn(8)) for _ in range(3)]
+    lrs, num_steps = [0.01, 1e4, 1e25], 24
+    task = vs.Task(model, batches, loss_fn, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RuntimeWarning)
+        runs = vs.sweep(task, lrs=lrs, num_steps=num_steps, engine=engine, divergence_factor=None)
+    said = [str(warning.message) for warning in caught]
+    for i, lr in enumerate(lrs):
+        own = copy.deepcopy(model)
+        optimizer = torch.optim.SGD(own.parameters(), lr=lr)
+        ended = None
+        for step in range(num_steps):
+            optimizer.zero_grad()
+            try:
+                loss = loss_fn(own(batches[step % 3][0]), batches[step % 3][1])
+            except error:
+                ended = step
+                lead = f"The member at lr {lr:.3g} of seed 0 has diverged"
+                assert any(text.startswith(lead) and error.__name__ in text for text in said), lr
+                break
+            np.testing.assert_allclose(runs.train_loss[step, i], loss.item(), rtol=1e-5)
+            if not loss.isfinite():
+                ended = step
+                break
+            loss.backward()
+            optimizer.step()
+        assert runs.members[i].diverged_at == ended, lr
+    assert runs.members[0].diverged_at is None
+    assert runs.members[2].diverged_at is not None
+
+
+@pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_error_that_untrained_weights_raise_too_or_that_is_of_no_nan_is_the_tasks_own(engine):
+    model, batches = nn.Linear(4, 2), [(torch.ones(8, 4), torch.ones(8))] * 3
+    broken = [*batches[:2], (torch.full((8, 4), torch.nan), torch.ones(8))]
+    optimizer = lambda params: torch.optim.SGD(params, lr=0.1)  # noqa: E731
+    with pytest.raises(ValueError, match="Expected parameter"):
+        vs.sweep(vs.Task(model, broken, likelihood, optimizer=optimizer), lrs=[0.1, 0.2], num_steps=9, engine=engine)
+
+    def fails(outputs, targets):
+        if bool((outputs[:, 0].mean() - 5.0).abs() < 0.5):
+            raise LookupError("on purpose")
+        return (outputs[:, 0] - targets - 4.5).square().mean()
+
+    with pytest.raises(LookupError, match="on purpose"):
+        vs.sweep(vs.Task(model, batches, fails, optimizer=optimizer), lrs=[0.05, 0.1], num_steps=40, engine=engine)

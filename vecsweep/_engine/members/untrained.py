@@ -1,9 +1,13 @@
-"""What a seed's weights lose before they are trained: the scale on which its members are judged."""
+"""What a seed's weights do before they are trained: the scale on which its members are judged."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vecsweep._engine.caller.lending import Lent
 from vecsweep._engine.caller.rng import Streams
@@ -36,3 +40,42 @@ def untrained_losses(learner: Learner, batches: Sequence[Batch], seed: int, stre
     finally:
         streams.rewind("model", seed, start)
     return torch.stack(losses)
+
+
+def is_of_weights(learner: Learner, pattern: Learner, batches: Sequence[Batch], seed: int, streams: Streams) -> bool:
+    """Whether a pass failed because its weights have diverged: it computes NaN, and with untrained weights none fails.
+
+    So do distributions, which refuse NaN for a parameter, and decompositions of matrices.
+
+    Args:
+        learner: whose pass failed.
+        pattern: likewise, before it was trained.
+        batches: of the pass.
+        seed: whose random stream the model draws from.
+        streams: the random streams of the run.
+    """
+    start, seen = streams.mark("model", seed), _SeesNan()
+    with suppress(Exception), seen, Lent(learner.objective.lent):
+        for batch in batches:
+            learner.objective.compute(copy_batch(batch))
+    streams.rewind("model", seed, start)
+    try:
+        return seen.has_any and bool(len(untrained_losses(pattern, batches, seed, streams)))
+    except Exception:  # the data's own fault, or the code's
+        return False
+
+
+class _SeesNan(TorchDispatchMode):
+    """See whether anything that is computed is NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Do what is asked for, and look at it; what is empty has not been written to yet."""
+        result = func(*args, **(kwargs or {}))
+        if not self.has_any and "empty" not in func.__name__:
+            leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+            self.has_any = any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in leaves)
+        return result

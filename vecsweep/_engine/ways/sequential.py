@@ -16,6 +16,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from vecsweep._engine.caller.lending import Lent, is_special
+from vecsweep._engine.caller.memory import is_out_of_memory
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.caller.watch import Changes, Watch, without
 from vecsweep._engine.data.batches import copy_batch
@@ -25,8 +26,9 @@ from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.measure import measure_one
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.stock import evaluating, fastest_kernel, load_state, save_state, step_
+from vecsweep._engine.members.untrained import is_of_weights
 from vecsweep._engine.ways.contract import Curve, Window
-from vecsweep._errors import warn_of_fallback
+from vecsweep._errors import warn_of_fallback, warn_of_trouble
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
@@ -181,6 +183,7 @@ class _Member:
         self._pattern = engine.learners[seed]
         self._learner = self._pattern.copy()
         self._learner.keep_(member.kept, self._pattern)
+        self._streams = engine.streams
         self._outside = engine.outside
         self.outside = engine.outside.translate(engine.outside.of_own(member.kept), engine.outside)
         with torch.no_grad():
@@ -213,13 +216,19 @@ class _Member:
             return math.nan, False, *norms.values()
         optimizer, parameters = self._learner.optimizer, list(self._learner.parameters.values())
         optimizer.zero_grad()
-        loss = 0.0
-        with self._lent:
-            for batch in batches:
-                batch_loss = self._learner.objective.compute(copy_batch(batch))
-                own = batch_loss if len(batches) == 1 else batch_loss / len(batches)
-                (own if self._scale is None else own * self._scale.value[0]).backward()
-                loss += float(batch_loss.detach()) / len(batches)
+        try:
+            loss = self._backward(batches)
+        except Exception as error:
+            pattern = self._pattern, batches, self.seed, self._streams
+            if is_out_of_memory(error) or not is_of_weights(self._learner, *pattern):
+                raise
+            self.is_alive = False
+            warn_of_trouble(
+                f"The member at lr {hyper['lr']:.3g} of seed {self.seed} has diverged: its weights make a pass compute "
+                f"NaN, which fails with {type(error).__name__}: {next(iter(str(error).splitlines()), '')} The others "
+                "go on."
+            )
+            return math.nan, False, *norms.values()
         if self._lent.changed:
             self._own_(self._lent.changed)
         self._streak, self.is_alive = judge(self._ceiling, self._streak, loss)
@@ -235,6 +244,17 @@ class _Member:
                 changes = [p.detach() - old for p, old in zip(parameters, before, strict=True)]
                 norms["update_norm"] = float(get_total_norm(changes))
         return loss, self.is_alive, *norms.values()
+
+    def _backward(self, batches: Sequence[Batch]) -> float:
+        """Add up the gradients of the batches of a step; return their loss."""
+        loss = 0.0
+        with self._lent:
+            for batch in batches:
+                batch_loss = self._learner.objective.compute(copy_batch(batch))
+                own = batch_loss if len(batches) == 1 else batch_loss / len(batches)
+                (own if self._scale is None else own * self._scale.value[0]).backward()
+                loss += float(batch_loss.detach()) / len(batches)
+        return loss
 
     def measure(self, batch: Batch) -> Tensor:
         """Compute the loss and the metrics of a batch: `[metric]`."""
