@@ -226,6 +226,29 @@ def test_a_member_whose_nan_ends_in_an_error_has_diverged_and_others_go_on(engin
 
 @pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
 @pytest.mark.parametrize("engine", ENGINES)
+def test_evaluation_whose_nan_ends_in_an_error_measures_nan(engine):
+    torch.manual_seed(0)
+    model, batches = nn.Linear(4, 2), [(torch.randn(8, 4), torch.randn(8)) for _ in range(3)]
+    loss = lambda outputs, targets: (outputs[:, 0] - targets).square().mean()  # noqa: E731
+    task = vs.Task(
+        model,
+        batches,
+        loss,
+        optimizer=lambda params: torch.optim.SGD(params, lr=0.1),
+        val_batches=batches,
+        metrics={"likelihood": lambda outputs, targets: likelihood(outputs**2 - outputs[:1] ** 2, targets)},
+    )
+    how = {"num_steps": 1, "val_every": 1, "engine": engine, "divergence_factor": None}
+    with pytest.warns(RuntimeWarning, match="evaluation compute NaN, which fails with ValueError"):
+        runs = vs.sweep(task, lrs=[0.01, 1e25], **how)  # whose outputs have no squares after a step
+    alone = vs.sweep(task, lrs=[0.01], **how)
+    for name, values in alone.metrics.items():
+        np.testing.assert_allclose(runs.metrics[name][:, 0], values[:, 0], rtol=1e-6)
+    assert np.isnan(runs.metrics["val_likelihood"][:, 1]).all()
+
+
+@pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_error_that_untrained_weights_raise_too_or_that_is_of_no_nan_is_the_tasks_own(engine):
     model, batches = nn.Linear(4, 2), [(torch.ones(8, 4), torch.ones(8))] * 3
     broken = [*batches[:2], (torch.full((8, 4), torch.nan), torch.ones(8))]

@@ -5,12 +5,14 @@ Not here: batches, and averages over them (`evaluate.py`).
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.func import vmap
 from torch.utils import _pytree as pytree
 
+from vecsweep._engine.caller.memory import is_out_of_memory
 from vecsweep._engine.data.batches import copy_batch, for_each, hand_out, key_of, member_dims
 from vecsweep._engine.graphs.capture import Pool
 from vecsweep._engine.graphs.graph import CHECKED_CALLS
@@ -20,7 +22,8 @@ from vecsweep._engine.graphs.staging import Captures
 from vecsweep._engine.members.ensemble import Ensemble
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.objective import Objective
-from vecsweep._errors import warn_of_fallback
+from vecsweep._engine.members.untrained import is_of_weights
+from vecsweep._errors import warn_of_fallback, warn_of_trouble
 from vecsweep._types import Batch
 from vecsweep.kernels._trace import try_to_trace
 from vecsweep.kernels.rules import MemberRules, SharedInputsError, checkpoints_run_through, functions_for_each
@@ -163,7 +166,11 @@ def _is_close(a: Tensor, b: Tensor) -> bool:
 
 
 def measure_one(
-    learner: Learner, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch
+    learner: Learner,
+    parameters: Mapping[str, Tensor],
+    buffers: Mapping[str, Tensor],
+    batch: Batch,
+    pattern: Learner | None = None,
 ) -> Tensor:
     """Measure one member by an ordinary pass: `[metric]`; nothing changes.
 
@@ -172,7 +179,26 @@ def measure_one(
         parameters: the member's, by name.
         buffers: likewise.
         batch: one batch.
+        pattern: a learner that is untrained, by which a pass that fails because the member has diverged is known: all
+            it measures is NaN then; None lets it fail.
     """
+    own = partial(_measure, learner, parameters, buffers, batch)
+    try:
+        return own()
+    except Exception as error:
+        if pattern is None or is_out_of_memory(error):
+            raise
+        untrained = partial(_measure, pattern, pattern.parameters, dict(pattern.model.named_buffers()), batch)
+        if not is_of_weights(own, untrained):
+            raise
+        warn_of_trouble(
+            "A member's weights make its evaluation compute NaN, which fails with "
+            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')} What it measures is NaN."
+        )
+        return torch.full_like(untrained(), torch.nan)
+
+
+def _measure(learner: Learner, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Tensor:
     objective = learner.objective
     tensors = dict(parameters) | {name: buffer.clone() for name, buffer in buffers.items()}
     with objective.undisturbed(), objective.evaluating():

@@ -1,6 +1,6 @@
 """What a seed's weights do before they are trained: the scale on which its members are judged."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -42,27 +42,25 @@ def untrained_losses(learner: Learner, batches: Sequence[Batch], seed: int, stre
     return torch.stack(losses)
 
 
-def is_of_weights(learner: Learner, pattern: Learner, batches: Sequence[Batch], seed: int, streams: Streams) -> bool:
-    """Whether a pass failed because its weights have diverged: it computes NaN, and with untrained weights none fails.
+def is_of_weights(own: Callable[[], object], untrained: Callable[[], object]) -> bool:
+    """Whether a pass fails because its weights have diverged: it computes NaN, and with untrained weights none fails.
 
     So do distributions, which refuse NaN for a parameter, and decompositions of matrices.
 
     Args:
-        learner: whose pass failed.
-        pattern: likewise, before it was trained.
-        batches: of the pass.
-        seed: whose random stream the model draws from.
-        streams: the random streams of the run.
+        own: runs the pass that failed.
+        untrained: runs the same with untrained weights.
     """
-    start, seen = streams.mark("model", seed), _SeesNan()
-    with suppress(Exception), seen, Lent(learner.objective.lent):
-        for batch in batches:
-            learner.objective.compute(copy_batch(batch))
-    streams.rewind("model", seed, start)
+    seen = _SeesNan()
+    with suppress(Exception), seen:
+        own()
+    if not seen.has_any:
+        return False
     try:
-        return seen.has_any and bool(len(untrained_losses(pattern, batches, seed, streams)))
+        untrained()
     except Exception:  # the data's own fault, or the code's
         return False
+    return True
 
 
 class _SeesNan(TorchDispatchMode):

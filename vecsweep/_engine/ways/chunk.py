@@ -121,7 +121,8 @@ class VectorizedChunk:
             parameters = {name: p[i] for name, p in ensemble.parameters.items()}
             buffers = {name: b[i] if name in own else b for name, b in ensemble.buffers.items()}
             streams.restart("evaluation", seed)
-            rows.append(measure_one(self._engine.learners[seed], parameters, buffers, batches[seed]))
+            pattern = self._engine.learners[seed]
+            rows.append(measure_one(pattern, parameters, buffers, batches[seed], pattern))
         return torch.stack(rows, dim=1)
 
     def members(self, positions: Sequence[int], *, is_last: bool = False) -> list[MemberState]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.measure import measure_one
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.stock import evaluating, fastest_kernel, load_state, save_state, step_
-from vecsweep._engine.members.untrained import is_of_weights
+from vecsweep._engine.members.untrained import is_of_weights, untrained_losses
 from vecsweep._engine.ways.contract import Curve, Window
 from vecsweep._errors import warn_of_fallback, warn_of_trouble
 from vecsweep._types import Batch, Hyper
@@ -219,8 +220,8 @@ class _Member:
         try:
             loss = self._backward(batches)
         except Exception as error:
-            pattern = self._pattern, batches, self.seed, self._streams
-            if is_out_of_memory(error) or not is_of_weights(self._learner, *pattern):
+            untrained = partial(untrained_losses, self._pattern, batches, self.seed, self._streams)
+            if is_out_of_memory(error) or not is_of_weights(partial(self._repeat, batches), untrained):
                 raise
             self.is_alive = False
             warn_of_trouble(
@@ -256,9 +257,15 @@ class _Member:
                 loss += float(batch_loss.detach()) / len(batches)
         return loss
 
+    def _repeat(self, batches: Sequence[Batch]) -> None:
+        """Pass over batches as for a step, without gradients and with other random numbers."""
+        with self._lent:
+            for batch in batches:
+                self._learner.objective.compute(copy_batch(batch))
+
     def measure(self, batch: Batch) -> Tensor:
         """Compute the loss and the metrics of a batch: `[metric]`."""
-        return measure_one(self._learner, self._learner.parameters, self._changing(), batch)
+        return measure_one(self._learner, self._learner.parameters, self._changing(), batch, self._pattern)
 
     def state(self) -> MemberState:
         """The member's state; its tensors are the member's own."""
