@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.caller.rng import State, Streams, is_same_state
 from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.ways.contract import Curve, Unmappable, Window
 from vecsweep._engine.ways.messages import Message
-from vecsweep._engine.ways.sequential import Sequential
+from vecsweep._engine.ways.sequential import DRAWS_DIFFER, Sequential
 from vecsweep._engine.ways.workers import Share, Worker
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
@@ -145,12 +145,14 @@ class ParallelChunk:
         shape = len(window), len(self)
         norms = {name: torch.empty(shape, dtype=torch.float64) for name in self._engine.recorded}
         curve = Curve(torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.bool), norms)
-        for own, (part, ends) in self._ask("run", window, dict(hyper), starts):
+        ends = dict[int, State]()
+        for own, (part, own_ends) in self._ask("run", window, dict(hyper), starts):
             curve.loss[:, own], curve.alive[:, own] = part.loss, part.alive
             for name, values in part.norms.items():
                 norms[name][:, own] = values
-            starts |= ends
-        for seed, end in starts.items():
+            if not all(is_same_state(ends.setdefault(seed, end), end) for seed, end in own_ends.items()):
+                self._engine.warn(DRAWS_DIFFER)
+        for seed, end in (starts | ends).items():
             streams.rewind("model", seed, end)
         return curve
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from vecsweep._engine.caller.lending import Lent, is_special
 from vecsweep._engine.caller.memory import is_out_of_memory
-from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.caller.rng import State, Streams, is_same_state
 from vecsweep._engine.caller.watch import Changes, Watch, without
 from vecsweep._engine.data.batches import copy_batch
 from vecsweep._engine.members.divergence import Fate, judge
@@ -32,6 +32,12 @@ from vecsweep._engine.ways.contract import Curve, Window
 from vecsweep._errors import warn_of_fallback, warn_of_trouble
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
+
+DRAWS_DIFFER = (
+    "How many random numbers a pass draws depends on the weights, as with `RReLU` and gamma distributions. Members of "
+    "a seed go on every few steps from the draws of the first of them, so that the others draw other numbers than if "
+    "they trained alone. Sweep over one member at a time where that matters."
+)
 
 
 class Sequential:
@@ -61,6 +67,7 @@ class Sequential:
         self.outside = Watch.outside(pattern.task, pattern.model)
         self._moved = {} if moved is None else moved
         self._is_sharing = False
+        self._draws_differ = False
 
     @contextmanager
     def alone(self, own: Changes, seed: int) -> Iterator[None]:
@@ -88,6 +95,12 @@ class Sequential:
                 "member at a time."
             )
 
+    def tell_of_draws(self) -> None:
+        """Warn, once, that members of a seed draw so many random numbers as their weights say."""
+        if not self._draws_differ:
+            self._draws_differ = True
+            warn_of_fallback(DRAWS_DIFFER)
+
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
         learner = self.learners[seed]
@@ -113,7 +126,7 @@ class SequentialChunk:
         """Train each member through the whole window, from the same random numbers."""
         streams = self._engine.streams
         starts = {seed: streams.mark("model", seed) for seed in {member.seed for member in self._members}}
-        ends = dict(starts)
+        ends = dict[int, State]()
         curves = []
         for i, member in enumerate(self._members):
             streams.rewind("model", member.seed, starts[member.seed])
@@ -126,8 +139,10 @@ class SequentialChunk:
             member.zero_grad()  # the next member needs as much memory
             curves.append(steps)
             if member.is_alive:  # a member that diverged has not drawn all
-                ends[member.seed] = streams.mark("model", member.seed)
-        for seed, end in ends.items():
+                end = streams.mark("model", member.seed)
+                if not is_same_state(ends.setdefault(member.seed, end), end):
+                    self._engine.tell_of_draws()
+        for seed, end in (starts | ends).items():
             streams.rewind("model", seed, end)
         loss, alive, *norms = np.array(curves).transpose(2, 1, 0)  # [member, step, 2 and the norms]
         device = self._members[0].device
