@@ -545,6 +545,7 @@ def test_long_run_of_a_heavy_model_is_timed_in_processes_too(monkeypatch, tmp_pa
     monkeypatch.setattr(Work, "is_mostly_overhead", False)
     monkeypatch.setattr("vecsweep._engine.ways.choices._SHORT_RUN", 0)
     monkeypatch.setattr("vecsweep._engine.ways.choices._SHORT_RUN_S", 0.0)
+    monkeypatch.setattr(trials, "_SHARE_S", 10.0)
     loaded = []
     load = parallel.Parallel.load
     monkeypatch.setattr(
@@ -554,7 +555,7 @@ def test_long_run_of_a_heavy_model_is_timed_in_processes_too(monkeypatch, tmp_pa
     )
     found = vs.sweep(make_task(), lrs=np.geomspace(1e-3, 1e-1, 12), num_steps=20)
     assert " parallel" in found.engine.split("measured")[1]
-    assert loaded[0] == 12, "as many as in the run: the steps of two would take no longer than to send them a batch"
+    assert loaded[0] == 12, "as many as in the run: two would take no longer to be stepped than to be sent a batch"
 
 
 def test_python_that_knows_no_memfd_is_told_so(monkeypatch):
