@@ -74,7 +74,7 @@ class Waiting(nn.Module):
     """A layer that waits for the device where that cannot be seen when it is traced."""
 
     def forward(self, x):
-        return x * torch.bincount(torch.zeros(3, dtype=torch.int64, device=x.device))[0] / 3
+        return x * torch.ops.aten.bincount(torch.zeros(3, dtype=torch.int64, device=x.device))[0] / 3
 
 
 def test_step_that_cannot_be_captured_runs_on_and_leaves_no_trace_of_the_attempt(cuda):
