@@ -182,6 +182,11 @@ def likelihood(outputs, targets):
     return -torch.distributions.Normal(outputs[:, 0], outputs[:, 1].exp(), validate_args=True).log_prob(targets).mean()
 
 
+def vanishing(outputs, targets):
+    scale = torch.exp(-outputs[:, 1].square())  # of 0 soon, without NaN or infinity
+    return -torch.distributions.Normal(outputs[:, 0].tanh(), scale, validate_args=True).log_prob(targets).mean()
+
+
 def log_determinant(outputs, targets):
     covariance = outputs.T @ outputs / len(outputs) + torch.eye(2)
     return (outputs[:, 0] - targets).square().mean() + 1e-3 * torch.linalg.cholesky(covariance).diagonal().sum()
@@ -189,7 +194,10 @@ def log_determinant(outputs, targets):
 
 @pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("loss_fn", "error"), [(likelihood, ValueError), (log_determinant, torch.linalg.LinAlgError)])
+@pytest.mark.parametrize(
+    ("loss_fn", "error"),
+    [(likelihood, ValueError), (vanishing, ValueError), (log_determinant, torch.linalg.LinAlgError)],
+)
 def test_a_member_whose_nan_ends_in_an_error_has_diverged_and_others_go_on(engine, loss_fn, error):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
@@ -239,7 +247,7 @@ def test_evaluation_whose_nan_ends_in_an_error_measures_nan(engine):
         metrics={"likelihood": lambda outputs, targets: likelihood(outputs**2 - outputs[:1] ** 2, targets)},
     )
     how = {"num_steps": 1, "val_every": 1, "engine": engine, "divergence_factor": None}
-    with pytest.warns(RuntimeWarning, match="evaluation compute NaN, which fails with ValueError"):
+    with pytest.warns(RuntimeWarning, match="evaluation fails with a member's weights.*ValueError"):
         runs = vs.sweep(task, lrs=[0.01, 1e25], **how)  # whose outputs have no squares after a step
     alone = vs.sweep(task, lrs=[0.01], **how)
     for name, values in alone.metrics.items():

@@ -189,11 +189,11 @@ def measure_one(
         if pattern is None or is_out_of_memory(error):
             raise
         untrained = partial(_measure, pattern, pattern.parameters, dict(pattern.model.named_buffers()), batch)
-        if not is_of_weights(own, untrained):
+        if not is_of_weights(error, own, untrained):
             raise
         warn_of_trouble(
-            "A member's weights make its evaluation compute NaN, which fails with "
-            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')} What it measures is NaN."
+            "An evaluation fails with a member's weights, and not with untrained ones; what it measures is NaN. "
+            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         )
         return torch.full_like(untrained(), torch.nan)
 

@@ -1,5 +1,6 @@
 """What a seed's weights do before they are trained: the scale on which its members are judged."""
 
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -42,38 +43,48 @@ def untrained_losses(learner: Learner, batches: Sequence[Batch], seed: int, stre
     return torch.stack(losses)
 
 
-def is_of_weights(own: Callable[[], object], untrained: Callable[[], object]) -> bool:
-    """Whether a pass fails because its weights have diverged: it computes NaN, and with untrained weights none fails.
+def is_of_weights(error: Exception, own: Callable[[], object], untrained: Callable[[], object]) -> bool:
+    """Whether a pass fails because its weights have diverged, so that it fails neither for others nor untrained.
 
-    So do distributions, which refuse NaN for a parameter, and decompositions of matrices.
+    Distributions refuse such parameters, decompositions such matrices. Any other error is taken for one of divergence
+    if the pass computes NaN, or infinity where untrained weights compute none.
 
     Args:
+        error: with which it failed.
         own: runs the pass that failed.
         untrained: runs the same with untrained weights.
     """
-    seen = _SeesNan()
+    seen, before = _SeesNonFinite(), _SeesNonFinite()
     with suppress(Exception), seen:
         own()
-    if not seen.has_any:
-        return False
     try:
-        untrained()
+        with before:
+            untrained()
     except Exception:  # the data's own fault, or the code's
         return False
-    return True
+    is_known = isinstance(error, torch.linalg.LinAlgError) or _is_of_distributions(error)  # type: ignore[attr-defined]
+    return is_known or seen.has_nan or (seen.has_infinity and not before.has_infinity)
 
 
-class _SeesNan(TorchDispatchMode):
-    """See whether anything that is computed is NaN."""
+def _is_of_distributions(error: Exception) -> bool:
+    """Whether torch.distributions has raised an error itself."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("torch.distributions.")
+
+
+class _SeesNonFinite(TorchDispatchMode):
+    """See whether anything that is computed is NaN, or infinite."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.has_any = False
+        self.has_nan = self.has_infinity = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what is asked for, and look at it; what is empty has not been written to yet."""
         result = func(*args, **(kwargs or {}))
-        if not self.has_any and "empty" not in func.__name__:
+        if "empty" not in func.__name__:
             leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-            self.has_any = any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in leaves)
+            numbers = [leaf for leaf in leaves if leaf.is_floating_point()]
+            self.has_nan |= any(bool(leaf.isnan().any()) for leaf in numbers)
+            self.has_infinity |= any(bool(leaf.isinf().any()) for leaf in numbers)
         return result

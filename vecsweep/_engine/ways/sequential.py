@@ -236,13 +236,13 @@ class _Member:
             loss = self._backward(batches)
         except Exception as error:
             untrained = partial(untrained_losses, self._pattern, batches, self.seed, self._streams)
-            if is_out_of_memory(error) or not is_of_weights(partial(self._repeat, batches), untrained):
+            if is_out_of_memory(error) or not is_of_weights(error, partial(self._repeat, batches), untrained):
                 raise
             self.is_alive = False
             warn_of_trouble(
-                f"The member at lr {hyper['lr']:.3g} of seed {self.seed} has diverged: its weights make a pass compute "
-                f"NaN, which fails with {type(error).__name__}: {next(iter(str(error).splitlines()), '')} The others "
-                "go on."
+                f"The member at lr {hyper['lr']:.3g} of seed {self.seed} has diverged: a pass fails with its weights, "
+                f"and not with untrained ones. The others go on. {type(error).__name__}: "
+                f"{next(iter(str(error).splitlines()), '')}"
             )
             return math.nan, False, *norms.values()
         if self._lent.changed:
