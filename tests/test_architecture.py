@@ -86,7 +86,8 @@ LAYERS = {
         "_engine.data.loaders _engine.data.packing _engine.data.waypoints",
         "_engine.data.fingerprint _engine.data.sources _engine.data.weights",
         "_engine.data.batches",
-        "_engine.graphs.capture _engine.graphs.closeness _engine.graphs.graph _engine.graphs.levels",
+        """_engine.graphs.bindings _engine.graphs.capture _engine.graphs.closeness _engine.graphs.graph
+        _engine.graphs.levels""",
         "_engine.graphs.joining _engine.graphs.staging",
         "_engine.graphs.lowering",
         "_engine.members.divergence _engine.members.objective _engine.members.sameness",

@@ -191,8 +191,8 @@ def branch_by_the_other_engine(optimizer, monkeypatch):
 def run_out_of_memory(optimizer, monkeypatch):
     step, calls = Program.__call__, []
 
-    def call(self, state, inputs, now):
-        calls.append(len(self._ensemble))
+    def call(self, state, inputs, now):  # of some steps
+        calls.extend([len(self._ensemble)] * len(inputs))
         if len(calls) > CHANGE and len(self._ensemble) > 1:
             state[0].mul_(2)  # half a step
             raise torch.OutOfMemoryError("CUDA out of memory.")

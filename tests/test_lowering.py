@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from vecsweep.kernels._trace import code_of, trace
 
 import vecsweep as vs
-from vecsweep._engine.graphs import lowering
+from vecsweep._engine.graphs import bindings, lowering
 
 LRS = [1e-3, 1e-2, 1e-1]
 
@@ -119,3 +121,47 @@ def test_no_more_than_so_many_are_kept(num_made, monkeypatch):
         sweep(make(width=width))
     assert len(lowering._KEPT) == 2
     assert num_made() == 4
+
+
+class Operators(TorchDispatchMode):
+    """Notes what is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.called = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.called.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def many_operators(x, weight, kernel, index):
+    image = nn.functional.max_pool2d(nn.functional.conv2d(x.unflatten(1, (1, 8)), kernel, padding=1), 2)
+    hidden = nn.functional.gelu(image.flatten(1) @ weight, approximate="tanh") * 0.5 + torch.ones(6)
+    hidden = torch.cat([hidden, torch.zeros_like(hidden)], 1)[:, :6]
+    normed = nn.functional.layer_norm(hidden, (6,)).clamp(min=-1).masked_fill(hidden > 2, 0.0)
+    attended = nn.functional.scaled_dot_product_attention(normed[None], normed[None], normed[None])[0]
+    values, places = attended.sort(dim=1, descending=True)
+    chosen = torch.where(places[:, :1] > 2, values.cumsum(1), values.roll(1, 0)).index_select(0, index)
+    loss = nn.functional.cross_entropy(torch.cat([chosen, hidden[:2]], 1), index, reduction="none")
+    spread = chosen.std(dim=1, correction=0) + chosen.logsumexp(1) + chosen.amax(1).pow(2) + chosen.norm()
+    return [loss.mean(), *torch.autograd.grad((loss + spread + (chosen - 1).abs().sum()).sum(), [weight, kernel])]
+
+
+def test_operators_called_by_their_python_functions_are_those_that_were_traced():
+    torch.manual_seed(0)
+    tensors = [torch.randn(4, 8, 8), torch.randn(32, 6), torch.randn(2, 1, 3, 3), torch.tensor([3, 1])]
+    tensors = [t.requires_grad_() if t.is_floating_point() else t for t in tensors]
+    traced = trace(many_operators, tensors)
+    tensors = [t.detach() for t in tensors]
+    with torch.no_grad(), Operators() as expected:
+        results = code_of(traced.constants, traced.graph)(*tensors)
+    nodes = [node for node in traced.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    bindings.call_directly_(traced.graph)
+    assert sum(not isinstance(node.target, torch._ops.OpOverload) for node in nodes) > 0.7 * len(nodes)
+    # What makes tensors of nothing heeds no default device: it is none that the step was traced with.
+    with torch.no_grad(), torch.device("meta"), Operators() as called:
+        again = code_of(traced.constants, traced.graph)(*tensors)
+    assert called.called == expected.called
+    assert all(torch.equal(a, b) for a, b in zip(results, again, strict=True))
+    assert torch.allclose(results[0], many_operators(*[t.requires_grad_(t.is_floating_point()) for t in tensors])[0])

@@ -105,10 +105,17 @@ def write_in_place(graph: Graph, num_state: int) -> Graph:
     with graph.inserting_before(output):
         # What trades places is copied before anything is written.
         values = [graph.call_function(_CLONE, (new,)) if new.op == "placeholder" else new for _, new in changed]
+        # What is returned stays as it is when the next step writes its state.
+        rest = [graph.call_function(_CLONE, (r,)) if is_of_inputs(r) else r for r in results[num_state:]]
         for (old, _), value in zip(changed, values, strict=True):
             graph.call_function(_COPY, (old, value))
-    output.args = (results[num_state:],)
+    output.args = (rest,)
     return graph
+
+
+def is_of_inputs(node: Node) -> bool:
+    """Whether a node may share the memory of what a graph is given."""
+    return any(alias.op == "placeholder" for alias in aliases_of(node))
 
 
 def fuse_writes_(graph: Graph) -> None:

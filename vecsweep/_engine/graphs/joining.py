@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from vecsweep._engine.graphs.graph import aliases_of, frozen, is_pure, written_nodes
+from vecsweep._engine.graphs.graph import frozen, is_of_inputs, is_pure, written_nodes
 
 _FEWEST = 3  # that are worth it
 _STACK = torch.ops.aten.stack.default
@@ -64,7 +64,7 @@ def join_copies_(graph: Graph, num_members: int) -> None:
     for node in graph.nodes:
         if node.target is not _COPY or not _is_numbers(node.args[0], num_members):
             continue
-        if not any(alias.op == "placeholder" for alias in aliases_of(node.args[1])):  # which others may overwrite
+        if not is_of_inputs(node.args[1]):  # which others may overwrite
             kinds.setdefault(node.args[0].meta["val"].dtype, []).append(node)
     for copies in kinds.values():
         if len(copies) >= _FEWEST:

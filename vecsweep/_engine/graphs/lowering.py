@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from vecsweep._engine.data.fingerprint import content_of
+from vecsweep._engine.graphs.bindings import call_directly_
 from vecsweep._engine.graphs.graph import fold_copies_, fuse_writes_, simplify_, step_in_place_, write_in_place
 from vecsweep._engine.graphs.joining import join_alike_, join_copies_
 from vecsweep.kernels._trace import Traced, code_of
@@ -92,6 +93,7 @@ def _lower(traced: Traced, num_members: int, num_state: int) -> Lowered:
     step_in_place_(written)
     fuse_writes_(written)
     join_copies_(written, num_members)
+    call_directly_(written)
     return Lowered(graph, constants, code_of(constants, written).forward)
 
 

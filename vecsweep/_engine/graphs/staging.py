@@ -132,6 +132,20 @@ class Captures:
         """The graph for a state in this memory, if there is one."""
         return self._of_places.get(_place_of(state)) if self._of_places else None
 
+    def num_at_once(self, state: Sequence[Tensor]) -> int:
+        """How many of the next calls may be passed at once: none has to be captured, or is captured already."""
+        staged = self.of(state)
+        return staged.num_steps if staged is not None else self._num_steps if self._pool is None else 1
+
+    def repeat(self, function: Function, state: Sequence[Tensor], inputs: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """Compute a function for several steps, at most `num_at_once`; each result is `[step, ...]`."""
+        if (staged := self.of(state)) is not None:
+            return staged(inputs)
+        # A default device is a mode that would be asked at each operator.
+        with torch.no_grad(), torch._C.DisableTorchFunction():
+            results = [function(*state, *of_step) for of_step in inputs]
+        return [torch.stack(of_steps) for of_steps in zip(*results, strict=True)]
+
     def __call__(self, function: Function, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Compute a function, by its graph if there is one: it is captured when it is called for the second time."""
         state, inputs = tensors[: self._num_state], tensors[self._num_state :]

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -176,6 +176,7 @@ class VectorizedChunk:
         device = self._ensemble.fate.alive.device
         # In one transfer, and contiguous, because compiled code takes strides for granted.
         rows = upload(np.array(list(hyper.values()), order="C"), device)  # [name, step, member]
+        of_steps = [dict(zip(hyper, own.unbind(), strict=True)) for own in rows.unbind(dim=1)]
         losses = torch.empty(len(window), len(self), dtype=torch.float64, device=device)
         alive = torch.empty(len(window), len(self), dtype=torch.bool, device=device)
         norms = {name: torch.empty_like(losses) for name in self._engine.recorded}
@@ -183,14 +184,14 @@ class VectorizedChunk:
         recurring = {kinds for kinds, num in Counter(all_kinds).items() if num >= _RECURRING}
         t = 0
         while t < len(window):
-            kinds, steps = all_kinds[t], [self._inputs(window[t], all_kinds[t], hyper, rows[:, t])]
+            kinds, steps = all_kinds[t], [self._inputs(window[t], all_kinds[t], of_steps[t])]
             take_steps = self._engine.program(
                 self._ensemble, steps[0], kinds, len(self._seeds), is_recurring=kinds in recurring
             )
             for k in range(t + 1, min(len(window), t + take_steps.num_ahead)):
                 if all_kinds[k] != kinds:
                     break
-                steps.append(self._inputs(window[k], kinds, hyper, rows[:, k]))
+                steps.append(self._inputs(window[k], kinds, of_steps[k]))
             span = slice(t, t + len(steps))
             losses[span], alive[span], is_stepped, found, grads = take_steps(state, steps, self._engine.num_done + t)
             if self._optimizers is not None:
@@ -218,10 +219,9 @@ class VectorizedChunk:
         norm = norm_of({name: p - before[name] for name, p in parameters.items()}, self._ensemble.fate.ceiling)
         return {"update_norm": torch.where(is_stepped, norm, torch.nan)}
 
-    def _inputs(self, step_batches: StepBatches, kinds: Sequence[Key], names: Iterable[str], rows: Tensor) -> Inputs:
-        """What a step takes; `rows` are the hyperparameters of these names, `[name, member]`."""
-        gathered = self._gather(step_batches, kinds)
-        return Inputs(*gathered, self._seed_index, dict(zip(names, rows, strict=True)))
+    def _inputs(self, step_batches: StepBatches, kinds: Sequence[Key], hyper: Mapping[str, Tensor]) -> Inputs:
+        """What a step takes."""
+        return Inputs(*self._gather(step_batches, kinds), self._seed_index, hyper)
 
     def _gather(
         self, step_batches: StepBatches, kinds: Sequence[Key]

@@ -131,7 +131,7 @@ class Program:
         self._loss_scale = 0.0  # the largest loss that a check has seen
         self._unchecked_from: int | None = None  # the first step of the run that the graph took since the last check
         self.in_doubt_from: int | None = None  # the same, once a check has failed
-        self.num_ahead = 1 if pool is None or not step.is_whole else num_ahead(inputs.tensors, _MOST_AHEAD)
+        self.num_ahead = num_ahead(inputs.tensors, _MOST_AHEAD) if step.is_whole else 1
         self._captures = Captures(self._num_state, self.num_ahead, pool)
 
     @property
@@ -198,11 +198,11 @@ class Program:
         """
         parts, num_done = list[list[Tensor]](), 0
         while num_done < len(steps):
-            own = steps[num_done : num_done + max(1, self._num_replayed(state))]
-            if len(own) > 1 and (captured := self._captures.of(state)) is not None:
+            own = steps[num_done : num_done + max(1, self._num_settled(state))]
+            if len(own) > 1:
                 self._num_calls += len(own)
                 self._note_unchecked(now + num_done)
-                parts.append(captured([inputs.tensors for inputs in own]))
+                parts.append(self._captures.repeat(self._fast, state, [inputs.tensors for inputs in own]))
             else:
                 tensors = [*state, *own[0].tensors]
                 parts.append([result.unsqueeze(0) for result in self._run(tensors, now + num_done)])
@@ -215,12 +215,12 @@ class Program:
         named = dict.fromkeys(self._ensemble.parameters) | dict(zip(self._grad_names, grads, strict=True))
         return Outputs(loss, alive, is_stepped, norms, named)
 
-    def _num_replayed(self, state: Sequence[Tensor]) -> int:
-        """How many of the next steps are replays of a graph and nothing else."""
-        if not self._captures or self._is_eager or self._is_to_compile:
+    def _num_settled(self, state: Sequence[Tensor]) -> int:
+        """How many of the next steps are calls of the fastest function that there is and nothing else."""
+        if not self.is_traced or self._num_calls < CHECKED_CALLS[0] or self._is_to_compile:
             return 0
-        captured, due = self._captures.of(state), min((n for n in CHECKED_CALLS if n > self._num_calls), default=inf)
-        return 0 if captured is None else int(min(captured.num_steps, due - self._num_calls - 1))
+        due = min((n for n in CHECKED_CALLS if n > self._num_calls), default=inf)
+        return int(min(self._captures.num_at_once(state), due - self._num_calls - 1))
 
     @property
     def _is_to_compile(self) -> bool:

@@ -248,7 +248,7 @@ class Vectorized:
             _remember(self._programs, key, program)
         if self._earlier and (level := self._earlier.get(name_of_key(key))) is not None:
             program.go_on(level, pytree.tree_leaves(ensemble.tensors), inputs)
-            program.is_compiling = self.is_compiling
+        program.is_compiling = self.is_compiling
         return program
 
 
