@@ -83,6 +83,7 @@ OWN_STATS = "11111 01111 10111 10011 11011 00111 00011"
 CASES = {
     "linear": Case(F.linear, [(5, 4), (3, 4), (3,)]),
     "linear-broad": Case(F.linear, [(5, 4), (33, 4), (33,)]),
+    "addmm": Case(torch.addmm, [(3,), (5, 4), (4, 3)]),
     "linear-3d": Case(F.linear, [(2, 5, 4), (3, 4)]),
     "conv1d": Case(with_options(F.conv1d, stride=2, padding=1), [(2, 3, 8), (4, 3, 3), (4,)]),
     "conv2d": Case(with_options(F.conv2d, padding="same"), [(2, 3, 5, 5), (4, 3, 3, 3), (4,)]),
@@ -323,3 +324,11 @@ def test_members_with_inputs_of_their_own_cannot_share_the_statistics_that_they_
     case = CASES[name]
     with pytest.raises(RuntimeError, match="were not batched"):
         by_rules(case, "11100", 0)(*make(case, "11100", 0))
+
+
+@pytest.mark.parametrize("bias", [(3,), (5, 3)], ids=["scaled", "of a matrix"])
+def test_addmm_of_another_kind_is_left_to_vmap_and_as_in_a_loop(bias):
+    case = Case(with_options(torch.addmm, beta=0.5 if bias == (3,) else 1), [bias, (5, 4), (4, 3)])
+    tensors = make(case, "011", 0)
+    expected = value_and_grads(by_loop(case, "011", 0), case, tensors)
+    torch.testing.assert_close(value_and_grads(by_rules(case, "011", 0), case, tensors), expected)

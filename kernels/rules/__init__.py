@@ -37,6 +37,7 @@ __all__ = [
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     F.linear: linear.linear,
+    torch.addmm: linear.addmm,
     F.cross_entropy: loss.cross_entropy,
     torch.conv1d: convolution.conv1d,
     torch.conv2d: convolution.conv2d,

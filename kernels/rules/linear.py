@@ -31,12 +31,33 @@ def linear(
         return NotImplemented  # vectors are left to vmap
     if is_traceable_wrapper_subclass(weight):
         return NotImplemented  # quantized weights have a product of their own, above autograd
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-        # Here rather than inside, so that autograd casts the gradients back.
-        dtype = torch.get_autocast_dtype(input.device.type)
-        input, weight, bias = input.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-    output: Tensor = _Linear.apply(input, weight, bias)
+    input, weight = _autocast(input, input), _autocast(weight, input)
+    output: Tensor = _Linear.apply(input, weight, None if bias is None else _autocast(bias, input))
     return output
+
+
+def addmm(
+    input: Tensor,  # [out]
+    mat1: Tensor,  # [row, in]
+    mat2: Tensor,  # [in, out]
+    *,
+    beta: float = 1,
+    alpha: float = 1,
+    drawn: Iterator[Tensor],
+) -> Tensor:
+    """Compute torch.addmm for all members, as the linear layers of GPT-2 use it."""
+    del drawn
+    if (beta, alpha) != (1, 1) or input.dim() != 1 or is_traceable_wrapper_subclass(mat2):
+        return NotImplemented
+    output: Tensor = _AddMM.apply(*(_autocast(x, mat1) for x in (input, mat1, mat2)))
+    return output
+
+
+def _autocast(x: Tensor, input: Tensor) -> Tensor:
+    """Cast as autocast would: here rather than inside, so that autograd casts the gradients back."""
+    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
+        return x.to(torch.get_autocast_dtype(input.device.type))
+    return x
 
 
 class _Linear(Mapped):
@@ -58,11 +79,11 @@ class _Linear(Mapped):
         input_dim, weight_dim, bias_dim = in_dims
         members = info.batch_size
         if weight_dim is None:  # frozen weights: more rows of an ordinary product
-            output = F.linear(member_first(input, input_dim, members), weight)
-            if bias is None:
-                return output, 0
-            bias = bias if bias_dim is None else bias.movedim(bias_dim, 0)
-            return output + bias.reshape(-1, *[1] * (output.dim() - 2), bias.size(-1)), 0
+            input = member_first(input, input_dim, members)
+            if bias is None or bias_dim is None:
+                return F.linear(input, weight, bias), 0
+            bias = bias.movedim(bias_dim, 0)
+            return F.linear(input, weight) + bias.reshape(-1, *[1] * (input.dim() - 2), bias.size(-1)), 0
         weight = weight.movedim(weight_dim, 0)
         if bias is not None:
             bias = member_first(bias, bias_dim, members)
@@ -72,6 +93,29 @@ class _Linear(Mapped):
         input = member_first(input, input_dim, members)
         output = _BatchedLinear.apply(input.flatten(1, -2), weight, bias)
         return output.unflatten(1, input.shape[1:-1]), 0
+
+
+class _AddMM(Mapped):
+    """torch.addmm of a vector and matrices, with a rule for vmap; its gradients have the layout of the weights."""
+
+    @staticmethod
+    def forward(bias: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
+        return torch.addmm(bias, rows, weight)
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], bias: Tensor, rows: Tensor, weight: Tensor
+    ) -> tuple[Tensor, int]:
+        """Put the member axis where the product is one call."""
+        bias_dim, rows_dim, weight_dim = in_dims
+        members = info.batch_size
+        rows = member_first(rows, rows_dim, members)
+        if weight_dim is None and bias_dim is None:  # frozen weights: more rows of an ordinary product
+            return torch.addmm(bias, rows.flatten(0, 1), weight).unflatten(0, (members, -1)), 0
+        bias = member_first(bias, bias_dim, members)[:, None]
+        if weight_dim is None:
+            return (rows.flatten(0, 1) @ weight).unflatten(0, (members, -1)) + bias, 0
+        return torch.baddbmm(bias, rows, weight.movedim(weight_dim, 0)), 0
 
 
 class _BatchedLinear(torch.autograd.Function):

@@ -17,6 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from vecsweep._engine.data.fingerprint import content_of
 from vecsweep._engine.graphs.bindings import call_directly_
+from vecsweep._engine.graphs.formulas import recognize_activations_
 from vecsweep._engine.graphs.graph import fold_copies_, fuse_writes_, simplify_, step_in_place_, write_in_place
 from vecsweep._engine.graphs.joining import join_alike_, join_copies_
 from vecsweep.kernels._trace import Traced, code_of
@@ -87,6 +88,7 @@ def lower(traced: Traced, num_members: int = 0, num_state: int = 0) -> Lowered:
 def _lower(traced: Traced, num_members: int, num_state: int) -> Lowered:
     graph, constants = traced.graph, traced.constants
     simplify_(graph)
+    recognize_activations_(graph)
     fold_copies_(graph, constants)
     join_alike_(graph, num_members)
     written = write_in_place(graph, num_state)
