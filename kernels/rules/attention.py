@@ -5,7 +5,7 @@ so N members of batch B are one call with batch N * B.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -139,11 +139,17 @@ class _Attention(Mapped):
             attn_mask = _fold(attn_mask.expand(members, *batch[:1], *attn_mask.shape[1 + len(batch[:1]) :]))
         query, key, value = _fold(query), _fold(key), _fold(value)
         sizes = [len(query)] if len(batch) == 0 else _sizes(members, batch[0])
-        masks = attn_mask.split(sizes) if attn_mask is not None and attn_mask.dim() > 2 else [attn_mask] * len(sizes)
-        parts = zip(query.split(sizes), key.split(sizes), value.split(sizes), masks, strict=True)
+        is_of_each = attn_mask is not None and attn_mask.dim() > 2
+        masks = _divided(attn_mask, sizes) if is_of_each else [attn_mask] * len(sizes)
+        parts = zip(*(_divided(x, sizes) for x in (query, key, value)), masks, strict=True)
         results = [_Attention.forward(q, k, v, mask, is_causal, scale, enable_gqa) for q, k, v, mask in parts]
         result = results[0] if len(results) == 1 else torch.cat(results)
         return result.reshape(members, *batch, *result.shape[-2:]), 0
+
+
+def _divided(x: Any, sizes: list[int]) -> Sequence[Any]:
+    """The parts of a tensor; autograd would copy the gradients of parts, also where there is only one."""
+    return [x] if len(sizes) == 1 else x.split(sizes)
 
 
 def _sizes(num_members: int, batch: int) -> list[int]:
