@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C import DisableTorchFunction as _DisableTorchFunction  # a default device is a mode, asked at each operator
 
 from vecsweep._engine.graphs.capture import Captured, Pool, aside, copy_all_, once, place_for
 
@@ -141,8 +142,7 @@ class Captures:
         """Compute a function for several steps, at most `num_at_once`; each result is `[step, ...]`."""
         if (staged := self.of(state)) is not None:
             return staged(inputs)
-        # A default device is a mode that would be asked at each operator.
-        with torch.no_grad(), torch._C.DisableTorchFunction():
+        with torch.no_grad(), _DisableTorchFunction():
             results = [function(*state, *of_step) for of_step in inputs]
         return [torch.stack(of_steps) for of_steps in zip(*results, strict=True)]
 
@@ -151,7 +151,7 @@ class Captures:
         state, inputs = tensors[: self._num_state], tensors[self._num_state :]
         if (staged := self.of(state) or self._capture(function, state, inputs)) is not None:
             return [result[0] for result in staged([inputs])]
-        with torch.no_grad():
+        with torch.no_grad(), _DisableTorchFunction():
             if self._pool is None:
                 return function(*tensors)
             with aside(tensors[0].device):
