@@ -22,8 +22,8 @@ LAYERS = {
         """kernels kernels._compile kernels._trace kernels.rules._mapped kernels.rules._mode kernels.rules._scan
         kernels.rules.checkpoint kernels.rules.random kernels.updates._update""",
         "kernels.updates._fused_adam",
-        """kernels.rules.attention kernels.rules.convolution kernels.rules.embedding kernels.rules.function
-        kernels.rules.gradient
+        """kernels.rules.attention kernels.rules.check kernels.rules.convolution kernels.rules.embedding
+        kernels.rules.function kernels.rules.gradient
         kernels.rules.linear kernels.rules.loss kernels.rules.normalization kernels.rules.pooling
         kernels.rules.recurrent kernels.updates.adadelta kernels.updates.adagrad kernels.updates.adam
         kernels.updates.adamax kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop
@@ -106,7 +106,7 @@ LAYERS = {
         "_engine.keeping.record _engine.keeping.unloading",
         "_engine.keeping.snapshot",
         "_engine.keeping.soundness",
-        "_engine.budget _engine.passes _engine.plain _engine.windows",
+        "_engine.budget _engine.failures _engine.passes _engine.plain _engine.windows",
         "_engine.engines _engine.evaluate",
         "_engine.groups _engine.taking_up",
         "_engine.loop",

@@ -17,8 +17,8 @@ from torch._functorch.eager_transforms import enable_inplace_requires_grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .._trace import DataDependentError, is_tracing
-from . import attention, convolution, embedding, gradient, linear, loss, normalization, pooling, recurrent
-from ._mapped import is_mapped_last
+from . import attention, check, convolution, embedding, gradient, linear, loss, normalization, pooling, recurrent
+from ._mapped import is_mapped, is_mapped_last
 from ._mode import CallMode, takes_values
 from .checkpoint import checkpoints_run_through
 from .function import functions_for_each
@@ -60,6 +60,22 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.gru_cell: recurrent.gru_cell,
     torch.rnn_tanh_cell: recurrent.rnn_tanh_cell,
     torch.rnn_relu_cell: recurrent.rnn_relu_cell,
+}
+
+# What raises where numbers are bad; these return also whether they are good.
+CHECKS: dict[Callable[..., Any], Callable[..., check.Checked]] = {
+    Tensor.__bool__: check.truth,
+    Tensor.inverse: check.by_info(torch.linalg.inv_ex),
+    torch._is_all_true: check.is_all_true,
+    torch.inverse: check.by_info(torch.linalg.inv_ex),
+    torch.linalg.cholesky: check.by_info(torch.linalg.cholesky_ex),
+    torch.linalg.eigh: check.of_finite(torch.linalg.eigh),
+    torch.linalg.eigvalsh: check.of_finite(torch.linalg.eigvalsh),
+    torch.linalg.inv: check.by_info(torch.linalg.inv_ex),
+    torch.linalg.pinv: check.of_finite(torch.linalg.pinv),
+    torch.linalg.solve: check.by_info(torch.linalg.solve_ex),
+    torch.linalg.svd: check.of_finite(torch.linalg.svd),
+    torch.linalg.svdvals: check.of_finite(torch.linalg.svdvals),
 }
 
 # Tensor.requires_grad is a property that torch makes in C.
@@ -144,6 +160,9 @@ class MemberRules(CallMode):
         draws: what a recorded pass drew.
         drawn: what these draws gave, in their order.
 
+    Attributes:
+        is_good: whether the member's numbers pass the checks that would raise; None where there are none.
+
     Raises:
         RuntimeError: at a draw, when the code draws otherwise than it was recorded.
     """
@@ -152,6 +171,9 @@ class MemberRules(CallMode):
         super().__init__()
         self._draws = iter(draws)
         self._drawn = iter(drawn)
+        self._of_seeds = next(filter(is_mapped, drawn), None)  # one that each seed has drawn for itself
+        self._level = torch._C._functorch.maybe_current_level()
+        self.is_good: Tensor | None = None
 
     def check_all_drawn(self) -> None:
         """Raise RuntimeError if the code has drawn less than was recorded."""
@@ -174,6 +196,9 @@ class MemberRules(CallMode):
             if not draw.is_like(next(self._draws, None)):
                 raise RuntimeError("the loss draws other random numbers than in an ordinary pass")
             return replay(func, args, kwargs, next(self._drawn))
+        if func is torch.empty and self._of_seeds is not None and is_mapped_last():
+            like = func(*args, **kwargs)  # into which a draw may be written, as `Normal.rsample` does
+            return self._of_seeds.new_empty(like.shape, dtype=like.dtype, device=like.device)
         if isinstance(out := kwargs.get("out"), Tensor) and is_mapped_last():
             with self:
                 result = func(*args, **{**kwargs, "out": None})  # vmap has nothing that writes where it is told
@@ -182,6 +207,12 @@ class MemberRules(CallMode):
         if func is torch.autograd.grad and is_mapped_last():
             grads = gradient.grad(*args, **kwargs)
             return func(*args, **kwargs) if grads is NotImplemented else grads
+        # Within transforms of the code's own, what is good is said of their samples, and cannot leave them.
+        if func in CHECKS and torch._C._functorch.maybe_current_level() == self._level:
+            result, is_good = CHECKS[func](*args, **kwargs)
+            if is_good is not None:
+                self.is_good = is_good if self.is_good is None else self.is_good & is_good
+            return result
         if func in RULES and is_mapped_last():
             # A rule is made of torch functions, which may have rules themselves.
             with self:

@@ -21,6 +21,7 @@ from vecsweep._engine.data.batches import is_finite
 from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.engines import Engines
 from vecsweep._engine.evaluate import Evaluator
+from vecsweep._engine.failures import Failures
 from vecsweep._engine.groups import Group, Grouping
 from vecsweep._engine.keeping.record import End, Observer, Record, Start, here
 from vecsweep._engine.keeping.snapshot import (
@@ -102,6 +103,7 @@ class Loop:
         self.loss = blank(*plan.lr.shape)
         self.norms: dict[str, FloatArray] = {name: blank(*plan.lr.shape) for name in self.evaluation.recorded}
         self.num_evaluated = 0
+        self.failures = Failures()
         self.seeds = np.array(plan.seeds)
         self.diverged_at = np.full(len(plan.members), -1)
         self.stopped_at = np.full(len(plan.members), -1)
@@ -206,6 +208,7 @@ class Loop:
                     bar.set_postfix_str(f"{self._is_alive().sum()} of {num_members} members alive", refresh=False)
                     if self.keeper is not None and num_done < total and self.keeper.is_due(num_done):
                         self.keeper.keep(take_snapshot(self, groups, num_done))
+                self.failures.tell(is_end=True)
                 num_done, is_complete = total, True
             except KeyboardInterrupt as stop:
                 self.is_even &= isinstance(stop, interrupts.Stop)
@@ -375,6 +378,7 @@ class Loop:
             ends.update({seed: own.ends[seed] for seed in alive})
         self._go_back(ends)
         self._blame_data(window, start)
+        self.failures.tell(is_end=False)
         self.is_even = True
         self.windows.note_trained()
         if self.observer:
@@ -498,12 +502,16 @@ class Loop:
 
     def _settle(self, group: Group, seen: Seen, start: int) -> list[Group]:
         """Note what a chunk did in a window, and take out what diverged, where that makes the chunk cheaper."""
-        loss, alive, norms = seen
+        loss, alive, norms, failures = seen
         was_alive = self._is_alive()[group.members]
         self.loss[start : start + len(loss), group.columns] = np.where(was_alive, loss, np.nan)
         for name, norm in norms.items():
             self.norms[name][start : start + len(loss), group.columns] = np.where(was_alive, norm, np.nan)
         is_new = ~alive[-1] & was_alive
         self.diverged_at[np.array(group.members)[is_new]] = start + (~alive[:, is_new]).argmax(axis=0)
+        for k in filter(is_new.__getitem__, failures):
+            i = group.members[k]
+            step = int(self.diverged_at[i])
+            self.failures.note(float(self.hyper["lr"][step, i]), self.plan.seeds[i], step, failures[k])
         self.grouping.keep(group, np.flatnonzero(is_new))
         return self.grouping.trim(group, np.flatnonzero(alive[-1] & was_alive).tolist())

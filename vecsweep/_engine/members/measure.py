@@ -22,7 +22,7 @@ from vecsweep._engine.graphs.staging import Captures
 from vecsweep._engine.members.ensemble import Ensemble
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.objective import Objective
-from vecsweep._engine.members.untrained import is_of_weights
+from vecsweep._engine.members.untrained import in_short, is_of_weights
 from vecsweep._errors import warn_of_fallback, warn_of_trouble
 from vecsweep._types import Batch
 from vecsweep.kernels._trace import try_to_trace
@@ -38,13 +38,20 @@ def measure_at_once(
     batch: Batch,
     seed_index: Tensor | None,  # [member], a member's place on the batch's seed axis; None where it has none
 ) -> Tensor:
-    """Measure all members of an ensemble in one pass: `[metric, member]`; nothing changes."""
+    """Measure all members of an ensemble in one pass: `[metric, member]`, NaN where one alone would raise.
+
+    Nothing changes.
+    """
     shared = {name: b.clone() for name, b in ensemble.buffers.items() if name not in ensemble.member_buffers}
     own = {name: b.clone() for name, b in ensemble.buffers.items() if name in ensemble.member_buffers}
 
     def member(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch) -> Tensor:
-        with checkpoints_run_through(), functions_for_each(), MemberRules([], []):
-            return objective.measure(parameters | shared | own, batch)
+        with checkpoints_run_through(), functions_for_each(), MemberRules([], []) as rules:
+            measured = objective.measure(parameters | shared | own, batch)
+        if rules.is_good is None:
+            return measured
+        objective.has_checks = True
+        return torch.where(rules.is_good, measured, torch.nan)
 
     given = copy_batch(batch) if seed_index is None else hand_out(batch, seed_index)
     mapped = vmap(member, in_dims=(0, 0, None if seed_index is None else member_dims(given)), out_dims=1)
@@ -191,10 +198,12 @@ def measure_one(
         untrained = partial(_measure, pattern, pattern.parameters, dict(pattern.model.named_buffers()), batch)
         if not is_of_weights(error, own, untrained):
             raise
-        warn_of_trouble(
-            "An evaluation fails with a member's weights, and not with untrained ones; what it measures is NaN. "
-            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-        )
+        if not pattern.objective.has_told_of_failure:
+            pattern.objective.has_told_of_failure = True
+            warn_of_trouble(
+                "An evaluation fails with a member's weights, and not with untrained ones; what it measures is NaN, "
+                f"and so it is of other members with which it fails. {in_short(error)}"
+            )
         return torch.full_like(untrained(), torch.nan)
 
 

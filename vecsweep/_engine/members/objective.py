@@ -28,6 +28,10 @@ class Objective(nn.Module):
         task: whose loss.
         model: the module that is trained.
         precision: of autocast; None for none.
+
+    Attributes:
+        has_checks: whether a batched pass was seen to come by operators that raise where numbers are bad.
+        has_told_of_failure: whether it was warned of an evaluation that fails with a member's weights.
     """
 
     PREFIX = "model."  # of the model's parameters and buffers among the objective's
@@ -43,6 +47,7 @@ class Objective(nn.Module):
         may_hide_draws = any(OpenDraws.matters_on(p.device) for p in model.parameters())
         self._has_hidden_draws = None if may_hide_draws else False  # None as long as no pass has shown
         self._takes_gradients = False  # what is measured
+        self.has_checks = self.has_told_of_failure = False
         self._has_told = False  # of a model that leaves eval mode
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:

@@ -29,6 +29,7 @@ from vecsweep.kernels.rules import (
 )
 from vecsweep.kernels.updates import over_members, per_member
 
+REFUSED = -torch.inf  # the loss of a pass that raises where it is not batched
 Grads = dict[str, Tensor | None]  # [member, *shape]; None where the loss does not depend on the parameter
 
 
@@ -186,6 +187,9 @@ class Step:
             with checkpoints_run_through(), functions_for_each(), MemberRules(draws, drawn) as rules:
                 loss = self._objective.evaluate(tensors, batch)
             rules.check_all_drawn()
+            if rules.is_good is not None:
+                self._objective.has_checks = True
+                loss = torch.where(rules.is_good, loss, REFUSED)
             return loss, {name: tensors[name] for name in buffers}
 
         out_dims: Any = (0, {name: 0 if name in member_buffers else None for name in buffers})

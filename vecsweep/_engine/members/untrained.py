@@ -1,8 +1,9 @@
-"""What a seed's weights do before they are trained: the scale on which its members are judged."""
+"""What a seed's weights do before they are trained: the scale on which its members are judged, also where they fail."""
 
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vecsweep._engine.caller.lending import Lent
+from vecsweep._engine.caller.memory import is_out_of_memory
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.batches import copy_batch
+from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._types import Batch
 
@@ -32,15 +35,55 @@ def untrained_losses(learner: Learner, batches: Sequence[Batch], seed: int, stre
     Returns:
         `[batch]` float64.
     """
+    return _losses(learner, {}, batches, seed, streams)
+
+
+def outcome_of(
+    learner: Learner, state: MemberState, batches: Sequence[Batch], seed: int, streams: Streams
+) -> float | Exception:
+    """Say what an ordinary pass comes to: its loss, or the error with which it fails for what the weights have become.
+
+    Args:
+        learner: of the seed, in training mode.
+        state: the member's.
+        batches: of a step.
+        seed: whose random stream the model draws from.
+        streams: the random streams of the run.
+
+    Raises:
+        Exception: what the pass raises that is not of the weights.
+    """
+    weights = {name: p.detach().clone().requires_grad_() for name, p in state.parameters.items()}
+    own = partial(_losses, learner, weights | state.buffers, batches, seed, streams)
+    try:
+        return float(own().mean())
+    except Exception as error:
+        untrained = partial(untrained_losses, learner, batches, seed, streams)
+        if is_out_of_memory(error) or not is_of_weights(error, own, untrained):
+            raise
+        return error
+
+
+def _losses(
+    learner: Learner, weights: Mapping[str, Tensor], batches: Sequence[Batch], seed: int, streams: Streams
+) -> Tensor:
+    """As `untrained_losses`, with other parameters and buffers in the place of those that are named."""
     learner = learner.copy()  # what a pass does to buffers in place stays there
     start = streams.mark("model", seed)
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
     try:
         with watch.undisturbed(), Lent(learner.objective.lent):
-            losses = [learner.objective.compute(copy_batch(batch)).detach().double() for batch in batches]
+            losses = [_loss(learner, weights, copy_batch(batch)).detach().double() for batch in batches]
     finally:
         streams.rewind("model", seed, start)
     return torch.stack(losses)
+
+
+def _loss(learner: Learner, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    if not weights:
+        return learner.objective.compute(batch)
+    copies = {name: value if value.requires_grad else value.clone() for name, value in weights.items()}
+    return learner.objective.evaluate(copies, batch)
 
 
 def is_of_weights(error: Exception, own: Callable[[], object], untrained: Callable[[], object]) -> bool:
@@ -64,6 +107,11 @@ def is_of_weights(error: Exception, own: Callable[[], object], untrained: Callab
         return False
     is_known = isinstance(error, torch.linalg.LinAlgError) or _is_of_distributions(error)  # type: ignore[attr-defined]
     return is_known or seen.has_nan or (seen.has_infinity and not before.has_infinity)
+
+
+def in_short(error: Exception) -> str:
+    """An error's class, and the first line of what it says."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
 def _is_of_distributions(error: Exception) -> bool:

@@ -1,6 +1,7 @@
 """A chunk of the vectorized engine: members that are stepped at once, carried through a window, measured, taken out."""
 
 import copy
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,8 @@ from vecsweep._engine.graphs.capture import copy_all_, upload
 from vecsweep._engine.members.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.members.measure import measure_one
 from vecsweep._engine.members.optimizer import MemberOptimizers
-from vecsweep._engine.members.step import norm_of
+from vecsweep._engine.members.step import REFUSED, norm_of
+from vecsweep._engine.members.untrained import in_short, outcome_of
 from vecsweep._engine.ways.contract import Curve, OutOfMemory, SeedsDiffer, StepBatches, Unmappable, Window
 from vecsweep._engine.ways.explaining import explain
 from vecsweep._engine.ways.program import Inputs
@@ -69,6 +71,8 @@ class VectorizedChunk:
                 # vmap's warning that it runs an operator member by member; nothing that the caller could mend.
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                 curve = self._run(state, window, hyper)
+            if self._engine.pattern.objective.has_checks:
+                curve = self._with_failures(curve, state, window)
             self._commit(state)
         except interrupts.Stop:
             self._go_back()
@@ -101,7 +105,7 @@ class VectorizedChunk:
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                    return self._engine.measure(self._ensemble, batch, seed_index)
+                    return self._with_refused(self._engine.measure(self._ensemble, batch, seed_index), batches)
             except Exception as error:
                 if not is_out_of_memory(error):
                     reason, measured = explain(error), self._measure_each(batches)  # or raises the task's own error
@@ -115,15 +119,22 @@ class VectorizedChunk:
 
     def _measure_each(self, batches: Mapping[int, Batch]) -> Tensor:
         """Evaluate one member after another."""
-        rows, streams, ensemble = [], self._engine.streams, self._ensemble
-        for i, seed in enumerate(ensemble.seeds):
-            own = ensemble.member_buffers
-            parameters = {name: p[i] for name, p in ensemble.parameters.items()}
-            buffers = {name: b[i] if name in own else b for name, b in ensemble.buffers.items()}
-            streams.restart("evaluation", seed)
-            pattern = self._engine.learners[seed]
-            rows.append(measure_one(pattern, parameters, buffers, batches[seed], pattern))
-        return torch.stack(rows, dim=1)
+        return torch.stack([self._measure_member(i, batches) for i in range(len(self))], dim=1)
+
+    def _with_refused(self, measured: Tensor, batches: Mapping[int, Batch]) -> Tensor:
+        """Measure by ordinary passes, which may raise, who is NaN where a check of numbers may be the reason."""
+        if self._engine.pattern.objective.has_checks:
+            is_refused = measured.isnan().all(0) & self._ensemble.fate.alive
+            for i in is_refused.nonzero().flatten().tolist():
+                measured[:, i] = self._measure_member(i, batches)
+        return measured
+
+    def _measure_member(self, i: int, batches: Mapping[int, Batch]) -> Tensor:
+        """Evaluate one member by an ordinary pass: `[metric]`."""
+        state, seed = self._ensemble.member(i), self._ensemble.seeds[i]
+        self._engine.streams.restart("evaluation", seed)
+        pattern = self._engine.learners[seed]
+        return measure_one(pattern, state.parameters, state.buffers, batches[seed], pattern)
 
     def members(self, positions: Sequence[int], *, is_last: bool = False) -> list[MemberState]:
         """Take the states of some members."""
@@ -201,6 +212,28 @@ class VectorizedChunk:
                 norms[name][span] = norm
             t += len(steps)
         return Curve(losses, alive, norms)
+
+    def _with_failures(self, curve: Curve, state: Sequence[Tensor], window: Window) -> Curve:
+        """Say why passes were refused, by ordinary ones: who has diverged keeps the weights that it had then.
+
+        Raises:
+            Exception: what such a pass raises that is not of the weights.
+            RuntimeError: it goes on where the batched one was refused.
+        """
+        structure = pytree.tree_structure(self._ensemble.tensors)
+        ensemble = self._ensemble.with_tensors(pytree.tree_unflatten(list(state), structure))
+        loss, failures = curve.loss.clone(), dict[int, str]()
+        for t, i in (loss == REFUSED).nonzero().tolist():
+            seed = ensemble.seeds[i]
+            learner = self._engine.learners[seed]
+            outcome = outcome_of(learner, ensemble.member(i), window[t][seed], seed, self._engine.streams)
+            if isinstance(outcome, Exception):
+                loss[t, i], failures[i] = torch.nan, in_short(outcome)
+            elif math.isfinite(outcome):
+                raise RuntimeError("a check of numbers fails in a batched pass, and not in an ordinary one")
+            else:
+                loss[t, i] = outcome
+        return curve._replace(loss=loss, failures=failures)
 
     def _step_each(
         self,

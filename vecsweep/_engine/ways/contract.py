@@ -25,11 +25,13 @@ class Curve(NamedTuple):
         loss: before each update, float64; NaN from the step after a member diverged.
         alive: False from the step on at which a member diverged.
         norms: those that are recorded, float64; NaN where no update was taken.
+        failures: with what the passes of members failed that diverged so, in words, by their positions in the chunk.
     """
 
     loss: Tensor
     alive: Tensor
     norms: Mapping[str, Tensor] = {}
+    failures: Mapping[int, str] = {}
 
 
 class Seen(NamedTuple):
@@ -39,11 +41,13 @@ class Seen(NamedTuple):
         loss: as the curve's.
         alive: likewise.
         norms: likewise.
+        failures: likewise.
     """
 
     loss: FloatArray
     alive: NDArray[np.bool_]
     norms: dict[str, FloatArray]
+    failures: Mapping[int, str]
 
 
 def look_at(curves: Sequence[Curve]) -> list[Seen]:
@@ -52,7 +56,10 @@ def look_at(curves: Sequence[Curve]) -> list[Seen]:
     rows = [torch.cat([c.loss, c.alive.to(c.loss.dtype), *c.norms.values()]) for c in curves]
     parts = np.split(torch.cat(rows, dim=1).cpu().numpy(), 2 + len(names))  # each [step, member]
     of_curves = zip(*(np.split(part, ends, axis=1) for part in parts), strict=True)
-    return [Seen(loss, alive > 0, dict(zip(names, norms, strict=True))) for loss, alive, *norms in of_curves]
+    return [
+        Seen(loss, alive > 0, dict(zip(names, norms, strict=True)), curve.failures)
+        for (loss, alive, *norms), curve in zip(of_curves, curves, strict=True)
+    ]
 
 
 class Chunk(Protocol):

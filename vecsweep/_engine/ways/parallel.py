@@ -144,17 +144,19 @@ class ParallelChunk:
         starts = {seed: streams.mark("model", seed) for seed in set(self._seeds)}
         shape = len(window), len(self)
         norms = {name: torch.empty(shape, dtype=torch.float64) for name in self._engine.recorded}
-        curve = Curve(torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.bool), norms)
+        loss, alive = torch.empty(shape, dtype=torch.float64), torch.empty(shape, dtype=torch.bool)
+        failures = dict[int, str]()
         ends = dict[int, State]()
         for own, (part, own_ends) in self._ask("run", window, dict(hyper), starts):
-            curve.loss[:, own], curve.alive[:, own] = part.loss, part.alive
+            loss[:, own], alive[:, own] = part.loss, part.alive
             for name, values in part.norms.items():
                 norms[name][:, own] = values
+            failures |= {own[k]: failure for k, failure in part.failures.items()}
             if not all(is_same_state(ends.setdefault(seed, end), end) for seed, end in own_ends.items()):
                 self._engine.warn(DRAWS_DIFFER)
         for seed, end in (starts | ends).items():
             streams.rewind("model", seed, end)
-        return curve
+        return Curve(loss, alive, norms, failures)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

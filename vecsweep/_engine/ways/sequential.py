@@ -27,9 +27,9 @@ from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.measure import measure_one
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.stock import evaluating, fastest_kernel, load_state, save_state, step_
-from vecsweep._engine.members.untrained import is_of_weights, untrained_losses
+from vecsweep._engine.members.untrained import in_short, is_of_weights, untrained_losses
 from vecsweep._engine.ways.contract import Curve, Window
-from vecsweep._errors import warn_of_fallback, warn_of_trouble
+from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
@@ -150,6 +150,7 @@ class SequentialChunk:
             torch.tensor(loss, device=device),
             torch.tensor(alive, dtype=torch.bool, device=device),
             {name: torch.tensor(own, device=device) for name, own in zip(self._engine.recorded, norms, strict=True)},
+            {i: member.failure for i, member in enumerate(self._members) if member.failure},
         )
 
     def evaluating(self) -> AbstractContextManager[None]:
@@ -213,6 +214,7 @@ class _Member:
         self._kernel = fastest_kernel(self._learner.optimizer)
         self._ceiling, self._streak = float(member.fate.ceiling), int(member.fate.streak)
         self.is_alive = bool(member.fate.alive)
+        self.failure = ""  # that it diverged by
         self.device = member.fate.alive.device
         self._scale = member.scale
 
@@ -238,12 +240,7 @@ class _Member:
             untrained = partial(untrained_losses, self._pattern, batches, self.seed, self._streams)
             if is_out_of_memory(error) or not is_of_weights(error, partial(self._repeat, batches), untrained):
                 raise
-            self.is_alive = False
-            warn_of_trouble(
-                f"The member at lr {hyper['lr']:.3g} of seed {self.seed} has diverged: a pass fails with its weights, "
-                f"and not with untrained ones. The others go on. {type(error).__name__}: "
-                f"{next(iter(str(error).splitlines()), '')}"
-            )
+            self.is_alive, self.failure = False, in_short(error)
             return math.nan, False, *norms.values()
         if self._lent.changed:
             self._own_(self._lent.changed)

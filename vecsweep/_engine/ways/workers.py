@@ -189,7 +189,7 @@ def _answer(share: Share, request: str, members: Sequence[int], arguments: Seque
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("ignore")  # of others it has been told where the first batch was looked at
         warnings.simplefilter("always", FallbackWarning)
-        warnings.filterwarnings("always", "The member at lr|An evaluation fails", RuntimeWarning)
+        warnings.filterwarnings("always", "An evaluation fails", RuntimeWarning)
         try:
             share.load()
             value = getattr(share, request)(members, *arguments)

@@ -1,0 +1,61 @@
+"""Operators that raise where numbers are bad: they say instead of which member the numbers are.
+
+One that raises does so for all members, and asks for a number in a tensor, which no trace can do. These return what it
+would return, and of each member whether it would.
+
+Not here: what asks in Python (`assert loss.isfinite()`), which vmap refuses.
+"""
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from .._trace import DataDependentError
+from ._mapped import is_mapped
+
+Checked = tuple[Any, Tensor | None]  # what is returned, and whether numbers are good; None where it has raised itself
+
+
+def is_all_true(valid: Tensor) -> Checked:
+    """Compute torch._is_all_true, by which distributions validate.
+
+    What members share is asked as ever, but where a trace would keep the answer.
+    """
+    if not is_mapped(valid):
+        with suppress(DataDependentError):
+            return torch.full((), bool(torch._is_all_true(valid)), device="cpu"), None
+    return torch.full((), True, device="cpu"), valid.all()
+
+
+def truth(tensor: Tensor) -> Checked:
+    """Compute `if tensor:`, which constraints ask on their way to the answer that a distribution validates."""
+    asks = sys._getframe(3)  # past this function and the mode's two
+    if is_mapped(tensor) and asks.f_globals.get("__name__") == constraints.__name__:
+        return True, tensor.all()
+    return bool(tensor), None
+
+
+def by_info(variant: Callable[..., Any]) -> Callable[..., Checked]:
+    """A function of torch.linalg by its variant that says where it fails, and does not raise."""
+
+    def compute(*args: Any, **kwargs: Any) -> Checked:
+        result, info = variant(*args, **kwargs)
+        return result, (info == 0).all()
+
+    return compute
+
+
+def of_finite(function: Callable[..., Any]) -> Callable[..., Checked]:
+    """A function of torch.linalg that raises for matrices that are not finite."""
+
+    def compute(*args: Any, **kwargs: Any) -> Checked:
+        matrices, rest = (args[0], args[1:]) if args else (kwargs.pop("A"), ())
+        is_finite = matrices.isfinite().all()
+        return function(torch.where(is_finite, matrices, 0.0), *rest, **kwargs), is_finite
+
+    return compute
