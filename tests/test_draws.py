@@ -5,7 +5,6 @@ Without a GPU the switches are looked at by which PyTorch chooses such kernels.
 
 import threading
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -214,16 +213,3 @@ def test_gpu_that_cannot_be_set_up_does_not_keep_a_cpu_from_training(fresh_proce
         lambda: nn.Linear(4, 3), batches, F.cross_entropy, optimizer=lambda params: torch.optim.SGD(params, lr=0.1)
     )
     assert vs.sweep(made, lrs=[0.1], num_steps=1, engine="sequential").train_loss.shape == (1, 1)
-
-
-@pytest.mark.filterwarnings("ignore:The members are trained one after another:vecsweep.FallbackWarning")
-@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
-def test_members_that_draw_so_many_numbers_as_their_weights_say_are_told_of(engine):
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.RReLU(), nn.Linear(8, 4))  # which draws for what is negative
-    batches = [(torch.randn(8, 6), torch.randint(4, (8,))) for _ in range(5)]
-    task = vs.Task(model, batches, F.cross_entropy, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
-    alone = vs.sweep(task, lrs=[0.1], num_steps=60, engine="sequential").train_loss[:, 0]
-    with pytest.warns(vs.FallbackWarning, match="How many random numbers a pass draws depends on the weights"):
-        runs = vs.sweep(task, lrs=[0.1, 2.0], num_steps=60, engine=engine)
-    np.testing.assert_array_equal(runs.train_loss[:, 0], alone)

@@ -1,8 +1,11 @@
 """Groups: the chunks of a run and the members of each; how they come apart and together, and what those leave."""
 
+import functools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
+from vecsweep._engine.caller.rng import is_same_state
 from vecsweep._engine.engines import Engines
 from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.ways.contract import Chunk, OutOfMemory
@@ -99,8 +102,17 @@ class Grouping:
         if not self.keeps_states:
             return
         new = [i for i in positions if self.states[group.members[i]] is None]
-        for i, state in zip(new, group.chunk.members(new, is_last=is_last) if new else [], strict=True):
+        states = group.chunk.members(new, is_last=is_last) if new else []
+        for i, state in zip(new, self.less_common(states, [group.seeds[i] for i in new]), strict=True):
             self.states[group.members[i]] = state
+
+    def less_common(self, states: Iterable[MemberState], seeds: Sequence[int]) -> list[MemberState]:
+        """Leave out of states where their random numbers stand, unless those of their seed stand elsewhere now."""
+        mark = functools.cache(partial(self.engines.engine.streams.mark, "model"))
+        return [
+            replace(state, stream=None) if state.stream and is_same_state(state.stream, mark(seed)) else state
+            for state, seed in zip(states, seeds, strict=True)
+        ]
 
     def _load(self, members: list[int], states: Sequence[MemberState]) -> Group:
         seeds = [self.plan.seeds[i] for i in members]

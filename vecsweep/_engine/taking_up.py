@@ -58,14 +58,17 @@ def _states_of(loop: "Loop", groups: Sequence["Group"]) -> tuple[dict[int, Membe
     """Copy the states of the members that train, and of those that have come to their end, to the host."""
     ended = {i: state for i, state in enumerate(loop.states) if state is not None}
     if loop.device.type != "cuda":
-        return _copies(groups, lambda tensor: tensor.to("cpu", copy=True)), ended
+        return _copies(loop, groups, lambda tensor: tensor.to("cpu", copy=True)), ended
     with Stage(loop.device) as stage:
         copy = together(stage.copy)
-        return _copies(groups, stage.copy), {i: state.mapped(copy) for i, state in ended.items()}
+        return _copies(loop, groups, stage.copy), {i: state.mapped(copy) for i, state in ended.items()}
 
 
-def _copies(groups: Sequence["Group"], copy: Callable[[Tensor], Tensor]) -> dict[int, MemberState]:
-    return {i: state for own in groups for i, state in zip(own.members, own.chunk.copies(copy), strict=True)}
+def _copies(loop: "Loop", groups: Sequence["Group"], copy: Callable[[Tensor], Tensor]) -> dict[int, MemberState]:
+    copies = dict[int, MemberState]()
+    for own in groups:
+        copies |= zip(own.members, loop.grouping.less_common(own.chunk.copies(copy), own.seeds), strict=True)
+    return copies
 
 
 def take_up(loop: "Loop", snapshot: Snapshot) -> None:

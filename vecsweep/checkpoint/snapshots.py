@@ -77,6 +77,7 @@ def pack_state(state: MemberState) -> dict[str, Any]:
         "fate": {"ceiling": state.fate.ceiling, "streak": state.fate.streak, "alive": state.fate.alive},
         "scale": None if scale is None else {"value": scale.value, "streak": scale.streak},
         "kept": state.kept,
+        "stream": state.stream,
     }
 
 
@@ -90,6 +91,7 @@ def unpack_state(value: dict[str, Any]) -> MemberState:
         Fate(**value["fate"]),
         None if scale is None else LossScale(**scale),
         value["kept"],
+        value.get("stream"),
     )
 
 

@@ -4,7 +4,7 @@ Checksums tell files that were damaged; this tells those that somebody wrote.
 """
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import chain
 from typing import Any, get_args
 
@@ -100,6 +100,8 @@ def _faulty_state(name: str, state: MemberState, learner: Learner) -> Iterator[s
     ones += [] if scale is None else [(scale.value, torch.float32), (scale.streak, torch.int64)]
     if (scale is None) != (learner.precision != "fp16") or any(x.shape != (1,) or x.dtype != d for x, d in ones):
         yield f"{name}: fate or loss scale"
+    if state.stream is not None:
+        _try_random_state(state.stream)
     if state.optimizer is not None and not _is_optimizer_state(state.optimizer, learner):
         yield f"{name}: optimizer"
 
@@ -108,8 +110,10 @@ def _forms(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: (v.shape, v.dtype) if isinstance(v, Tensor) else type(v) for key, v in values.items()}
 
 
-def _are_alike(states: Iterable[MemberState]) -> bool:
+def _are_alike(states: Collection[MemberState]) -> bool:
     """Whether what members have of their own can be stacked."""
+    if len({frozenset(state.buffers) for state in states}) > 1:
+        return False
     forms: dict[tuple[str, str], Any] = {}
     for state in states:
         remembered = {} if state.optimizer is None else state.optimizer.of_parameters

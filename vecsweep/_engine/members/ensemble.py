@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
 
+from vecsweep._engine.caller.rng import State
 from vecsweep._engine.caller.watch import Changes
 from vecsweep._engine.members.divergence import Fate
 from vecsweep._types import Precision
@@ -83,6 +84,8 @@ class MemberState:
         fate: the member's, as an ensemble of one.
         scale: the member's loss scale, as an ensemble of one; None without fp16.
         kept: what its passes have kept in Python, in the model and outside it.
+        stream: where its random numbers stand; None where those of its seed do, which members have in common unless how
+            many are drawn depends on the weights.
     """
 
     parameters: dict[str, Tensor]
@@ -91,6 +94,7 @@ class MemberState:
     fate: Fate
     scale: LossScale | None
     kept: Changes = field(default_factory=dict)
+    stream: State | None = None
 
     @classmethod
     def start(
@@ -130,6 +134,7 @@ class MemberState:
             Fate(*map(moved, (self.fate.ceiling, self.fate.streak, self.fate.alive))),
             None if self.scale is None else LossScale(moved(self.scale.value), moved(self.scale.streak)),
             moved(self.kept),
+            self.stream,
         )
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vecsweep._engine.caller.rng import State, Streams, is_same_state
+from vecsweep._engine.caller.rng import State, Streams
 from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.ways.contract import Curve, Unmappable, Window
 from vecsweep._engine.ways.messages import Message
-from vecsweep._engine.ways.sequential import DRAWS_DIFFER, Sequential
+from vecsweep._engine.ways.sequential import Sequential
 from vecsweep._engine.ways.workers import Share, Worker
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
@@ -152,8 +152,7 @@ class ParallelChunk:
             for name, values in part.norms.items():
                 norms[name][:, own] = values
             failures |= {own[k]: failure for k, failure in part.failures.items()}
-            if not all(is_same_state(ends.setdefault(seed, end), end) for seed, end in own_ends.items()):
-                self._engine.warn(DRAWS_DIFFER)
+            ends |= own_ends
         for seed, end in (starts | ends).items():
             streams.rewind("model", seed, end)
         return Curve(loss, alive, norms, failures)

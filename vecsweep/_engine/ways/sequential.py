@@ -33,12 +33,6 @@ from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
-DRAWS_DIFFER = (
-    "How many random numbers a pass draws depends on the weights, as with `RReLU` and gamma distributions. Members of "
-    "a seed go on every few steps from the draws of the first of them, so that the others draw other numbers than if "
-    "they trained alone. Sweep over one member at a time where that matters."
-)
-
 
 class Sequential:
     """The engine that steps members one after another.
@@ -67,7 +61,6 @@ class Sequential:
         self.outside = Watch.outside(pattern.task, pattern.model)
         self._moved = {} if moved is None else moved
         self._is_sharing = False
-        self._draws_differ = False
 
     @contextmanager
     def alone(self, own: Changes, seed: int) -> Iterator[None]:
@@ -95,12 +88,6 @@ class Sequential:
                 "member at a time."
             )
 
-    def tell_of_draws(self) -> None:
-        """Warn, once, that members of a seed draw so many random numbers as their weights say."""
-        if not self._draws_differ:
-            self._draws_differ = True
-            warn_of_fallback(DRAWS_DIFFER)
-
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
         learner = self.learners[seed]
@@ -123,13 +110,13 @@ class SequentialChunk:
         return len(self._members)
 
     def run(self, window: Window, hyper: Hyper) -> Curve:
-        """Train each member through the whole window, from the same random numbers."""
+        """Train each member through the whole window, from where its random numbers stand."""
         streams = self._engine.streams
         starts = {seed: streams.mark("model", seed) for seed in {member.seed for member in self._members}}
         ends = dict[int, State]()
         curves = []
         for i, member in enumerate(self._members):
-            streams.rewind("model", member.seed, starts[member.seed])
+            streams.rewind("model", member.seed, member.stream or starts[member.seed])
             streams.use("model", member.seed)
             with self._engine.alone(member.outside, member.seed):
                 steps = [
@@ -140,8 +127,8 @@ class SequentialChunk:
             curves.append(steps)
             if member.is_alive:  # a member that diverged has not drawn all
                 end = streams.mark("model", member.seed)
-                if not is_same_state(ends.setdefault(member.seed, end), end):
-                    self._engine.tell_of_draws()
+                common = ends.setdefault(member.seed, end)
+                member.stream = common if is_same_state(common, end) else end  # once in memory
         for seed, end in (starts | ends).items():
             streams.rewind("model", seed, end)
         loss, alive, *norms = np.array(curves).transpose(2, 1, 0)  # [member, step, 2 and the norms]
@@ -215,6 +202,7 @@ class _Member:
         self._ceiling, self._streak = float(member.fate.ceiling), int(member.fate.streak)
         self.is_alive = bool(member.fate.alive)
         self.failure = ""  # that it diverged by
+        self.stream = member.stream  # where its random numbers stand; None until it has drawn some
         self.device = member.fate.alive.device
         self._scale = member.scale
 
@@ -290,6 +278,7 @@ class _Member:
             fate=fate,
             scale=self._scale,
             kept=self._learner.kept(self._pattern) | self._outside.translate(self.outside, self._outside),
+            stream=self.stream if self.is_alive else None,
         )
 
     def let_go(self) -> None:
