@@ -162,11 +162,11 @@ def test_a_member_with_bad_numbers_ends_as_alone_and_the_others_stay_batched_and
     assert [member.diverged_at is None for member in runs.members][::4] == [True, False]
 
 
-@pytest.mark.filterwarnings("ignore:.*diverged.*:RuntimeWarning")
 def test_bad_numbers_in_one_of_accumulated_batches_and_of_one_seed_end_that_member():
     task = task_of(evidence, images)
     how = {"lrs": [1e-3, 1e30], "num_steps": 20, "divergence_factor": None, "engine": "vectorized"}
-    runs = vs.sweep(task, **how, seeds=2, accumulation_steps=2)
+    with pytest.warns(RuntimeWarning, match=r"^2 members have diverged, at lr 1e\+30: "):
+        runs = vs.sweep(task, **how, seeds=2, accumulation_steps=2)
     assert runs.engine.startswith("vectorized, traced")
     assert_as_alone(runs, task, num_batches=2)
 

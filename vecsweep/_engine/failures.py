@@ -40,12 +40,13 @@ class Failures:
         if not self._untold or (self._has_told and not is_end):
             return
         told, self._untold = self._untold, []
-        first, lrs = min(told, key=lambda failure: failure.step), [failure.lr for failure in told]
+        first, lrs = min(told, key=lambda failure: failure.step), sorted(failure.lr for failure in told)
         if len(told) == 1:
             who = f"The member at lr {first.lr:.3g} of seed {first.seed} has diverged at step {first.step}"
             text = f"{who}: {_WHY.format('its')}. {first.error}"
         else:
-            who = f"{len(told)} {'more ' * self._has_told}members have diverged, at lr {min(lrs):.3g} to {max(lrs):.3g}"
+            at_lr = " to ".join(dict.fromkeys(f"{lr:.3g}" for lr in (lrs[0], lrs[-1])))
+            who = f"{len(told)} {'more ' * self._has_told}members have diverged, at lr {at_lr}"
             at = f"the one at lr {first.lr:.3g} of seed {first.seed} at step {first.step}"
             text = f"{who}: {_WHY.format('their')}. The first was {at}. {first.error}"
         self._has_told = True
