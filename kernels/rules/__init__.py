@@ -64,18 +64,19 @@ RULES: dict[Callable[..., Any], Callable[..., Any]] = {
 
 # What raises where numbers are bad; these return also whether they are good.
 CHECKS: dict[Callable[..., Any], Callable[..., check.Checked]] = {
+    F.binary_cross_entropy: check.of_finite(F.binary_cross_entropy, "input"),
     Tensor.__bool__: check.truth,
     Tensor.inverse: check.by_info(torch.linalg.inv_ex),
     torch._is_all_true: check.is_all_true,
     torch.inverse: check.by_info(torch.linalg.inv_ex),
     torch.linalg.cholesky: check.by_info(torch.linalg.cholesky_ex),
-    torch.linalg.eigh: check.of_finite(torch.linalg.eigh),
-    torch.linalg.eigvalsh: check.of_finite(torch.linalg.eigvalsh),
+    torch.linalg.eigh: check.of_finite(torch.linalg.eigh, "A"),
+    torch.linalg.eigvalsh: check.of_finite(torch.linalg.eigvalsh, "A"),
     torch.linalg.inv: check.by_info(torch.linalg.inv_ex),
-    torch.linalg.pinv: check.of_finite(torch.linalg.pinv),
+    torch.linalg.pinv: check.of_finite(torch.linalg.pinv, "A"),
     torch.linalg.solve: check.by_info(torch.linalg.solve_ex),
-    torch.linalg.svd: check.of_finite(torch.linalg.svd),
-    torch.linalg.svdvals: check.of_finite(torch.linalg.svdvals),
+    torch.linalg.svd: check.of_finite(torch.linalg.svd, "A"),
+    torch.linalg.svdvals: check.of_finite(torch.linalg.svdvals, "A"),
 }
 
 # Tensor.requires_grad is a property that torch makes in C.
