@@ -246,6 +246,8 @@ class Vectorized:
         )
         if is_plain:
             _remember(self._programs, key, program)
+        else:
+            program.num_ahead = 1  # it has what this batch has besides tensors
         if self._earlier and (level := self._earlier.get(name_of_key(key))) is not None:
             program.go_on(level, pytree.tree_leaves(ensemble.tensors), inputs)
         program.is_compiling = self.is_compiling
