@@ -78,7 +78,8 @@ def _traced(formula: Callable[[Tensor], Tensor]) -> tuple[Node, Node, Node, Node
         y = formula(x)
         return [y, *torch.autograd.grad(y, x, grad)]
 
-    graph = trace(both, [torch.ones(1, requires_grad=True), torch.ones(1)]).graph
+    with torch.inference_mode(False), torch.enable_grad():  # whoever asks first may be evaluating
+        graph = trace(both, [torch.ones(1, device="cpu", requires_grad=True), torch.ones(1, device="cpu")]).graph
     simplify_(graph)
     of_input, of_gradient = (node for node in graph.nodes if node.op == "placeholder")
     forward, backward = graph.output_node().all_input_nodes
