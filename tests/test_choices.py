@@ -12,13 +12,14 @@ from vecsweep._engine.ways.choices import Choice, Timing, Way, choose, search
 
 SEQUENTIAL = Way("sequential", 16, is_compiled=False)
 AUTO = ("engine", "chunk_size", "compile")
+SOME = ("engine", "chunk_size")
 
 
 def batched(size, *, is_compiled=False):
     return Way("vectorized", size, is_compiled)
 
 
-def run_search(step_s, *, default=16, num_members=16, num_steps=1000, varied=AUTO, trace_s=0.1):
+def run_search(step_s, *, default=16, num_members=16, num_steps=1000, varied=AUTO, trace_s=0.1, long_trace_s=None):
     """Search with step times by way; return the choice, and which ways were timed."""
     timed = []
 
@@ -27,7 +28,7 @@ def run_search(step_s, *, default=16, num_members=16, num_steps=1000, varied=AUT
         return Timing(way, trace_s, step_s[way]) if way in step_s else None
 
     way = batched(default)
-    timings = search(time, way, varied=varied, num_members=num_members, num_steps=num_steps)
+    timings = search(time, way, varied=varied, num_members=num_members, num_steps=num_steps, trace_s=long_trace_s)
     return choose(timings, way).way, timed
 
 
@@ -46,22 +47,45 @@ def test_loop_is_taken_where_it_is_faster():
 
 def test_chunks_are_halved_for_as_long_as_that_gains():
     times = {SEQUENTIAL: 0.2, batched(16): 0.19, batched(8): 0.15, batched(4): 0.1, batched(2): 0.12}
-    chosen, timed = run_search(times, varied=("engine", "chunk_size"))
+    chosen, timed = run_search(times, varied=SOME)
     assert chosen == batched(4)
     assert timed == [SEQUENTIAL, batched(16), batched(8), batched(4), batched(2)]
 
 
 def test_chunks_are_doubled_where_smaller_ones_are_slower():
     times = {SEQUENTIAL: 0.2, batched(4): 0.15, batched(2): 0.18, batched(8): 0.1, batched(16): 0.09}
-    assert run_search(times, default=4, varied=("engine", "chunk_size"))[0] == batched(16)
+    assert run_search(times, default=4, varied=SOME)[0] == batched(16)
 
 
 def test_chunks_are_not_searched_beyond_what_the_run_can_pay_for():
     times = {SEQUENTIAL: 0.2, batched(16): 0.19, batched(8): 0.15}
-    assert run_search(times, num_steps=100, varied=("engine", "chunk_size"), trace_s=1.0)[1] == [
+    assert run_search(times, num_steps=100, varied=SOME, trace_s=1.0)[1] == [
         SEQUENTIAL,
         batched(16),
     ]
+
+
+@pytest.mark.parametrize(("default", "num_steps"), [(2, 100), (16, 100)], ids=["as it comes", "less than all"])
+def test_batching_of_a_large_model_is_tried_on_so_many_members_as_the_run_can_pay_for(default, num_steps):
+    times = {SEQUENTIAL: 1.0} | {batched(size): 0.5 for size in (1, 2, 4, 8, 16)}
+    chosen, timed = run_search(times, default=default, num_steps=num_steps, varied=SOME, long_trace_s=0.4)
+    assert timed[:2] == [SEQUENTIAL, batched(2)]
+    assert batched(16) not in timed
+    assert chosen == batched(2)
+
+
+def test_batching_of_a_large_model_is_not_tried_where_two_members_are_too_many():
+    times = {SEQUENTIAL: 1.0, batched(2): 0.5, batched(16): 0.5}
+    assert run_search(times, num_steps=100, varied=SOME, long_trace_s=3.0) == (SEQUENTIAL, [SEQUENTIAL])
+    assert run_search(times, num_steps=100, varied=("engine",), long_trace_s=0.4) == (SEQUENTIAL, [SEQUENTIAL])
+    assert run_search(times, num_steps=1000, varied=("engine",), long_trace_s=0.4)[0] == batched(16)
+
+
+def test_more_members_are_tried_where_some_gain():
+    times = {SEQUENTIAL: 1.0, batched(2): 0.9, batched(4): 0.7, batched(8): 0.6, batched(16): 0.5}
+    chosen, timed = run_search(times, num_steps=200, varied=SOME, long_trace_s=1.0)
+    assert timed == [SEQUENTIAL, batched(4), batched(8)], "all would take more than a few per cent of the run"
+    assert chosen == batched(8)
 
 
 def test_long_run_is_compiled_where_that_gains():

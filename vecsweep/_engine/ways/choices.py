@@ -4,8 +4,8 @@ Here is the search; how a way is timed is in `trials.py`, what was chosen is kep
 per cent of the run: a way is only timed where the run is long enough to pay for it.
 """
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 _SHORT_RUN = 1000  # steps of all members together: fewer are not worth a question
@@ -113,15 +113,20 @@ def search(
         return []
     if parallel is not None:
         note(parallel)
+    factors = (0.5, 2.0)
     if trace_s is not None and timings:
         fastest = min(timings, key=lambda timing: timing.step_s)
-        if trace_s + _TRIED_STEPS * fastest.step_s > _SHARE * fastest.run_s(num_steps):
-            return timings
+        allowed = (_SHARE * fastest.run_s(num_steps) - trace_s) / (_TRIED_STEPS * fastest.step_s)  # of the members
+        if allowed * num_members < batched.chunk_size:
+            if allowed * num_members < 2 or "chunk_size" not in varied:
+                return timings
+            # Some of the members tell as well whether batching gains, and more are tried where it does.
+            batched, factors = replace(batched, chunk_size=1 << (int(allowed * num_members).bit_length() - 1)), (2.0,)
     best = first = note(batched)
     if best is None or first is None:
         return timings
     if "chunk_size" in varied:
-        best = _search_chunk_size(note, best, num_members, num_steps)
+        best = _search_chunk_size(note, best, num_members, num_steps, factors)
     if "compile" in varied:
         compile_s = max(_COMPILE_S, _COMPILE_PER_TRACE * first.start_s)
         unbatched = [timing.step_s for timing in timings if timing.way.engine != "vectorized"]
@@ -134,11 +139,13 @@ def search(
     return timings
 
 
-def _search_chunk_size(note: Callable[[Way], Timing | None], best: Timing, num_members: int, num_steps: int) -> Timing:
+def _search_chunk_size(
+    note: Callable[[Way], Timing | None], best: Timing, num_members: int, num_steps: int, factors: Sequence[float]
+) -> Timing:
     """Halve or double the chunk size for as long as that gains."""
     budget_s = _SHARE * best.run_s(num_steps)
     trace_s = best.start_s
-    for factor in (0.5, 2.0):
+    for factor in factors:
         start = best
         while (size := min(num_members, max(1, int(best.way.chunk_size * factor)))) != best.way.chunk_size:
             budget_s -= trace_s + 8 * best.step_s * size / num_members
