@@ -113,7 +113,7 @@ def search(
         return []
     if parallel is not None:
         note(parallel)
-    factors = (0.5, 2.0)
+    factors: Sequence[float] = (0.5, 2.0)
     if trace_s is not None and timings:
         fastest = min(timings, key=lambda timing: timing.step_s)
         allowed = (_SHARE * fastest.run_s(num_steps) - trace_s) / (_TRIED_STEPS * fastest.step_s)  # of the members
