@@ -679,19 +679,25 @@ def test_loss_on_a_model_that_is_not_the_one_given_is_refused():
     assert outer.weight.grad is None
 
 
+def halve_own_gradient(parameter):
+    parameter.grad.mul_(0.5)
+
+
 def halve_first_gradient(optimizer, args, kwargs):
     optimizer.param_groups[0]["params"][0].grad.mul_(0.5)
 
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
-@pytest.mark.parametrize("kind", ["parameter", "module", "optimizer"])
+@pytest.mark.parametrize("kind", ["parameter", "accumulated", "module", "optimizer"])
 def test_hooks_are_called_for_every_member(kind):
     def build():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
         if kind == "parameter":
             model[0].weight.register_hook(lambda grad: grad * 0.5)
+        if kind == "accumulated":
+            model[0].weight.register_post_accumulate_grad_hook(halve_own_gradient)
         if kind == "module":
             model[2].register_full_backward_hook(lambda module, grads, _: tuple(0.5 * g for g in grads))
         return model

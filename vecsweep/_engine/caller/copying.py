@@ -52,6 +52,8 @@ def copy_model(
     for own, parameter in zip(copied.parameters(), model.parameters(), strict=True):
         for hook in hooks_of(parameter):
             own.register_hook(hook)
+        for hook in accumulation_hooks_of(parameter):
+            own.register_post_accumulate_grad_hook(hook)
     for module in list(copied.modules()):
         vars(module).pop("_compiled_call_impl", None)  # of `model.compile()`
         if hasattr(module, _PACKS):
@@ -112,6 +114,11 @@ def copy_optimizer(optimizer: Optimizer, memo: dict[int, Any]) -> Optimizer:
 def hooks_of(parameter: Tensor) -> list[Any]:
     """The hooks that a parameter's gradient passes through."""
     return list((parameter._backward_hooks or {}).values())
+
+
+def accumulation_hooks_of(parameter: Tensor) -> list[Any]:
+    """The hooks that are called with a parameter once it has its gradient."""
+    return list((parameter._post_accumulate_grad_hooks or {}).values())
 
 
 def forget_(optimizer: Optimizer) -> None:

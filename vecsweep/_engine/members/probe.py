@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vecsweep._engine.caller.copying import hooks_of
+from vecsweep._engine.caller.copying import accumulation_hooks_of, hooks_of
 from vecsweep._engine.caller.lending import Lent, is_special
 from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state
 from vecsweep._engine.caller.watch import Watch
@@ -164,7 +164,7 @@ def _check_depends_on(nodes: Sequence[Any], learner: Learner) -> None:
 def _hooked(learner: Learner) -> str | None:
     """Name a part of the model that has a hook on gradients, which autograd outside vmap would not call."""
     for name, parameter in learner.model.named_parameters():
-        if hooks_of(parameter):
+        if hooks_of(parameter) or accumulation_hooks_of(parameter):
             return f"the parameter {name!r}"
     for path, module in learner.model.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
