@@ -4,6 +4,7 @@ import queue
 
 import numpy as np
 import pytest
+import stock
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -215,6 +216,41 @@ def test_seeds_whose_batches_differ_in_shape_train_all_the_same():
     b = vs.sweep(linear_task(batches), lrs=[0.01, 0.1], num_steps=12, seeds=3, engine="sequential")
     assert a.engine.startswith("vectorized")
     np.testing.assert_allclose(a.train_loss, b.train_loss, rtol=1e-5)
+
+
+def skipping_a_layer_at_random(model, batch):
+    inputs, targets = batch
+    if torch.rand(()) > 0.5:
+        inputs = torch.tanh(model[0](inputs))
+    return F.cross_entropy(model[1](inputs), targets)
+
+
+def of_those_that_are_masked(model, batch):
+    inputs, targets = batch
+    return F.cross_entropy(model(inputs)[targets > 0], targets[targets > 0])
+
+
+def with_a_sample(model, batch):
+    outputs = model(batch[0])
+    sample = torch.distributions.Normal(outputs, 0.1, validate_args=False).rsample()
+    return F.cross_entropy(sample, batch[1])
+
+
+@pytest.mark.parametrize("step", [skipping_a_layer_at_random, of_those_that_are_masked, with_a_sample])
+def test_what_differs_between_seeds_and_not_between_members_of_one_keeps_nobody_from_being_batched(step):
+    def batches(seed):
+        generator = torch.Generator().manual_seed(seed)
+        shuffled = [torch.randperm(44, generator=generator)[:8] for _ in range(5)]
+        return [(X[rows].double(), Y[rows]) for rows in shuffled]
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)).double()
+    task = vs.Task(model, batches, training_step=step, optimizer=sgd)
+    runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=12, seeds=2)
+    assert runs.engine.startswith("vectorized")
+    for i, member in enumerate(runs.members):
+        expected = stock.train(task, member.lr, 12, seed=member.seed, batches=batches(member.seed))
+        np.testing.assert_allclose(runs.train_loss[:, i], expected.losses, rtol=1e-9)
 
 
 @pytest.mark.parametrize("lrs", [[0.01, 1], (0.01, 1.0), np.array([0.01, 1]), torch.tensor([0.01, 1.0])], ids=str)

@@ -357,6 +357,9 @@ class Loop:
                     pending[:0] = self.grouping.halve(group, hindrance)
                 else:
                     self._raise_own_error(group, window, hindrance)
+                    if 1 < len(seeds) < len(group.members):  # it may be batches and draws that differ between seeds
+                        pending[:0] = self.grouping.split_seeds(group)
+                        continue
                     self.engines.fall_back(hindrance.reason)
                     pending = [self.grouping.reload(own) for own in (group, *pending)]
                     ran = [replace(other, group=self.grouping.reload(other.group)) for other in ran]
