@@ -1,4 +1,4 @@
-"""Steps that draw numbers from Python's or NumPy's generators: one pass, the same numbers for all members of a seed."""
+"""Steps and optimizers that draw numbers: one pass, the same numbers for all members of a seed, as in a plain loop."""
 
 import copy
 import random
@@ -44,6 +44,24 @@ def flip(model, batch):
     return F.cross_entropy(model(inputs + 0.1 * torch.randn_like(inputs)), targets)
 
 
+class Langevin(torch.optim.Optimizer):
+    """Welling and Teh, stochastic gradient Langevin dynamics, 2011; NumPy has a say in when there is noise."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                noise = np.random.random() * torch.randn_like(p)
+                p.add_(p.grad, alpha=-group["lr"]).add_(noise, alpha=0.01 * group["lr"] ** 0.5)
+
+
+def momentum(params, lr):
+    return torch.optim.SGD(params, lr, momentum=0.9)
+
+
 def parts():
     torch.manual_seed(7)
     inputs, targets = torch.randn(64, 1, 8, 8), torch.arange(64) % 3
@@ -51,11 +69,11 @@ def parts():
     return model, [(inputs[i : i + 16], targets[i : i + 16]) for i in range(0, 64, 16)]
 
 
-def plain_losses(step, lr, seed):
+def plain_losses(step, lr, seed, make_optimizer=momentum):
     """What an ordinary program computes that seeds all three generators and trains."""
     model, batches = parts()
     model = copy.deepcopy(model).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    optimizer = make_optimizer(model.parameters(), lr)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -89,6 +107,21 @@ def test_extension_draws_the_numbers_that_follow():
     )
     runs = vs.sweep(task, lrs=[0.1], num_steps=5, engine="vectorized").extend(num_steps=NUM_STEPS - 5)
     np.testing.assert_allclose(runs.train_loss[:, 0], plain_losses(mixup, 0.1, 0), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("engine", "chunk_size"), [("vectorized", 6), ("vectorized", 2), ("sequential", "auto")])
+def test_members_whose_optimizer_draws_equal_a_plain_loop(engine, chunk_size):
+    def step(model, batch):
+        return F.cross_entropy(model(batch[0]), batch[1])  # which draws the masks of dropout in between
+
+    model, batches = parts()
+    task = vs.Task(model, batches, training_step=step, optimizer=Langevin(model.parameters(), lr=0.1))
+    runs = vs.sweep(task, lrs=LRS, seeds=2, num_steps=5, engine=engine, chunk_size=chunk_size)
+    runs = runs.extend(num_steps=NUM_STEPS - 5)
+    assert runs.engine.startswith(engine)
+    for i, member in enumerate(runs.members):
+        expected = plain_losses(step, member.lr, member.seed, Langevin)
+        np.testing.assert_allclose(runs.train_loss[:, i], expected, rtol=1e-9, err_msg=str(member))
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])

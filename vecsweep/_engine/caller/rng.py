@@ -117,6 +117,32 @@ class Streams:
             generator.set_state(own)
 
 
+class Turns:
+    """Turns of a seed's members at its random numbers, in which each draws the same as the first.
+
+    Args:
+        streams: the random streams of the run.
+    """
+
+    def __init__(self, streams: Streams) -> None:
+        self._streams = streams
+        self._starts: dict[int, State] = {}  # of each seed, before the first turn
+        self._are_drawn: dict[int, bool] = {}  # whether that drew anything
+
+    @contextmanager
+    def take(self, seed: int) -> Iterator[None]:
+        """Have a turn."""
+        is_first = seed not in self._starts
+        if is_first:
+            self._starts[seed] = self._streams.mark("model", seed)
+        elif self._are_drawn[seed]:
+            self._streams.use("model", seed)
+            self._streams.rewind("model", seed, self._starts[seed])
+        yield
+        if is_first:
+            self._are_drawn[seed] = not is_same_state(self._starts[seed], self._streams.mark("model", seed))
+
+
 def _seed_of(stream: tuple[str, int]) -> int:
     """The seed itself, as in an ordinary loop; for batches another, lest noise in data equals noise in the model."""
     name, seed = stream

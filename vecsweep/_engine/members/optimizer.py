@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from vecsweep._engine.caller.copying import copy_optimizer
+from vecsweep._engine.caller.rng import Turns
 from vecsweep._engine.members.ensemble import OptimizerState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.stock import evaluating, load_state, save_state, step_
@@ -140,8 +141,10 @@ class MemberOptimizers:
         grads: Mapping[str, Tensor | None],  # [member, *shape]
         hyper: Mapping[str, Sequence[float]],  # [member]
         is_stepped: Sequence[bool],  # [member]
+        seeds: Sequence[int],  # [member]
+        turns: Turns,
     ) -> None:
-        """Step the members named, each at its own hyperparameters."""
+        """Step the members named, each at its own hyperparameters; those of a seed draw the same random numbers."""
         for i, (views, optimizer) in enumerate(zip(self._views, self._optimizers, strict=True)):
             if not is_stepped[i]:
                 continue
@@ -150,7 +153,8 @@ class MemberOptimizers:
                 view.grad = None if stacked is None else stacked[i]
             for group, own in zip(self._groups, optimizer.param_groups, strict=True):
                 own.update(group.hyper({name: of_members[i] for name, of_members in hyper.items()}))
-            step_(optimizer)
+            with turns.take(seeds[i]):
+                step_(optimizer)
             self._write_back_(i)
 
     @contextmanager

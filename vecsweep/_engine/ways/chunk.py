@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep import _interrupts as interrupts
 from vecsweep._engine.caller.memory import is_out_of_memory, let_go_of
+from vecsweep._engine.caller.rng import Turns
 from vecsweep._engine.data.batches import Key, key_of, stack
 from vecsweep._engine.graphs.capture import copy_all_, upload
 from vecsweep._engine.members.ensemble import Ensemble, MemberState, OptimizerState
@@ -246,7 +247,7 @@ class VectorizedChunk:
         is_recorded = "update_norm" in self._engine.recorded
         parameters = self._ensemble.parameters
         before = {name: p.clone() for name, p in parameters.items()} if is_recorded else {}
-        optimizers.step_(grads, hyper, is_stepped.tolist())
+        optimizers.step_(grads, hyper, is_stepped.tolist(), self._ensemble.seeds, Turns(self._engine.streams))
         if not is_recorded:
             return {}
         norm = norm_of({name: p - before[name] for name, p in parameters.items()}, self._ensemble.fate.ceiling)
