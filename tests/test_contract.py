@@ -725,6 +725,21 @@ def test_optimizer_whose_step_was_replaced_is_refused():
         vs.sweep(mlp_task(model=model, optimizer=optimizer), lrs=[0.1], num_steps=1)
 
 
+class Decaying(torch.optim.SGD):
+    """Changes its own learning rate, as SWATS does."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            group["lr"] *= 0.5
+
+
+@pytest.mark.parametrize("engine", ["auto", "vectorized", "sequential"])
+def test_optimizer_that_changes_its_own_lr_is_refused(engine):
+    with pytest.raises(ValueError, match=r"Decaying has changed 0\.1 to 0\.05 by itself"):
+        vs.sweep(mlp_task(optimizer=lambda p: Decaying(p, lr=0.1)), lrs=[0.1, 0.2], num_steps=2, engine=engine)
+
+
 def test_factory_that_returns_the_callers_own_module_leaves_it_alone():
     own = nn.Sequential(nn.Linear(6, 3), nn.Linear(3, 3)).eval()
     before = copy.deepcopy(own.state_dict())

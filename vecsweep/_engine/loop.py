@@ -36,6 +36,7 @@ from vecsweep._engine.keeping.soundness import check_sound
 from vecsweep._engine.members.divergence import FIRST_BATCHES, GRACE, WINDOW, Fate, ceiling_of
 from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.stock import ChangesLr
 from vecsweep._engine.members.untrained import untrained_losses
 from vecsweep._engine.passes import Passes
 from vecsweep._engine.taking_up import take_snapshot, take_up
@@ -412,6 +413,8 @@ class Loop:
     def _raise_own_error(self, group: Group, window: Window, obstacle: Unmappable) -> None:
         """Raise what has nothing to do with batching: what an ordinary pass over these batches raises, too."""
         interrupts.check()
+        if isinstance(obstacle.__cause__, ChangesLr):
+            raise obstacle.__cause__ from None
         try:
             for seed in dict.fromkeys(group.seeds):
                 batches = [batch for step_batches in window for batch in step_batches[seed]]

@@ -41,6 +41,10 @@ def fastest_kernel(optimizer: Optimizer) -> dict[str, bool]:
     return {"fused": True} if is_fused else {}
 
 
+class ChangesLr(ValueError):  # noqa: N818 - which of an optimizer's errors it is
+    """An optimizer has a learning rate of its own, so that those of a sweep are none to compare."""
+
+
 def step_(optimizer: Optimizer, kernel: Mapping[str, bool] | None = None) -> None:
     """Take a stock optimizer's step; one whose learning rate the parameters' dtype cannot hold makes them NaN.
 
@@ -49,11 +53,15 @@ def step_(optimizer: Optimizer, kernel: Mapping[str, bool] | None = None) -> Non
     Args:
         optimizer: over parameters with gradients.
         kernel: as `fastest_kernel` has it, where the gradients allow it.
+
+    Raises:
+        ChangesLr: the optimizer sets its learning rate by itself.
     """
     if kernel and _is_for_kernel(optimizer):
         with _options_set(optimizer, kernel):
             step_(optimizer)
         return
+    lrs = [group["lr"] for group in optimizer.param_groups]
     try:
         optimizer.step()
     except RuntimeError as error:
@@ -63,6 +71,13 @@ def step_(optimizer: Optimizer, kernel: Mapping[str, bool] | None = None) -> Non
             for group in optimizer.param_groups:
                 for p in group["params"]:
                     p.fill_(torch.nan)
+    for lr, group in zip(lrs, optimizer.param_groups, strict=True):
+        if group["lr"] != lr:
+            raise ChangesLr(
+                "`optimizer` must leave its lr to the sweep, which sets it before each step; "
+                f"{type(optimizer).__name__} has changed {lr:.6g} to {group['lr']:.6g} by itself. Sweep with one that "
+                "keeps it, and say by `schedules` how it changes."
+            )
 
 
 def _is_for_kernel(optimizer: Optimizer) -> bool:
