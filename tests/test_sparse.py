@@ -1,4 +1,4 @@
-"""Sparse tensors, in batches, in models and as gradients: each against a plain loop, or refused in words."""
+"""Sparse tensors, in batches, in models and as gradients, and nested ones: as in a plain loop, or refused in words."""
 
 import copy
 
@@ -81,6 +81,35 @@ def test_batches_that_bring_sparse_matrices_are_trained_in_one_pass(to_sparse):
     model = Propagated()
     runs = vs.sweep(make_task(model, batches, of_brought), lrs=LRS, num_steps=NUM_STEPS, engine="vectorized")
     assert_as_a_loop(runs, model, batches, of_brought)
+
+
+@pytest.mark.parametrize("to_sparse", [torch.Tensor.to_sparse_coo, torch.Tensor.to_sparse_csr])
+def test_sweep_of_which_all_diverge_on_sparse_matrices_comes_to_its_end(to_sparse):
+    def squares(model, batch):
+        return model(*batch).square().mean()
+
+    batches = [(nodes(0)[0], to_sparse(adjacency(0)))]
+    runs = vs.sweep(make_task(Propagated(), batches, squares), lrs=[1e300, 1e305], num_steps=5)
+    assert (runs.diverged_at >= 0).all()
+
+
+def of_samples_of_any_length(model, batch):
+    padded = torch.nested.to_padded_tensor(batch, 0.0)
+    return model(padded).square().mean() + model(batch).values().square().mean()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_batches_of_nested_tensors_are_trained_member_by_member_and_it_is_said(layout, tmp_path):
+    torch.manual_seed(0)
+    batches = [torch.nested.nested_tensor([torch.randn(n, 5), torch.randn(3, 5)], layout=layout) for n in (2, 4, 2, 1)]
+    model = nn.Sequential(nn.Linear(5, 8), nn.Linear(8, 3))
+    task = make_task(model, batches, of_samples_of_any_length)
+    with pytest.warns(vs.FallbackWarning, match=r"cannot batch them: a nested tensor in the batches; pad samples"):
+        runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, checkpoint=tmp_path / "kept")
+    assert_as_a_loop(runs, model, batches, of_samples_of_any_length)
+    lost = vs.sweep(task, lrs=[1e300, 1e305], num_steps=5, engine="sequential")
+    assert (lost.diverged_at >= 0).all()
 
 
 def test_model_that_keeps_a_sparse_matrix_is_trained_member_by_member_and_it_is_said():

@@ -17,7 +17,7 @@ from vecsweep import _interrupts as interrupts
 from vecsweep._arrays import blank
 from vecsweep._bars import Bar
 from vecsweep._engine.caller.rng import State, Streams
-from vecsweep._engine.data.batches import is_finite
+from vecsweep._engine.data.layouts import is_finite
 from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.engines import Engines
 from vecsweep._engine.evaluate import Evaluator

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree  # torch.func has no public way to map
 
 from vecsweep._engine.caller.rng import State, Streams
 from vecsweep._engine.data.fingerprint import Fingerprint, fingerprint
+from vecsweep._engine.data.layouts import has_strides
 from vecsweep._engine.data.loaders import END, next_batch, opened
 from vecsweep._engine.data.packing import VALUES, Packed, pack, tree_flatten, tree_map
 from vecsweep._engine.data.sources import is_fresh, length_of, own_loader, read_over
@@ -301,7 +302,9 @@ def key_of(batch: Batch) -> Key:
 def _kind_of(leaf: Any) -> Hashable:
     """Say what a leaf is, but for the numbers in it."""
     if isinstance(leaf, Tensor):
-        form = leaf.stride() if leaf.layout == torch.strided else leaf.layout  # sparse tensors have no strides
+        if leaf.is_nested:
+            return leaf.layout, leaf.dtype, leaf.device  # of which nothing is traced
+        form = leaf.stride() if has_strides(leaf) else leaf.layout
         return leaf.shape, form, leaf.dtype, leaf.device
     return (type(leaf), leaf.shape, leaf.dtype) if isinstance(leaf, np.ndarray) else (type(leaf),)
 
@@ -355,10 +358,4 @@ def member_dims(batch: Batch) -> Batch:
 def size_bytes(batch: Batch) -> int:
     """The memory that a batch's tensors take, in bytes; sparse ones do not say."""
     tensors = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
-    return sum(tensor.nbytes for tensor in tensors if tensor.layout == torch.strided)
-
-
-def is_finite(batch: Batch) -> bool:
-    """Whether there are numbers in all of a batch's tensors, and none is NaN or infinite."""
-    leaves = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return all(leaf.numel() > 0 and bool(leaf.isfinite().all()) for leaf in leaves)
+    return sum(tensor.nbytes for tensor in tensors if has_strides(tensor))

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vecsweep._engine.data.layouts import has_strides
 from vecsweep._engine.data.packing import VALUES, tree_flatten
 from vecsweep._types import Batch
 
@@ -34,6 +35,8 @@ def fingerprint(batch: Batch) -> Fingerprint:
 
 
 def _form_of(leaf: Any) -> str:
+    if isinstance(leaf, Tensor) and leaf.is_nested:
+        return f"{leaf.dtype} nested"
     if isinstance(leaf, Tensor | np.ndarray):
         return f"{leaf.dtype} {list(leaf.shape)}"
     return type(leaf).__name__
@@ -41,7 +44,7 @@ def _form_of(leaf: Any) -> str:
 
 def content_of(leaf: Any) -> bytes:
     """The bytes of a tensor, an array or a plain value; none of what is anything else."""
-    if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
+    if isinstance(leaf, Tensor) and has_strides(leaf):
         return leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     if isinstance(leaf, np.ndarray):
         return leaf.tobytes()

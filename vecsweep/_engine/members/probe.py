@@ -12,6 +12,7 @@ from vecsweep._engine.caller.lending import Lent, is_special
 from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state
 from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.batches import copy_batch
+from vecsweep._engine.data.layouts import has_nested, has_strides
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.work import Work, WorkCounter
@@ -102,6 +103,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         obstacle = f"the forward pass changes the parameter {written[0]!r} in place"
     elif checkpoints.has_any and changed:
         obstacle = f"a recomputed checkpoint may change {next(iter(changed))!r} twice"
+    elif has_nested(batch):
+        obstacle = "a nested tensor in the batches; pad samples, and mask the loss"
     elif not is_repeatable:
         obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
     elif hooked := _hooked(learner):
@@ -138,7 +141,7 @@ def _count_activations(nodes: Sequence[Any], learner: Learner) -> int:
     for node in nodes:
         for name in dir(node):
             value = getattr(node, name) if name.startswith("_saved_") else None
-            if isinstance(value, Tensor) and value.requires_grad:
+            if isinstance(value, Tensor) and value.requires_grad and has_strides(value):
                 kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
     return sum(num_bytes for place, num_bytes in kept.items() if place not in own)
 

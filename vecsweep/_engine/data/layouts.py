@@ -1,0 +1,30 @@
+"""Layouts of tensors in batches: most have strides, sparse ones only some numbers, nested ones rows of any length."""
+
+import torch
+from torch import Tensor
+
+from vecsweep._engine.data.packing import tree_flatten
+from vecsweep._types import Batch
+
+
+def has_strides(tensor: Tensor) -> bool:
+    """Whether all numbers of a tensor lie in memory by its shape and strides."""
+    return tensor.layout == torch.strided and not tensor.is_nested
+
+
+def has_nested(batch: Batch) -> bool:
+    """Whether a tensor of a batch is nested."""
+    return any(isinstance(leaf, Tensor) and leaf.is_nested for leaf in tree_flatten(batch)[0])
+
+
+def values_of(tensor: Tensor) -> Tensor:
+    """The numbers that a tensor holds, whatever its layout."""
+    if has_strides(tensor):
+        return tensor
+    return tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
+
+
+def is_finite(batch: Batch) -> bool:
+    """Whether there are numbers in all of a batch's tensors, and none is NaN or infinite."""
+    leaves = [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    return all(leaf.numel() > 0 and bool(values_of(leaf).isfinite().all()) for leaf in leaves)
