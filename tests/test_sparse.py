@@ -112,6 +112,13 @@ def test_batches_of_nested_tensors_are_trained_member_by_member_and_it_is_said(l
     assert (lost.diverged_at >= 0).all()
 
 
+def test_packed_sequences_in_batches_are_named():
+    batches = [nn.utils.rnn.pack_sequence([torch.randn(n, 5) for n in (4, 2, 1)]) for _ in range(3)]
+    task = make_task(nn.LSTM(5, 3), batches, lambda model, batch: model(batch)[0].data.square().mean())
+    with pytest.warns(vs.FallbackWarning, match=r"cannot batch them: a packed sequence in the batches; pad samples"):
+        vs.sweep(task, lrs=LRS, num_steps=3)
+
+
 def test_model_that_keeps_a_sparse_matrix_is_trained_member_by_member_and_it_is_said():
     batches = [nodes(0)]
     torch.manual_seed(0)

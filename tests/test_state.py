@@ -365,6 +365,17 @@ def test_fallback_names_the_construct_the_layer_and_its_line():
         vs.sweep(task, lrs=LRS, num_steps=3)
 
 
+def test_fallback_names_what_leaves_pytorch_for_numpy():
+    def step(model, batch):
+        order = np.argsort(model(batch[0]).detach().sum(1).numpy())
+        return model(batch[0][order[:3].copy()]).square().mean()
+
+    model = nn.Linear(4, 2, dtype=torch.float64)
+    task = vs.Task(model, BATCHES, training_step=step, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    with pytest.warns(vs.FallbackWarning, match=r"them: numbers taken out of a tensor, as by `.numpy\(\)`, at "):
+        vs.sweep(task, lrs=LRS, num_steps=3)
+
+
 def test_fallback_in_a_layer_of_torch_names_that_layer():
     model = nn.AdaptiveLogSoftmaxWithLoss(4, 10, cutoffs=[3], dtype=torch.float64)
     batches = [(inputs, torch.arange(len(inputs)) % 10) for inputs, _ in BATCHES]

@@ -2,6 +2,8 @@
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
 
 from vecsweep._engine.data.packing import tree_flatten
 from vecsweep._types import Batch
@@ -12,9 +14,14 @@ def has_strides(tensor: Tensor) -> bool:
     return tensor.layout == torch.strided and not tensor.is_nested
 
 
-def has_nested(batch: Batch) -> bool:
-    """Whether a tensor of a batch is nested."""
-    return any(isinstance(leaf, Tensor) and leaf.is_nested for leaf in tree_flatten(batch)[0])
+def ragged_in(batch: Batch) -> str | None:
+    """Name what in a batch holds samples of several lengths, which no batched pass takes; None if nothing does."""
+    for leaf in pytree.tree_leaves(batch, is_leaf=lambda node: isinstance(node, PackedSequence)):
+        if isinstance(leaf, PackedSequence):
+            return "a packed sequence"
+        if isinstance(leaf, Tensor) and leaf.is_nested:
+            return "a nested tensor"
+    return None
 
 
 def values_of(tensor: Tensor) -> Tensor:

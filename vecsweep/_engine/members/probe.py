@@ -12,7 +12,7 @@ from vecsweep._engine.caller.lending import Lent, is_special
 from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state
 from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.batches import copy_batch
-from vecsweep._engine.data.layouts import has_nested, has_strides
+from vecsweep._engine.data.layouts import has_strides, ragged_in
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.work import Work, WorkCounter
@@ -103,8 +103,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         obstacle = f"the forward pass changes the parameter {written[0]!r} in place"
     elif checkpoints.has_any and changed:
         obstacle = f"a recomputed checkpoint may change {next(iter(changed))!r} twice"
-    elif has_nested(batch):
-        obstacle = "a nested tensor in the batches; pad samples, and mask the loss"
+    elif ragged := ragged_in(batch):
+        obstacle = f"{ragged} in the batches; pad samples, and mask the loss"
     elif not is_repeatable:
         obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
     elif hooked := _hooked(learner):

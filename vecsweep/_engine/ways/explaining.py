@@ -42,6 +42,8 @@ def _reason(error: Exception) -> str:
         return "data-dependent control flow, such as `if` or `while` on the values of a tensor"
     if "sparse" in sentence.lower():
         return "a sparse tensor, such as a sparse matrix or the gradient of `nn.Embedding(..., sparse=True)`"
+    if "data pointer of Tensor" in message:
+        return "numbers taken out of a tensor, as by `.numpy()`"
     if written := re.match(r"(?:aten::)?(\w+)_\(self, \*extra_args\) is not possible", sentence):
         name = written.group(1)
         return f"`{name}_` would write what differs between members into a tensor that they share; `{name}` makes one"
