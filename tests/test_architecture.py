@@ -24,7 +24,7 @@ LAYERS = {
         "kernels.updates._fused_adam",
         """kernels.rules.attention kernels.rules.check kernels.rules.convolution kernels.rules.embedding
         kernels.rules.function kernels.rules.gradient
-        kernels.rules.linear kernels.rules.loss kernels.rules.normalization kernels.rules.pooling
+        kernels.rules.linear kernels.rules.loss kernels.rules.new kernels.rules.normalization kernels.rules.pooling
         kernels.rules.recurrent kernels.updates.adadelta kernels.updates.adagrad kernels.updates.adam
         kernels.updates.adamax kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop
         kernels.updates.sgd""",

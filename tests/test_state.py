@@ -377,11 +377,14 @@ def test_fallback_names_what_leaves_pytorch_for_numpy():
 
 
 def test_fallback_in_a_layer_of_torch_names_that_layer():
-    model = nn.AdaptiveLogSoftmaxWithLoss(4, 10, cutoffs=[3], dtype=torch.float64)
-    batches = [(inputs, torch.arange(len(inputs)) % 10) for inputs, _ in BATCHES]
-    task = vs.Task(model, batches, training_step=lambda m, b: m(*b).loss, optimizer=lambda p: torch.optim.SGD(p, 0.1))
-    with pytest.warns(vs.FallbackWarning, match="in the layer AdaptiveLogSoftmaxWithLoss"):
-        vs.sweep(task, lrs=LRS, num_steps=3)
+    def step(model, batch):
+        packed = nn.utils.rnn.pack_sequence(list(batch[0].unsqueeze(1)))
+        return model(packed)[0].data.square().mean()
+
+    model = nn.GRU(4, 2, dtype=torch.float64)
+    task = vs.Task(model, BATCHES, training_step=step, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    with pytest.warns(vs.FallbackWarning, match="gru.data, of packed sequences, in the layer GRU"):
+        vs.sweep(task, lrs=LRS, num_steps=3, engine="vectorized")
 
 
 def compiled_whole(model):

@@ -23,6 +23,7 @@ from ._mode import CallMode, takes_values
 from .checkpoint import checkpoints_run_through
 from .function import functions_for_each
 from .gradient import SharedInputsError
+from .new import MAKERS, is_shared_write, of_each
 from .random import Draw, find_draw, replay
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "SharedInputsError",
     "checkpoints_run_through",
     "functions_for_each",
+    "is_shared_write",
 ]
 
 RULES: dict[Callable[..., Any], Callable[..., Any]] = {
@@ -160,6 +162,7 @@ class MemberRules(CallMode):
     Args:
         draws: what a recorded pass drew.
         drawn: what these draws gave, in their order.
+        owns_new: whether each member has new tensors for itself, and may write into them.
 
     Attributes:
         is_good: whether the member's numbers pass the checks that would raise; None where there are none.
@@ -168,8 +171,9 @@ class MemberRules(CallMode):
         RuntimeError: at a draw, when the code draws otherwise than it was recorded.
     """
 
-    def __init__(self, draws: Sequence[Draw], drawn: Sequence[Tensor]) -> None:
+    def __init__(self, draws: Sequence[Draw], drawn: Sequence[Tensor], *, owns_new: bool = False) -> None:
         super().__init__()
+        self._owns_new = owns_new
         self._draws = iter(draws)
         self._drawn = iter(drawn)
         self._of_seeds = next(filter(is_mapped, drawn), None)  # one that each seed has drawn for itself
@@ -205,6 +209,8 @@ class MemberRules(CallMode):
                 result = func(*args, **{**kwargs, "out": None})  # vmap has nothing that writes where it is told
             if result.shape == out.shape:  # torch would give it another
                 return out.copy_(result)
+        if self._owns_new and func in MAKERS and is_mapped_last():
+            return of_each(func(*args, **kwargs))
         if func is torch.autograd.grad and is_mapped_last():
             grads = gradient.grad(*args, **kwargs)
             return func(*args, **kwargs) if grads is NotImplemented else grads

@@ -358,6 +358,9 @@ class Loop:
                     pending[:0] = self.grouping.halve(group, hindrance)
                 else:
                     self._raise_own_error(group, window, hindrance)
+                    if isinstance(self.engine, Vectorized) and self.engine.give_own_tensors(hindrance.__cause__):
+                        pending.insert(0, group)
+                        continue
                     if 1 < len(seeds) < len(group.members):  # it may be batches and draws that differ between seeds
                         pending[:0] = self.grouping.split_seeds(group)
                         continue

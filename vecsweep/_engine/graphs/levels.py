@@ -42,6 +42,7 @@ class Stepping:
         is_measured_at_once: whether members are evaluated in one pass.
         programs: the levels of the steps, by kind of batch and of chunk.
         measures: likewise those of evaluations.
+        owns_new: whether members have the tensors for themselves that a pass makes.
     """
 
     changed_buffers: frozenset[str]
@@ -50,6 +51,7 @@ class Stepping:
     is_measured_at_once: bool
     programs: dict[str, Level] = field(default_factory=dict)
     measures: dict[str, Level] = field(default_factory=dict)
+    owns_new: bool = False
 
 
 def name_of_key(key: Hashable) -> str:

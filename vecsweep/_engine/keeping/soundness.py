@@ -153,7 +153,9 @@ def _faulty_manner(manner: Manner) -> Iterator[str]:
         return
     if not all(isinstance(name, str) for name in stepping.changed_buffers | stepping.member_buffers):
         yield "buffers that are changed"
-    if type(stepping.activation_bytes) is not int or type(stepping.is_measured_at_once) is not bool:
+    if type(stepping.activation_bytes) is not int or not all(
+        type(flag) is bool for flag in (stepping.is_measured_at_once, stepping.owns_new)
+    ):
         yield "stepping"
     for level in (*stepping.programs.values(), *stepping.measures.values()):
         kinds = {"num_calls": int, "loss_scale": float, "unchecked_from": int | None}

@@ -46,7 +46,8 @@ def measure_at_once(
     own = {name: b.clone() for name, b in ensemble.buffers.items() if name in ensemble.member_buffers}
 
     def member(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch) -> Tensor:
-        with checkpoints_run_through(), functions_for_each(), MemberRules([], []) as rules:
+        rules = MemberRules([], [], owns_new=objective.owns_new)
+        with checkpoints_run_through(), functions_for_each(), rules:
             measured = objective.measure(parameters | shared | own, batch)
         if rules.is_good is None:
             return measured

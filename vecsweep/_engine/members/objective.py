@@ -32,6 +32,7 @@ class Objective(nn.Module):
     Attributes:
         has_checks: whether a batched pass was seen to come by operators that raise where numbers are bad.
         has_told_of_failure: whether it was warned of an evaluation that fails with a member's weights.
+        owns_new: whether a batched pass has turned out to write what is a member's own into tensors that it makes.
     """
 
     PREFIX = "model."  # of the model's parameters and buffers among the objective's
@@ -41,6 +42,7 @@ class Objective(nn.Module):
         self.model = model
         self._task = task
         self._precision = precision
+        self.owns_new = False
         self._watch: Watch | None = None  # made when it is needed
         self._lent: dict[str, nn.Parameter] | None = None  # likewise
         self._tied_names = _tied_names(model)

@@ -184,7 +184,8 @@ class Step:
             for parameter in parameters.values():
                 parameter._is_param = True  # what isinstance(parameter, nn.Parameter) asks
             tensors = parameters | shared | own
-            with checkpoints_run_through(), functions_for_each(), MemberRules(draws, drawn) as rules:
+            rules = MemberRules(draws, drawn, owns_new=self._objective.owns_new)
+            with checkpoints_run_through(), functions_for_each(), rules:
                 loss = self._objective.evaluate(tensors, batch)
             rules.check_all_drawn()
             if rules.is_good is not None:

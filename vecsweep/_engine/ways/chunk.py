@@ -108,6 +108,8 @@ class VectorizedChunk:
                     warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                     return self._with_refused(self._engine.measure(self._ensemble, batch, seed_index), batches)
             except Exception as error:
+                if self._engine.give_own_tensors(error):
+                    return self.measure(batches)
                 if not is_out_of_memory(error):
                     reason, measured = explain(error), self._measure_each(batches)  # or raises the task's own error
                     self._engine.is_measured_at_once = False

@@ -10,6 +10,7 @@ from torch import nn
 
 from vecsweep import kernels
 from vecsweep._engine.members.objective import Objective
+from vecsweep.kernels.rules import is_shared_write
 
 _FOLDERS = (Path(torch.__file__).parent, Path(str(kernels.__file__)).parent, Path(__file__).parents[2])
 _MEANT = {  # what a caller knows an operator by
@@ -47,6 +48,8 @@ def _reason(error: Exception) -> str:
     if written := re.match(r"(?:aten::)?(\w+)_\(self, \*extra_args\) is not possible", sentence):
         name = written.group(1)
         return f"`{name}_` would write what differs between members into a tensor that they share; `{name}` makes one"
+    if is_shared_write(error):
+        return "what differs between members would be written into a tensor that they share"
     if operator := re.search(r"aten::\w+(\.\w+)?|\.item\(\)", message):
         return operator.group() + next(
             (told for names, told in _MEANT.items() if re.match(names, operator.group())), ""

@@ -274,8 +274,9 @@ class Trials:
             chunk = engine.load([of_seeds[seed] for seed in seeds], seeds)
             start_s = self._run(chunk, members, 4 if way.is_compiled else _TIMED_STEPS)
             each_s = min(self._run(chunk, members, _TIMED_STEPS) for _ in range(_ROUNDS)) / _TIMED_STEPS
-        except (Unmappable, OutOfMemory):
-            return None  # the run itself finds out what to do
+        except (Unmappable, OutOfMemory) as hindrance:
+            is_mended = isinstance(engine, Vectorized) and engine.give_own_tensors(hindrance.__cause__)
+            return self.time(way) if is_mended else None  # the run itself finds out what to do
         finally:
             closing.close()
             for seed, mark in marks.items():

@@ -29,6 +29,7 @@ from vecsweep._engine.ways.program import Inputs, Program
 from vecsweep._errors import warn_of_stumble
 from vecsweep._types import Batch
 from vecsweep.execution import Execution
+from vecsweep.kernels.rules import is_shared_write
 
 _MAX_KINDS = 256  # of batches that are remembered
 _MAX_GRAPHS = 16  # loaders that never repeat a shape would trace for ever
@@ -95,6 +96,7 @@ class Vectorized:
             self.is_measured_at_once,
             self._earlier | {name_of_key(key): program.standing for key, program in self._programs.items()},
             self.measure.levels,
+            self.pattern.objective.owns_new,
         )
 
     def go_on(self, stepping: Stepping) -> None:
@@ -102,6 +104,7 @@ class Vectorized:
         self._changed, self._stacked = stepping.changed_buffers, stepping.member_buffers
         self.activation_bytes = stepping.activation_bytes
         self.is_measured_at_once = stepping.is_measured_at_once
+        self.pattern.objective.owns_new = stepping.owns_new
         self._earlier = dict(stepping.programs)
         self.measure.go_on(stepping.measures)
 
@@ -197,6 +200,16 @@ class Vectorized:
         self._keep(key, seen)
         self._note_numbers(seen)
         return seen
+
+    def give_own_tensors(self, error: BaseException | None) -> bool:
+        """Give each member the tensors that a pass makes, if it has failed for sharing them; say whether it had."""
+        objective = self.pattern.objective
+        if objective.owns_new or not is_shared_write(error):
+            return False
+        objective.owns_new = True
+        # A program that could not be traced for the same reason would stay eager.
+        self._programs = {key: program for key, program in self._programs.items() if program.is_traced}
+        return True
 
     def _note_numbers(self, seen: Probe) -> None:
         """Note that a step draws numbers, which no graph can hold: it stays eager, and draws once for all members."""
