@@ -85,6 +85,21 @@ class Gathered(nn.Module):
         return self.head(torch.tanh(torch.zeros(len(inputs), 8).index_add_(0, ends, messages)))
 
 
+class OneByOne(nn.Module):
+    """Sums that are discounted from the last sample to the first, written number by number."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 1), nn.Linear(7, 3)
+
+    def forward(self, inputs):
+        rewards, sums, last = self.body(inputs)[:, 0], torch.zeros(len(inputs)), 0.0
+        for t in reversed(range(len(inputs))):
+            last = rewards[t] + 0.9 * last
+            sums[t] = last
+        return self.head(torch.cat([inputs, sums[:, None]], 1))
+
+
 def make_task(kind):
     torch.manual_seed(0)
     batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(5)]
@@ -95,7 +110,7 @@ def make_task(kind):
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
-@pytest.mark.parametrize("kind", [Filled, Summed, Quantized, Replaced, Gathered])
+@pytest.mark.parametrize("kind", [Filled, Summed, Quantized, Replaced, Gathered, OneByOne])
 def test_members_that_write_into_new_tensors_are_batched_and_equal_to_a_plain_loop(kind, seeds):
     task = make_task(kind)
     runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, seeds=seeds, engine="vectorized", divergence_factor=None)

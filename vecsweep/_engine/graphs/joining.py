@@ -64,7 +64,8 @@ def join_copies_(graph: Graph, num_members: int) -> None:
     for node in graph.nodes:
         if node.target is not _COPY or not _is_numbers(node.args[0], num_members):
             continue
-        if not is_of_inputs(node.args[1]):  # which others may overwrite
+        # What a loss writes it may read again, and what is of inputs others may overwrite.
+        if node.args[0].op == "placeholder" and not is_of_inputs(node.args[1]):
             kinds.setdefault(node.args[0].meta["val"].dtype, []).append(node)
     for copies in kinds.values():
         if len(copies) >= _FEWEST:
