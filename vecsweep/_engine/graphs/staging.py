@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._C import DisableTorchFunction as _DisableTorchFunction  # a default device is a mode, asked at each operator
 
+from vecsweep._engine.data.layouts import has_strides
 from vecsweep._engine.graphs.capture import Captured, Pool, aside, copy_all_, once, place_for
 
 _MOST_BYTES = 64 * 2**20  # of inputs that are in place
@@ -24,7 +25,8 @@ def num_ahead(inputs: Sequence[Tensor], most: int) -> int:
         inputs: of one step.
         most: steps.
     """
-    return max(1, min(most, _MOST_BYTES // max(1, sum(tensor.nbytes for tensor in inputs))))
+    num_bytes = sum(tensor.nbytes for tensor in inputs if has_strides(tensor))  # others do not say
+    return max(1, min(most, _MOST_BYTES // max(1, num_bytes)))
 
 
 class Staged:
