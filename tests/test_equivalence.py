@@ -254,6 +254,15 @@ def test_short_runs_agree_in_the_models_own_dtype(dtype):
     stock.assert_equal(runs, task, 10, rtol=1e-9 if dtype == torch.float64 else 2e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("optimizer", ["sgd", "sgd-momentum", "adagrad"])
+def test_weights_of_16_bits_train_one_after_another_as_in_an_ordinary_loop(optimizer, dtype):
+    torch.set_default_dtype(dtype)
+    task = smooth_task(OPTIMIZERS[optimizer])
+    runs = vs.sweep(task, lrs=LRS, num_steps=10, engine="sequential")
+    stock.assert_equal(runs, task, 10)
+
+
 def test_bf16_autocast_agrees_with_an_ordinary_autocast_loop():
     torch.set_default_dtype(torch.float32)
     task = smooth_task(OPTIMIZERS["sgd-momentum"])
