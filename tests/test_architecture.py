@@ -23,7 +23,7 @@ LAYERS = {
         kernels.rules.checkpoint kernels.rules.random kernels.updates._update""",
         "kernels.updates._fused_adam",
         """kernels.rules.attention kernels.rules.check kernels.rules.convolution kernels.rules.embedding
-        kernels.rules.function kernels.rules.gradient
+        kernels.rules.foreach kernels.rules.function kernels.rules.gradient
         kernels.rules.linear kernels.rules.loss kernels.rules.new kernels.rules.normalization kernels.rules.pooling
         kernels.rules.recurrent kernels.updates.adadelta kernels.updates.adagrad kernels.updates.adam
         kernels.updates.adamax kernels.updates.nadam kernels.updates.radam kernels.updates.rmsprop

@@ -243,7 +243,8 @@ def test_moving_average_is_that_of_a_loop_with_torchs_own(engine):
     np.testing.assert_allclose(gone_on.metrics["val_loss"], runs.metrics["val_loss"], rtol=1e-9)
 
 
-def test_model_with_torchs_average_in_it_trains_as_a_loop_with_it():
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_model_with_torchs_average_in_it_trains_as_a_loop_with_it(engine):
     class WithAverage(nn.Module):
         def __init__(self, net):
             super().__init__()
@@ -263,8 +264,8 @@ def test_model_with_torchs_average_in_it_trains_as_a_loop_with_it():
     net = nn.Linear(6, 3)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     task = vs.Task(WithAverage(net), batches, training_step=step, optimizer=optimizer, val_batches=batches[:2])
-    with pytest.warns(vs.FallbackWarning, match=r"cannot batch them: aten::_foreach_lerp"):
-        runs = sweep(task, VAL_EVERY + 1, "auto")
+    runs = sweep(task, VAL_EVERY + 1, engine)
+    assert runs.engine.startswith(engine)
     for i, lr in enumerate(LRS):
         average, trained = copy.deepcopy(net), copy.deepcopy(net)
         optimizer = torch.optim.SGD(trained.parameters(), lr=lr)

@@ -171,6 +171,14 @@ def with_norms(model, batch):
     )
 
 
+def on_lists(model, batch):
+    parameters = list(model.parameters())
+    changed = torch._foreach_mul(parameters, 2.0)
+    torch._foreach_lerp_(changed, parameters, 0.3)
+    norms = torch.nn.utils.get_total_norm(parameters) + sum(torch._foreach_norm(changed, 1))
+    return F.cross_entropy(model(batch[0]), batch[1]) + 1e-3 * norms
+
+
 def checkpointed(model, batch):
     return F.cross_entropy(checkpoint(model, batch[0], use_reentrant=False), batch[1])
 
@@ -221,6 +229,7 @@ STEPS = [
     adversarial,
     pseudo_labels,
     with_norms,
+    on_lists,
     checkpointed,
     functional,
     mapped_over_samples,

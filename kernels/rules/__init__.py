@@ -21,6 +21,7 @@ from . import attention, check, convolution, embedding, gradient, linear, loss, 
 from ._mapped import is_mapped, is_mapped_last
 from ._mode import CallMode, takes_values
 from .checkpoint import checkpoints_run_through
+from .foreach import is_on_lists, one_by_one
 from .function import functions_for_each
 from .gradient import SharedInputsError
 from .new import MAKERS, is_shared_write, of_each
@@ -209,6 +210,8 @@ class MemberRules(CallMode):
                 result = func(*args, **{**kwargs, "out": None})  # vmap has nothing that writes where it is told
             if result.shape == out.shape:  # torch would give it another
                 return out.copy_(result)
+        if is_on_lists(func) and is_mapped_last() and (results := one_by_one(func, args, kwargs)) is not NotImplemented:
+            return results
         if self._owns_new and func in MAKERS and is_mapped_last():
             return of_each(func(*args, **kwargs))
         if func is torch.autograd.grad and is_mapped_last():
