@@ -148,6 +148,20 @@ def many_operators(x, weight, kernel, index):
     return [loss.mean(), *torch.autograd.grad((loss + spread + (chosen - 1).abs().sum()).sum(), [weight, kernel])]
 
 
+def test_function_is_called_for_lists_such_as_it_takes():
+    def write(x, places, values):
+        return [torch.ops.aten.index_put(x, [places, places], values)]
+
+    def write_columns(x, places, values):
+        return [torch.ops.aten.index_put(x, [None, places], values)]
+
+    tensors = [torch.zeros(3, 3), torch.tensor([0, 2]), torch.ones(2)]
+    for function in (write, write_columns):
+        traced = trace(function, tensors)
+        bindings.call_directly_(traced.graph)
+        assert torch.equal(code_of(traced.constants, traced.graph)(*tensors)[0], function(*tensors)[0])
+
+
 def test_operators_called_by_their_python_functions_are_those_that_were_traced():
     torch.manual_seed(0)
     tensors = [torch.randn(4, 8, 8), torch.randn(32, 6), torch.randn(2, 1, 3, 3), torch.tensor([3, 1])]

@@ -27,10 +27,15 @@ def call_directly_(graph: Graph) -> None:
     """
     for node in graph.nodes:
         if isinstance(node.target, torch._ops.OpOverload) and _is_of_tensors(node.target):
-            key = node.target, tuple(map(type, node.args)), tuple((k, type(v)) for k, v in node.kwargs.items())
+            key = node.target, _kind_of(node.args), tuple((k, _kind_of(v)) for k, v in node.kwargs.items())
             if key not in _SEEN and all("val" in source.meta for source in node.all_input_nodes):
                 _SEEN[key] = _function_for(node)
             node.target = _SEEN.get(key) or node.target
+
+
+def _kind_of(argument: Any) -> Any:  # mypy takes no class for hashable
+    """What kind of argument it is; of a list also those in it, for some functions take lists of tensors and no None."""
+    return (list, *map(_kind_of, argument)) if isinstance(argument, list | tuple) else type(argument)
 
 
 def _is_of_tensors(op: torch._ops.OpOverload) -> bool:
