@@ -199,7 +199,9 @@ class MemberRules(CallMode):
         if is_tracing() and takes_values(func, args, kwargs):
             raise DataDependentError(f"{func.__name__} takes values out of tensors, which a trace would keep for ever")
         if (draw := find_draw(func, args, kwargs)) is not None:
-            if not draw.is_like(next(self._draws, None)):
+            if (foreseen := next(self._draws, None)) is None:
+                raise RuntimeError(f"`{func.__name__}` draws random numbers that were not foreseen")
+            if not draw.is_like(foreseen):
                 raise RuntimeError("the loss draws other random numbers than in an ordinary pass")
             return replay(func, args, kwargs, next(self._drawn))
         if func is torch.empty and self._of_seeds is not None and is_mapped_last():

@@ -51,11 +51,10 @@ class Draw:
     start: Tensor | None = None
     device: torch.device | None = None
 
-    def is_like(self, other: "Draw | None") -> bool:
+    def is_like(self, other: "Draw") -> bool:
         """Whether the other draws from the same distribution into the same shape."""
         return (
-            other is not None
-            and (self.function, self.args, self.kwargs) == (other.function, other.args, other.kwargs)
+            (self.function, self.args, self.kwargs) == (other.function, other.args, other.kwargs)
             and (self.start is None) == (other.start is None)
             and (self.start is None or other.start is None or self.start.shape == other.start.shape)
         )

@@ -352,21 +352,7 @@ class Loop:
             except (SeedsDiffer, OutOfMemory, Unmappable) as hindrance:
                 self._go_back(starts)
                 self.is_even = not ran
-                if isinstance(hindrance, SeedsDiffer):
-                    pending[:0] = self.grouping.split_seeds(group)
-                elif isinstance(hindrance, OutOfMemory):
-                    pending[:0] = self.grouping.halve(group, hindrance)
-                else:
-                    self._raise_own_error(group, window, hindrance)
-                    if isinstance(self.engine, Vectorized) and self.engine.give_own_tensors(hindrance.__cause__):
-                        pending.insert(0, group)
-                        continue
-                    if 1 < len(seeds) < len(group.members):  # it may be batches and draws that differ between seeds
-                        pending[:0] = self.grouping.split_seeds(group)
-                        continue
-                    self.engines.fall_back(hindrance.reason)
-                    pending = [self.grouping.reload(own) for own in (group, *pending)]
-                    ran = [replace(other, group=self.grouping.reload(other.group)) for other in ran]
+                pending, ran = self._overcome(hindrance, group, window, pending, ran)
             except interrupts.Stop:  # as a step was to be compiled; the window has not begun for these
                 self._go_back(starts)
                 if not ran:
@@ -389,11 +375,43 @@ class Loop:
         self.is_even = True
         self.windows.note_trained()
         if self.observer:
-            rows = slice(start, start + len(window))
-            self.observer.losses(start, self.loss[rows], {name: values[rows] for name, values in self.hyper.items()})
-            for i in np.flatnonzero((self.diverged_at >= start) & (self.diverged_at < start + len(window))).tolist():
-                self.observer.ended(i, int(self.diverged_at[i]), has_diverged=True)
+            self._tell(self.observer, slice(start, start + len(window)))
         return advanced
+
+    def _overcome(
+        self,
+        hindrance: SeedsDiffer | OutOfMemory | Unmappable,
+        group: Group,
+        window: Window,
+        pending: Sequence[Group],
+        ran: list[_Ran],
+    ) -> tuple[list[Group], list[_Ran]]:
+        """Find another way through a window for a chunk that did not come through.
+
+        Returns:
+            The chunks that are still to go through it, and those that have.
+
+        Raises:
+            Exception: the task's own, where it fails as well when members train one after another.
+        """
+        if isinstance(hindrance, SeedsDiffer):
+            return [*self.grouping.split_seeds(group), *pending], ran
+        if isinstance(hindrance, OutOfMemory):
+            return [*self.grouping.halve(group, hindrance), *pending], ran
+        self._raise_own_error(group, window, hindrance)
+        if isinstance(self.engine, Vectorized) and self.engine.give_own_tensors(hindrance.__cause__):
+            return [group, *pending], ran
+        if 1 < len(set(group.seeds)) < len(group.members):  # it may be batches and draws that differ between seeds
+            return [*self.grouping.split_seeds(group), *pending], ran
+        self.engines.fall_back(hindrance.reason)
+        reload = self.grouping.reload
+        return [reload(own) for own in (group, *pending)], [replace(other, group=reload(other.group)) for other in ran]
+
+    def _tell(self, observer: Observer, rows: slice) -> None:
+        """Show somebody what members have done in some steps."""
+        observer.losses(rows.start, self.loss[rows], {name: values[rows] for name, values in self.hyper.items()})
+        for i in np.flatnonzero((self.diverged_at >= rows.start) & (self.diverged_at < rows.stop)).tolist():
+            observer.ended(i, int(self.diverged_at[i]), has_diverged=True)
 
     def _blame_data(self, window: Window, start: int) -> None:
         """Warn of a batch that is not finite, where all members of a seed diverged at its step."""
