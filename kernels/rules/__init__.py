@@ -188,50 +188,54 @@ class MemberRules(CallMode):
 
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute one call by its rule, if it has one."""
-        if func == _REQUIRES_GRAD and is_mapped_last():
-            return _innermost(args[0]).requires_grad  # autograd runs outside vmap, and has the answer
-        if (
-            func in _SET_REQUIRES_GRAD and is_mapped_last()
-        ):  # which vmap refuses; without it, a checkpointed layer may train nothing
-            with enable_inplace_requires_grad(True):
-                _innermost(args[0]).requires_grad_(*args[1:], **kwargs)
-            return args[0]
         if is_tracing() and takes_values(func, args, kwargs):
             raise DataDependentError(f"{func.__name__} takes values out of tensors, which a trace would keep for ever")
         if (draw := find_draw(func, args, kwargs)) is not None:
-            if (foreseen := next(self._draws, None)) is None:
-                raise RuntimeError(f"`{func.__name__}` draws random numbers that were not foreseen")
-            if not draw.is_like(foreseen):
-                raise RuntimeError("the loss draws other random numbers than in an ordinary pass")
+            self._check_foreseen(draw, func)
             return replay(func, args, kwargs, next(self._drawn))
-        if func is torch.empty and self._of_seeds is not None and is_mapped_last():
-            like = func(*args, **kwargs)  # into which a draw may be written, as `Normal.rsample` does
-            return self._of_seeds.new_empty(like.shape, dtype=like.dtype, device=like.device)
-        if isinstance(out := kwargs.get("out"), Tensor) and is_mapped_last():
-            with self:
-                result = func(*args, **{**kwargs, "out": None})  # vmap has nothing that writes where it is told
-            if result.shape == out.shape:  # torch would give it another
-                return out.copy_(result)
-        if is_on_lists(func) and is_mapped_last() and (results := one_by_one(func, args, kwargs)) is not NotImplemented:
-            return results
-        if self._owns_new and func in MAKERS and is_mapped_last():
-            return of_each(func(*args, **kwargs))
-        if func is torch.autograd.grad and is_mapped_last():
-            grads = gradient.grad(*args, **kwargs)
-            return func(*args, **kwargs) if grads is NotImplemented else grads
+        result = self._batched(func, args, kwargs) if is_mapped_last() else NotImplemented
         # Within transforms of the code's own, what is good is said of their samples, and cannot leave them.
-        if func in CHECKS and torch._C._functorch.maybe_current_level() == self._level:
+        if result is NotImplemented and func in CHECKS and torch._C._functorch.maybe_current_level() == self._level:
             result, is_good = CHECKS[func](*args, **kwargs)
             if is_good is not None:
                 self.is_good = is_good if self.is_good is None else self.is_good & is_good
-            return result
-        if func in RULES and is_mapped_last():
+        return super().handle(func, args, kwargs) if result is NotImplemented else result
+
+    def _check_foreseen(self, draw: Draw, func: Callable[..., Any]) -> None:
+        foreseen = next(self._draws, None)
+        if foreseen is None:
+            raise RuntimeError(f"`{func.__name__}` draws random numbers that were not foreseen")
+        if not draw.is_like(foreseen):
+            raise RuntimeError("the loss draws other random numbers than in an ordinary pass")
+
+    def _batched(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Compute one call where vmap would not, or not well; NotImplemented where it does."""
+        if func == _REQUIRES_GRAD:
+            return _innermost(args[0]).requires_grad  # autograd runs outside vmap, and has the answer
+        if func in _SET_REQUIRES_GRAD:  # which vmap refuses; without it, a checkpointed layer may train nothing
+            with enable_inplace_requires_grad(True):
+                _innermost(args[0]).requires_grad_(*args[1:], **kwargs)
+            return args[0]
+        if func is torch.empty and self._of_seeds is not None:
+            like = func(*args, **kwargs)  # into which a draw may be written, as `Normal.rsample` does
+            return self._of_seeds.new_empty(like.shape, dtype=like.dtype, device=like.device)
+        if isinstance(out := kwargs.get("out"), Tensor):
+            with self:
+                result = func(*args, **{**kwargs, "out": None})  # vmap has nothing that writes where it is told
+            # Torch would give it the other's shape.
+            return out.copy_(result) if result.shape == out.shape else NotImplemented
+        if self._owns_new and func in MAKERS:
+            return of_each(func(*args, **kwargs))
+        if is_on_lists(func):
+            return one_by_one(func, args, kwargs)
+        if func is torch.autograd.grad:
+            grads = gradient.grad(*args, **kwargs)
+            return func(*args, **kwargs) if grads is NotImplemented else grads
+        if func in RULES:
             # A rule is made of torch functions, which may have rules themselves.
             with self:
-                result = RULES[func](*args, **kwargs, drawn=self._hidden_drawn())
-            if result is not NotImplemented:
-                return result
-        return super().handle(func, args, kwargs)
+                return RULES[func](*args, **kwargs, drawn=self._hidden_drawn())
+        return NotImplemented
 
     def _hidden_drawn(self) -> Iterator[Tensor]:
         """What was drawn for a function that draws inside."""
