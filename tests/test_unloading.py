@@ -129,7 +129,8 @@ def test_snapshot_of_a_run_on_a_gpu_is_that_of_one_on_the_host(cuda, monkeypatch
     def both(loop, groups):
         kept.append(states_of(loop, groups))
         with cuda:
-            kept.append(states_of(SimpleNamespace(device=torch.device("cuda", 7), states=loop.states), groups))
+            on_gpu = SimpleNamespace(device=torch.device("cuda", 7), states=loop.states, grouping=loop.grouping)
+            kept.append(states_of(on_gpu, groups))
         return kept[-1]
 
     monkeypatch.setattr(taking_up, "Stage", lambda device: unloading.Stage(HOME))
