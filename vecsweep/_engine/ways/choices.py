@@ -113,16 +113,14 @@ def search(
         return []
     if parallel is not None:
         note(parallel)
-    factors: Sequence[float] = (0.5, 2.0)
+    tried: Way | None = batched
     if trace_s is not None and timings:
         fastest = min(timings, key=lambda timing: timing.step_s)
-        allowed = (_SHARE * fastest.run_s(num_steps) - trace_s) / (_TRIED_STEPS * fastest.step_s)  # of the members
-        if allowed * num_members < batched.chunk_size:
-            if allowed * num_members < 2 or "chunk_size" not in varied:
-                return timings
-            # Some of the members tell as well whether batching gains, and more are tried where it does.
-            batched, factors = replace(batched, chunk_size=1 << (int(allowed * num_members).bit_length() - 1)), (2.0,)
-    best = first = note(batched)
+        tried = _affordable(batched, fastest, trace_s, num_members, num_steps, is_free="chunk_size" in varied)
+    if tried is None:
+        return timings
+    factors = (0.5, 2.0) if tried == batched else (2.0,)
+    best = first = note(tried)
     if best is None or first is None:
         return timings
     if "chunk_size" in varied:
@@ -137,6 +135,20 @@ def search(
             if is_hopeful and (i + 1) * compile_s < _COMPILE_SHARE * best.run_s(num_steps):
                 note(Way("vectorized", size, True))
     return timings
+
+
+def _affordable(
+    batched: Way, fastest: Timing, trace_s: float, num_members: int, num_steps: int, *, is_free: bool
+) -> Way | None:
+    """The way to batch members, of fewer if it is free, that the run can pay for to try; None if there is none.
+
+    Some of the members tell as well whether batching gains, and more are tried where it does.
+    """
+    share = (_SHARE * fastest.run_s(num_steps) - trace_s) / (_TRIED_STEPS * fastest.step_s)
+    most = int(share * num_members)
+    if most >= batched.chunk_size:
+        return batched
+    return replace(batched, chunk_size=1 << (most.bit_length() - 1)) if most >= 2 and is_free else None
 
 
 def _search_chunk_size(
