@@ -120,6 +120,6 @@ def test_sweep_of_a_model_with_formulas_trains_as_a_plain_loop_does():
     torch.manual_seed(0)
     model = Block().double()
     batches = [(torch.randn(8, 6, dtype=torch.float64), torch.randint(3, (8,))) for _ in range(5)]
-    task = vs.Task(model, batches, F.cross_entropy, optimizer=torch.optim.AdamW)
+    task = vs.Task(model, batches, F.cross_entropy, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-3))
     runs = vs.sweep(task, lrs=[1e-3, 1e-2], num_steps=40, engine="vectorized", compile=False)
     stock.assert_equal(runs, task, 40)
