@@ -1,18 +1,20 @@
 """A cluster against one device: what it costs to have one, and how well members are divided among many devices.
 
 `bench_overhead` is one worker against none, on a run of about a minute, with a Ray that is started and stopped for it,
-and with one that runs; `bench_beginning` is what of that is the same for runs of any length. `bench_workers` is two
-workers against one. `bench_driver` is what 10,000 members bring to the driver, whose weights stay where they are kept,
-or come to it. `bench_makespan` trains nothing: `cluster_simulation.py` deals members out to as many devices as are
-asked for, some of which fail, with checkpoints and without.
+or with one that runs, and as many cores on both sides; `bench_beginning` is what of that is the same for runs of any
+length. `bench_workers` is two workers against one. `bench_driver` is what 10,000 members bring to the driver, whose
+weights stay where they are kept, or come to it. `bench_makespan` trains nothing: `cluster_simulation.py` deals members
+out to as many devices as are asked for, some of which fail, with checkpoints and without.
 """
 
 import statistics
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import apart
 import numpy as np
 import pytest
+import torch
 from cluster_simulation import PER_DEVICE, Scenario, simulate
 from conftest import Compare, Interleave, Record
 from workloads import mnist_mlp
@@ -41,6 +43,17 @@ def address() -> Iterator[str]:
     nodes.shutdown()
 
 
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Have PyTorch use so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _one_worker(num_members: int, num_steps: int, address: str) -> dict[str, Callable[[], vs.Sweep]]:
     """The same run in this process and in a worker."""
     return {
@@ -50,11 +63,19 @@ def _one_worker(num_members: int, num_steps: int, address: str) -> dict[str, Cal
     }
 
 
-def bench_overhead(compare: Compare, address: str, tiny: bool) -> None:
-    """Train for a minute."""
-    num_members, num_steps = (2, 3) if tiny else (16, 900)
+@pytest.mark.parametrize("runs_already", [False, True])
+def bench_overhead(runs_already: bool, compare: Compare, address: str, tiny: bool) -> None:
+    """Train for about a minute, on as many cores as the worker has: all, or one of a Ray that runs already."""
+    num_members, num_steps = (2, 3) if tiny else (16, 1100 if runs_already else 2000)
     arms = _one_worker(num_members, num_steps, address)
-    compare(arms, rounds=1 if tiny else 2, num_members=num_members, num_steps=num_steps)
+    others = [name for name in arms if name != "no cluster" and name.endswith("runs") == runs_already]
+    with _threads(1 if runs_already else torch.get_num_threads()):
+        compare(
+            {name: arms[name] for name in ("no cluster", *others)},
+            rounds=1 if tiny else 2,
+            num_members=num_members,
+            num_steps=num_steps,
+        )
 
 
 def bench_beginning(interleave: Interleave, record: Record, address: str, tiny: bool) -> None:
