@@ -104,11 +104,6 @@ def check_file(folder: Path, name: str, checksum: str) -> None:
         raise ResultFileError(f"{folder} is damaged: {name!r:.80} is not as it was written.")
 
 
-def read_facts(path: Path) -> dict[str, Json]:
-    """Read what a folder says for people."""
-    return {name: own for name, own in read_manifest(path).items() if name not in ("content", "checksum")}
-
-
 def read_manifest(path: Path) -> dict[str, Json]:
     """Read what a folder's manifest says.
 

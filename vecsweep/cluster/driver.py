@@ -70,9 +70,9 @@ class Driver:
         self._keeping = keeping
         self._retelling = None if job.observer is None else Retelling(job.observer, job.plan)
         evaluation = job.evaluation
-        has_rungs = evaluation is not None and evaluation.pruning is not None
+        pruning = None if evaluation is None else evaluation.pruning
         decided = {} if keeping is None else keeping.kept
-        self._rungs = Rungs(job.plan, evaluation, decided) if evaluation is not None and has_rungs else None
+        self._rungs = None if pruning is None else Rungs(job.plan, pruning, decided)
         self._hands: dict[int, _Hand] = {}
         self._num_hired = 0
         self._num_failed = 0

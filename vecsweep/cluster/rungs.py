@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vecsweep._engine.keeping.record import Record
 from vecsweep._types import FloatArray, Hyper
-from vecsweep.plan import Evaluation, Plan, SoFar
+from vecsweep.plan import Plan, Pruning, SoFar
 
 
 @dataclass(slots=True)
@@ -29,15 +29,13 @@ class Rungs:
 
     Args:
         plan: of all members.
-        evaluation: says when they are compared, and by whom.
+        pruning: says when they are compared, and by whom.
         kept: who goes on after rungs that an earlier driver has decided, by steps.
     """
 
-    def __init__(self, plan: Plan, evaluation: Evaluation, kept: Mapping[int, frozenset[int]]) -> None:
-        assert evaluation.pruning is not None
+    def __init__(self, plan: Plan, pruning: Pruning, kept: Mapping[int, frozenset[int]]) -> None:
         self._plan = plan
-        self._evaluation = evaluation
-        self._pruning = evaluation.pruning
+        self._pruning = pruning
         self._rungs: dict[int, _Rung] = {}
         self._ended: list[tuple[Sequence[int], Record | None]] = []
         self.kept = dict(kept)  # by steps

@@ -241,7 +241,6 @@ class Session:
         self._ray = ray
         self._cluster = cluster
         self.kind = cluster.kind or ("cuda" if ray.cluster_resources().get("GPU", 0) >= 1 else "cpu")
-        self._num_members = num_members
         num_here = min(self.num_devices, num_members)
         num_cores = int(ray.cluster_resources().get("CPU", 1))
         is_one = cluster.is_here and not self.is_uneven
