@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import types
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import get_args
@@ -23,15 +24,18 @@ from safetensors.torch import load_model
 import vecsweep as vs
 import vecsweep.tasks
 import vecsweep.tasks.data
+from vecsweep import _names
 from vecsweep.__main__ import command
 from vecsweep._types import EngineName, Method, Precision, Spacing
 from vecsweep.checking import Deviation
 from vecsweep.cli import main
+from vecsweep.cli.demos import DEMOS
 from vecsweep.execution import Execution
 from vecsweep.results import PlotKind
 from vecsweep.suggest import RAMP_RULES, RULES
 from vecsweep.tasks import fetching
 
+COMMANDS = ("demo", "find-lr", "range-test", "sweep", "resume", "steer", "check", "plot", "report", "bench", "data")
 GRID_RULES = [name for name, rule in RULES.items() if rule not in RAMP_RULES]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 FEW = ["--start-lr", "1e-3", "--end-lr", "10", "--num-lrs", "20", "--num-steps", "10"]
@@ -596,9 +600,7 @@ def test_an_error_of_the_tasks_own_code_keeps_its_traceback(function, message, r
         run("range-test", f"own.py:{function}", *FEW)
 
 
-@pytest.mark.parametrize(
-    "command", [(), *[(name,) for name in ("demo", "range-test", "sweep", "steer", "check", "plot", "bench", "data")]]
-)
+@pytest.mark.parametrize("command", [(), *[(name,) for name in COMMANDS]])
 def test_every_help_text_ends_in_an_example(command, run):
     done = run(*command, "--help")
     assert done.status == 0
@@ -612,11 +614,52 @@ def test_the_console_script_is_the_same_command(run):
     assert run("--version").out == f"vecsweep {vs.__version__}\n"
 
 
-def test_version_is_told_without_pytorch():
-    program = "import sys; from vecsweep.cli import main; main(['--version']); assert 'torch' not in sys.modules"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"vecsweep {vs.__version__}\n"
+AT_ONCE = [["--version"], ["--help"], ["--print-completion", "bash"], *([name, "--help"] for name in COMMANDS)]
+MISTAKEN = [
+    ["plott"],
+    ["range-test", "digits", "--num-lr", "3"],
+    ["sweep", "digits", "--lrs", "0.1,x", "--epochs", "1"],
+]
+QUICK = """
+import sys
+from vecsweep.cli import main
+from vecsweep.cli.demos import DEMOS
+for words in {asked}:
+    try:
+        main(words)
+    except SystemExit as stop:
+        print("status", stop.code)
+print("loaded", *{{"torch", "numpy", "scipy", "matplotlib"}} & sys.modules.keys())
+"""
+
+
+@pytest.mark.parametrize(("asked", "status"), [(AT_ONCE, 0), (MISTAKEN, 2)], ids=["help", "mistakes"])
+def test_help_completion_and_mistakes_are_told_without_pytorch(asked, status):
+    command = [sys.executable, "-c", QUICK.format(asked=asked)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.count(f"status {status}\n") == len(asked), done.stdout + done.stderr
+    assert done.stdout.endswith("loaded\n"), done.stdout[-200:]
+
+
+@pytest.mark.parametrize(
+    ("shown", "table"),
+    [
+        (_names.TASKS, vecsweep.tasks.TASKS),
+        (_names.DATA_SETS, fetching.SETS),
+        (_names.SCHEDULES, vs.schedules.SCHEDULES),
+    ],
+    ids=["tasks", "data", "schedules"],
+)
+def test_names_that_the_help_lists_are_those_that_there_are(shown, table):
+    assert list(shown) == list(table)
+
+
+def test_demos_that_the_help_lists_are_modules():
+    assert all(callable(import_module(f"vecsweep.cli.demos.{name}").run) for name in DEMOS)
+
+
+def test_every_command_is_carried_out_by_a_module():
+    assert all(callable(import_module(f"vecsweep.cli.{name.replace('-', '_')}").run) for name in COMMANDS)
 
 
 def test_completion_of_a_shell_knows_commands_and_options(run):
@@ -668,7 +711,8 @@ import os, sys
 os.getloadavg = lambda: ({load}, 0.0, 0.0)
 os.sched_getaffinity = lambda _: set(range(4))
 from vecsweep.cli import main
-main(["demo", "--no-such-option"])
+from vecsweep.cli.demos import DEMOS
+main(["plot", "nowhere.npz"])
 """
 
 

@@ -35,4 +35,4 @@ def test_make_command_exists(command):
 def test_command_line_is_understood(line):
     from vecsweep.cli.parser import make_parser
 
-    assert callable(make_parser().parse_args(shlex.split(line.split("#")[0])[1:]).run)
+    assert make_parser().parse_args(shlex.split(line.split("#")[0])[1:]).module

@@ -370,7 +370,7 @@ def test_code_of_the_page_on_reports_runs(block, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("line", re.findall(r"^vecsweep .*$", DOCS, re.MULTILINE))
 def test_command_of_the_page_on_reports_is_understood(line):
-    assert callable(make_parser().parse_args(shlex.split(line)[1:]).run)
+    assert make_parser().parse_args(shlex.split(line)[1:]).module
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\((?!https?:)([^)#]+)\)", DOCS))

@@ -1,12 +1,20 @@
 """Names for the types that pass between the layers. Nothing here does anything."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from vecsweep._names import EngineName as EngineName
+from vecsweep._names import Method as Method
+from vecsweep._names import Mode as Mode
+from vecsweep._names import NormName as NormName
+from vecsweep._names import PlotKind as PlotKind
+from vecsweep._names import Precision as Precision
+from vecsweep._names import Spacing as Spacing
 
 Batch = Any  # what the user's loader yields: a tensor, or any nesting of tuples, lists and dicts around tensors
 Batches = Iterable[Batch] | Callable[..., Iterable[Batch]]
@@ -24,13 +32,5 @@ ByteArray = NDArray[np.uint8]
 Seeds = int | Sequence[int]
 Lrs = ArrayLike | Tensor
 Schedules = Mapping[str, Any] | Sequence[Any]  # schedules by name, or what has a name; see `vecsweep.sweep`
-
-Method = Literal["grid", "ramp"]
-Mode = Literal["min", "max"]
-PlotKind = Literal["curves", "final", "plan", "heatmap"]
-Spacing = Literal["exponential", "linear"]
-EngineName = Literal["auto", "vectorized", "sequential", "parallel"]
-Precision = Literal["bf16", "fp16"]
-NormName = Literal["grad_norm", "update_norm"]
 
 Hyper = dict[str, FloatArray]  # hyperparameters by name, each [step, member]

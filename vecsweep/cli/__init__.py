@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. One module for each command.
+"""The command line: parse, call, print. One module for each command, and one in `parser` for what it takes.
 
 Exit status: 0; 1 when the answer is no (a check found a difference, or no learning rate trains); 2 for a
 mistake in what was asked, told in one line; 130 after Ctrl-C; 141 when nobody reads what is printed; 143 after
@@ -6,15 +6,16 @@ SIGTERM, where that finds time to write a checkpoint. An error that the task's o
 that code is what has to be mended.
 """
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._version import __version__
 from vecsweep.cli.busy import spare_busy_cores
+from vecsweep.cli.parser import make_parser
+from vecsweep.cli.saying import fallbacks_in_a_line, memory_in_a_line
 from vecsweep.cli.waiting import tell, told_if_slow
 
 
@@ -30,23 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: the arguments are wrong (status 2), or ask for help (status 0).
     """
-    argv = sys.argv[1:] if argv is None else argv
-    if list(argv) == ["--version"]:
-        sys.stdout.write(f"vecsweep {__version__}\n")
-        return 0
-    spare_busy_cores()
-    with told_if_slow("loading PyTorch"):
-        from vecsweep._engine.caller.memory import keep_memory
-        from vecsweep.cli.parser import make_parser
-        from vecsweep.cli.saying import fallbacks_in_a_line, memory_in_a_line
-    interrupts.end_loading()
     try:
-        arguments = make_parser().parse_args(argv)
-        keep_memory()
         with fallbacks_in_a_line(), memory_in_a_line():
-            status: int | list[str] = _run(arguments, sys.argv[1:] if argv is None else argv)
+            status = _run(sys.argv[1:] if argv is None else argv)
             while isinstance(status, list):  # another command, in place of this one
-                status = _run(make_parser().parse_args(status), status)
+                status = _run(status)
             sys.stdout.flush()
     except KeyboardInterrupt as stop:
         if (folder := getattr(stop, "checkpoint", None)) is not None:
@@ -66,13 +55,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int | list[str]:
-    """Run a command, which a checkpoint can then name."""
-    from vecsweep.checkpoint.journal import COMMAND, Command
-
+def _run(words: Sequence[str]) -> int | list[str]:
+    """Run a command, which a checkpoint can then name; what it needs is loaded when its arguments are right."""
+    arguments = make_parser().parse_args(words)
+    spare_busy_cores()
+    with told_if_slow("loading PyTorch"):
+        command = import_module(arguments.module)
+        from vecsweep._engine.caller.memory import keep_memory
+        from vecsweep.checkpoint.journal import COMMAND, Command
+    interrupts.end_loading()
+    keep_memory()
     token = COMMAND.set(Command(tuple(words), str(Path.cwd())))
     try:
-        result: int | list[str] = arguments.run(arguments)
+        result: int | list[str] = command.run(arguments)
     finally:
         COMMAND.reset(token)
     return result

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from vecsweep._types import EngineName
+from vecsweep._names import TASKS, EngineName, Precision
 from vecsweep.checkpoint.elsewhere import folder_of, is_elsewhere
-from vecsweep.tasks import TASKS
 
 RANGE_OPTIONS = ("start_lr", "end_lr", "num_lrs", "num_steps", "seeds", "method", "spacing")
 CHECK_OPTIONS = ("lrs", "num_steps", "seeds")
@@ -62,7 +61,7 @@ def add_execution(parser: argparse.ArgumentParser, *, has_engine: bool) -> None:
         type=_devices,
         help="where members train, such as cpu, cuda or cuda:0,cuda:1 (default: where the model is)",
     )
-    group.add_argument("--precision", choices=("bf16", "fp16"), help="of autocast (default: the model's own)")
+    group.add_argument("--precision", choices=get_args(Precision), help="of autocast (default: the model's own)")
     if has_engine:
         group.add_argument(
             "--engine",

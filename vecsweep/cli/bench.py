@@ -5,37 +5,11 @@ from dataclasses import asdict
 
 import torch
 
-from vecsweep.cli.arguments import TASK_HELP, add_json, counts, given
+from vecsweep.cli.arguments import given
 from vecsweep.cli.reports import format_speeds
 from vecsweep.cli.saying import print_json, sayer
 from vecsweep.cli.timing import measure_speeds
 from vecsweep.tasks import load_task
-
-WHAT = "time the ways of stepping on this machine, and say which to use"
-EXAMPLE = "vecsweep bench digits --num-members 8,64"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument(
-        "tasks", metavar="TASK", nargs="*", default=["digits", "digits-cnn"], help=f"{TASK_HELP} (default: both)"
-    )
-    parser.add_argument(
-        "--num-members",
-        type=counts,
-        default=[8, 64],
-        metavar="N,N",
-        help="how many copies are trained (default: 8,64)",
-    )
-    parser.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=argparse.SUPPRESS,
-        help="time the compiled step too, which takes seconds to compile (default: yes)",
-    )
-    parser.add_argument("--device", help="where members train, such as cpu or cuda (default: where the model is)")
-    parser.add_argument("--precision", choices=("bf16", "fp16"), help="of autocast (default: the model's own)")
-    add_json(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

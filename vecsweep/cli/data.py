@@ -5,16 +5,6 @@ import argparse
 from vecsweep.cli.saying import say_aloud
 from vecsweep.tasks.fetching import SETS, fetch, is_fetched
 
-WHAT = "fetch the data of built-in tasks into the cache, and check their hashes"
-EXAMPLE = "vecsweep data mnist cifar10"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument(
-        "names", metavar="NAME", nargs="*", default=[], help=f"of a set: {', '.join(SETS)} (default: all of them)"
-    )
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Fetch what is not there yet."""

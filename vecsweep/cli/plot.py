@@ -1,37 +1,11 @@
 """`vecsweep plot`: draw a saved result."""
 
 import argparse
-from pathlib import Path
-from typing import get_args
 
 from vecsweep import RangeTest, load
-from vecsweep.cli.arguments import picture_file
 from vecsweep.cli.range_test import check_reading, write
-from vecsweep.cli.saying import save_picture, say_aloud, tell_files
-from vecsweep.results import PlotKind
-
-WHAT = "draw a saved result"
-EXAMPLE = "vecsweep plot digits.npz --output digits.png"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("file", type=Path, metavar="FILE.npz", help="a result that was saved")
-    parser.add_argument(
-        "--output",
-        type=picture_file,
-        default=None,
-        metavar="FILE.png",
-        help="where to draw (default: beside the result)",
-    )
-    parser.add_argument("--rule", default=None, help="of a range test: mark this rule's suggestion too, and print it")
-    parser.add_argument(
-        "--kind",
-        choices=get_args(PlotKind),
-        default=None,
-        help="of a sweep: what to draw (default: curves)",
-    )
-    parser.add_argument("--metric", default=None, help="of a sweep: which (default: val_loss, if there is one)")
+from vecsweep.cli.saving import save_picture
+from vecsweep.cli.saying import say_aloud, tell_files
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,5 @@
-"""What the command line says of results, as text for people and as JSON for programs. Nothing here prints."""
+"""What the command line says of results, as text for people and as documents for JSON. Nothing here prints."""
 
-import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -182,26 +180,6 @@ def _from(num_steps: int | None) -> str:
     if num_steps == 0:
         return ""
     return "never pays" if num_steps is None else f"pays from {num_steps:,} steps on"
-
-
-def to_json(document: dict[str, Any]) -> str:
-    """Return strict JSON, in which a number that is not finite is null.
-
-    Example:
-        >>> print(to_json({"loss": float("nan")}))
-        {
-          "loss": null
-        }
-    """
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(finite(document), indent=2, allow_nan=False)
 
 
 def _divergence(found: RangeTest, i: int) -> str:

@@ -1,27 +1,18 @@
-"""What commands print, and the files they write: the one place of the package that prints."""
+"""What commands print: the one place of the package that prints. Nothing here imports PyTorch."""
 
 import argparse
+import json
 import logging
-import os
-import tempfile
-import time
+import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import Any
 
-from vecsweep import FallbackWarning, Interrupted, Sweep
-from vecsweep.cli.reports import to_json
+from vecsweep._errors import FallbackWarning
 from vecsweep.cli.waiting import tell
-from vecsweep.results._files import replace_file
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Say = Callable[[str], None]
-
-_TRIED_BYTES = 2**16  # that a folder has to have room for
 
 
 def say_aloud(text: str) -> None:
@@ -46,68 +37,24 @@ def print_json(document: dict[str, Any], arguments: argparse.Namespace) -> None:
         print(to_json(document))
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell in a line that a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from error
+def to_json(document: dict[str, Any]) -> str:
+    """Return strict JSON, in which a number that is not finite is null.
 
-
-def make_folder(path: Path) -> Path:
-    """Make the folder that results go to, and see that there is room in it, before the work."""
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path) as file:
-            file.write(bytes(_TRIED_BYTES))
-    return path
-
-
-def save_picture(axes: "Axes", path: Path) -> Path:
-    """Write the figure that axes are in; a file that is there is replaced at once."""
-    figure = axes.get_figure(root=True)
-    assert figure is not None  # the axes have just been made in one
-    kind = path.suffix.removeprefix(".") or None
-    with writing(path):
-        return replace_file(path, lambda part: figure.savefig(part, dpi=150, format=kind))
-
-
-def save_result(result: Sweep, path: Path) -> Path:
-    """Save what took its time to compute; where that cannot be written there, somewhere else, and say where.
-
-    Raises:
-        ValueError: it had to be somewhere else, or it could be nowhere.
+    Example:
+        >>> print(to_json({"loss": float("nan")}))
+        {
+          "loss": null
+        }
     """
-    try:
-        return result.save(path)
-    except OSError as error:
-        told = f"{path} cannot be written: {error.strerror or error}."
-    name = f"{path.stem}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.npz"
-    for folder in (Path.cwd(), Path.home(), Path(tempfile.gettempdir())):
-        with suppress(OSError):
-            raise ValueError(f"{told} The result is in {result.save(folder / name)} instead.")
-    raise ValueError(f"{told} Nor is there room for the result elsewhere.")
 
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
 
-@contextmanager
-def saved_if_stopped(path: Path) -> Iterator[None]:
-    """Save what a run had computed when Ctrl-C or an error stopped it, and say where."""
-    try:
-        yield
-    except (Interrupted, Exception) as stop:
-        result, is_interrupted = getattr(stop, "result", None), isinstance(stop, Interrupted)
-        how = "interrupted" if is_interrupted else f"stopped by {type(stop).__name__}"
-        if isinstance(result, Sweep):
-            try:
-                saved = save_result(result, path)
-            except ValueError as error:
-                tell(f"{how} after {len(result.train_loss)} steps. {error}")
-            else:
-                tell(f"{how} after {len(result.train_loss)} steps; what they found is in {saved}.")
-        elif is_interrupted:
-            tell("interrupted before the first steps were done; there is nothing to save.")
-        raise
+    return json.dumps(finite(document), indent=2, allow_nan=False)
 
 
 @contextmanager

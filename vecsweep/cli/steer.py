@@ -10,17 +10,11 @@ from typing import TypeVar
 
 import vecsweep as vs
 from vecsweep import Sweep, Task
-from vecsweep.cli.arguments import (
-    EXECUTION_OPTIONS,
-    TASK_HELP,
-    add_execution,
-    given,
-    numbers,
-    output_folder,
-)
+from vecsweep.cli.arguments import EXECUTION_OPTIONS, given, numbers
 from vecsweep.cli.progress import progress_lines
 from vecsweep.cli.reports import format_members
-from vecsweep.cli.saying import make_folder, save_picture, say_aloud, tell_files, writing
+from vecsweep.cli.saving import make_folder, save_picture, writing
+from vecsweep.cli.saying import say_aloud, tell_files
 from vecsweep.results._files import replace_file
 from vecsweep.results.ranking import mode_of
 from vecsweep.tasks import load_task
@@ -28,32 +22,8 @@ from vecsweep.tasks import load_task
 with suppress(ImportError):  # arrow keys at the prompts, where there is such a thing
     import readline  # noqa: F401
 
-WHAT = "train phase by phase at the terminal: choose learning rates, see what they do, keep one, go on"
-EXAMPLE = "vecsweep steer digits --epochs 3 --lrs 0.03,0.1,0.3"
 
 _Answer = TypeVar("_Answer")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Say what the command takes."""
-    parser.add_argument("task", metavar="TASK", help=TASK_HELP)
-    parser.add_argument("--epochs", type=int, default=1, metavar="N", help="offered for the first phase (default: 1)")
-    parser.add_argument(
-        "--lrs",
-        type=numbers,
-        default=[0.001, 0.003, 0.01, 0.03, 0.1],
-        metavar="LR,LR",
-        help="offered for the first phase (default: 0.001,0.003,0.01,0.03,0.1)",
-    )
-    parser.add_argument("--metric", default=None, help="that marks the best (default: val_loss, if there is one)")
-    parser.add_argument(
-        "--output-dir",
-        type=output_folder,
-        default=Path("steer"),
-        metavar="DIR",
-        help="where the schedule, the curves and the model go (default: steer)",
-    )
-    add_execution(parser, has_engine=True)
 
 
 @dataclass(frozen=True, slots=True)

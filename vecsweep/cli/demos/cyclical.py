@@ -17,7 +17,7 @@ from vecsweep.tasks import fashion_mnist_sgd
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Read the bounds of cyclical learning rates off a range test, and train with them."""
+    """Play it, and return what it found."""
     task, say = fashion_mnist_sgd(), stage.say
     num_lrs, num_steps, num_seeds, epochs_up = (16, 100, 1, 1) if stage.is_quick else (32, 300, 3, 2)
     say(f"Fashion-MNIST, an MLP, SGD: the accuracy that {num_lrs} lrs reach in {num_steps} steps each.")

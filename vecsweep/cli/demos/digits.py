@@ -13,12 +13,13 @@ from vecsweep import RangeTest
 from vecsweep.cli.demos.stage import Stage
 from vecsweep.cli.plain_loop import train_plainly
 from vecsweep.cli.range_test import tell_curve, write
-from vecsweep.cli.saying import saved_if_stopped, tell_files
+from vecsweep.cli.saving import saved_if_stopped
+from vecsweep.cli.saying import tell_files
 from vecsweep.tasks import digits
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Find a learning rate for digits by a range test, and train with it."""
+    """Play it, and return what it found."""
     num_lrs, num_steps, epochs = (16, 40, 10) if stage.is_quick else (64, 100, 20)
     plan: dict[str, Any] = {"start_lr": 1e-5, "end_lr": 10.0, "num_lrs": num_lrs, "num_steps": num_steps}
     task, say = digits(), stage.say

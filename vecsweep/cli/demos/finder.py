@@ -21,7 +21,7 @@ _START_LR, _END_LR = 1e-7, 10.0
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Find the learning rate of Adam on MNIST, use it, and see what the usual mistakes cost."""
+    """Play it, and return what it found."""
     say, epochs, seeds = stage.say, 2, 3
     num_lrs, num_steps = (24, 200) if stage.is_quick else (48, 300)
     built = mnist()

@@ -9,15 +9,7 @@ from typing import Any
 import vecsweep as vs
 from vecsweep.cli.demos.stage import Stage
 from vecsweep.cli.reports import format_ranking
-from vecsweep.schedules import (
-    Schedule,
-    constant,
-    exponential_decay,
-    multi_step,
-    one_cycle,
-    step_decay,
-    warmup,
-)
+from vecsweep.schedules import Schedule, constant, exponential_decay, multi_step, one_cycle, step_decay, warmup
 from vecsweep.tasks import cifar10
 
 _EPOCHS, _WARM = 30, 5
@@ -44,7 +36,7 @@ def make_policies() -> dict[str, Schedule]:
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Compare eight schedules on CIFAR-10, by a network of six convolutions."""
+    """Play it, and return what it found."""
     epochs, task = (6, cifar10(num_train=2560, num_test=1000)) if stage.is_quick else (_EPOCHS, cifar10())
     named = make_policies()
     size = "2,560 of the 50,000 images" if stage.is_quick else "50,000 images"

@@ -12,7 +12,7 @@ _LRS = (0.03, 0.01, 0.005, 0.001)
 
 
 def run(stage: Stage) -> dict[str, Any]:
-    """Compare four learning rates on a regression, and two phases with one lr throughout."""
+    """Play it, and return what it found."""
     task, num_seeds, num_epochs = tanh_regression(), 3 if stage.is_quick else 5, 20
     stage.say(f"A regression on 700 rows: {len(_LRS)} lrs, {num_seeds} seeds, {num_epochs} epochs, in one pass.\n")
     runs = vs.sweep(task, lrs=_LRS, seeds=num_seeds, epochs=num_epochs, train_metrics=True, **stage.how)

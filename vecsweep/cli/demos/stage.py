@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vecsweep.cli.saying import Say, save_picture
+from vecsweep.cli.saving import save_picture
+from vecsweep.cli.saying import Say
 from vecsweep.observers import Observer
 
 if TYPE_CHECKING:

@@ -1,10 +1,13 @@
-"""The parser of the command line, made of what each command says that it takes."""
+"""The parser of the command line: in a module of its own, what each command takes.
+
+Nothing here imports PyTorch or NumPy, so that help, completion and a mistake in what was asked are told at once.
+"""
 
 import argparse
 from typing import NoReturn
 
-from vecsweep import __version__
-from vecsweep.cli import bench, check, data, demo, find_lr, plot, range_test, report, resume, steer, sweep
+from vecsweep._version import __version__
+from vecsweep.cli.parser import bench, check, data, demo, find_lr, plot, range_test, report, resume, steer, sweep
 from vecsweep.cli.saying import say_aloud
 
 _COMMANDS = {
@@ -42,7 +45,7 @@ class _PrintCompletion(argparse.Action):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return a parser that puts the function of the command into `run`."""
+    """Return a parser that puts the name of the module whose `run` carries the command out into `module`."""
     parser = _Parser(
         prog="vecsweep",
         description="Train N copies of a PyTorch model at N learning rates in one batched pass.",
@@ -70,5 +73,5 @@ def make_parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.add_arguments(added)
-        added.set_defaults(run=command.run)
+        added.set_defaults(module=f"vecsweep.cli.{name.replace('-', '_')}")
     return parser
