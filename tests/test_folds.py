@@ -1,6 +1,7 @@
 """Folds of cross-validation as members, against an ordinary loop per fold; validation batches by seed."""
 
 import copy
+import dataclasses
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sklearn.model_selection import KFold
 from torch import nn
 
 import vecsweep as vs
+from vecsweep.report.members import table_members
 
 LRS = [0.05, 0.2]
 NUM_STEPS = 12
@@ -122,6 +124,72 @@ def test_validation_batches_may_be_a_function_of_the_seed():
     folds = vs.sweep(task, lrs=LRS, folds=3, num_steps=NUM_STEPS)
     seeds = vs.sweep(task, lrs=LRS, seeds=3, num_steps=NUM_STEPS)
     np.testing.assert_array_equal(folds.metrics["val_loss"], seeds.metrics["val_loss"])
+
+
+def test_results_speak_of_folds(tmp_path):
+    runs = vs.sweep(task_of(Data(3)), lrs=LRS, folds=3, num_steps=2)
+    loaded = vs.load(runs.save(tmp_path / "runs.npz"))
+    for own in (runs, loaded, runs.extend(num_steps=2), runs.select(lr=LRS)):
+        ranking = own.ranking("val_loss")
+        assert own.folds == 3
+        assert "2 lrs, 1 schedule, 3 folds;" in repr(own)
+        assert "what 3 folds cannot tell from it" in str(ranking)
+        assert "what 3 folds cannot tell from it" in ranking._repr_html_()
+        for kind in ("curves", "final"):
+            axes = own.plot(kind=kind, metric="val_loss")
+            assert axes.get_title().endswith("3 folds") or kind == "curves"
+            assert any(label.get_text() == "lowest to highest\nof 3 folds" for label in axes.get_legend().get_texts())
+    assert "With one fold nothing tells a difference from chance; compare all of them." in str(
+        runs.select(seed=1).ranking("val_loss")
+    )
+    data = Data(3)
+    alike = task_of(data, val_batches=lambda fold: data.val(0))
+    alike = vs.sweep(dataclasses.replace(alike, batches=lambda fold: data.train(0)), lrs=LRS, folds=3, num_steps=2)
+    assert "All folds gave the same numbers: see that `batches`" in str(alike.ranking("val_loss"))
+    assert "3 seeds" in str(vs.sweep(task_of(data), lrs=LRS, seeds=3, num_steps=2).ranking("val_loss"))
+
+
+def test_report_speaks_of_folds(tmp_path):
+    pytest.importorskip("plotly")
+    runs = vs.sweep(task_of(Data(3)), lrs=LRS, folds=3, seeds=[0, 2], num_steps=2)
+    page = runs.to_html(tmp_path / "runs.html").read_text()
+    for words in (
+        "Settings are compared fold by fold",
+        "mean over folds",
+        "over the folds of a setting",
+        "By 6 folds, ",
+    ):
+        assert words in page
+    assert '"fold 1 of seed 2"' in page
+    table = table_members([("", runs)])
+    assert table.columns[:5] == ("member", "lr", "schedule", "seed", "fold")
+    assert [row[3:5] for row in table.rows[:6]] == [(0, 0), (0, 1), (0, 2), (2, 0), (2, 1), (2, 2)]
+
+
+def test_folds_of_several_seeds_go_on_from_a_folder(tmp_path):
+    task = task_of(Data(3))
+    runs = vs.sweep(task, lrs=LRS[:1], folds=3, seeds=2, num_steps=6, val_every=6)
+    runs.save(tmp_path / "runs")
+    longer = vs.load(tmp_path / "runs", task).extend(num_steps=6)
+    for i in range(6):
+        np.testing.assert_allclose(longer.train_loss[:, i], train_plainly(task, Data(3), i % 3, LRS[0])[0], rtol=1e-9)
+
+
+def test_batch_sizes_are_compared_over_folds():
+    data = Data(3)
+    task = task_of(data)
+    runs = vs.sweep(task, lrs=LRS, folds=3, vary={"batch_size": [11, 22]}, num_steps=NUM_STEPS // 2)
+    assert "3 folds" in repr(runs)
+    losses = train_plainly(task, data, 2, LRS[0])[1]
+    np.testing.assert_allclose(runs.select(batch_size=11, lr=LRS[0], seed=2).metrics["val_loss"][-1], losses[-1, 0])
+    assert runs.extend(num_steps=1).folds == 3
+    folds = vs.sweep(task, lrs=LRS, folds=3, num_steps=1)
+    seeds = vs.sweep(task, lrs=LRS, seeds=3, num_steps=1)
+    with pytest.raises(ValueError, match=r"`sweeps` must have the same folds; part 1 has 3, 2 has None"):
+        vs.join({1: folds, 2: seeds}, "part")
+    listed = dataclasses.replace(task, batches=data.train(0))
+    with pytest.raises(TypeError, match=r"whose `batches` is a function of the fold, 0 to 2; got list"):
+        vs.sweep(listed, lrs=LRS, folds=3, vary={"batch_size": [11, 22]}, num_steps=1)
 
 
 def test_folds_are_in_the_call_that_a_result_comes_from():

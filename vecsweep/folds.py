@@ -29,25 +29,16 @@ class _OfFold:
         return self.source(seed % self.num_folds)
 
 
-def by_fold(task: Task, seeds: Sequence[int], folds: int) -> tuple[Task, list[int]]:
-    """Return the task by seeds that stand for folds, and those seeds: each fold of the first, each of the second.
+def check_folds(task: Task, folds: int) -> int:
+    """Check how many folds a task is trained on.
 
     Args:
         task: whose `batches` and `val_batches` are functions of the fold.
-        seeds: that were asked for.
         folds: how many.
 
     Raises:
         TypeError: the batches are not functions of the fold.
         ValueError: `folds` is no whole number, or there are too few or too many.
-
-    Example:
-        >>> from torch import nn, optim
-        >>> parts = nn.Linear(1, 1), lambda fold: [fold], nn.MSELoss(), lambda params: optim.SGD(params)
-        >>> task = Task(*parts, val_batches=lambda fold: [-fold])
-        >>> _, seeds = by_fold(task, [0, 1], folds=3)
-        >>> seeds
-        [0, 1, 2, 3, 4, 5]
     """
     folds = check_count("folds", folds, least=2, most=MOST_MEMBERS)
     for name in ("batches", "val_batches"):
@@ -57,6 +48,37 @@ def by_fold(task: Task, seeds: Sequence[int], folds: int) -> tuple[Task, list[in
                 f"`folds` needs a task whose `{name}` is a function of the fold, 0 to {folds - 1}; got "
                 f"{type(source).__name__}. Pass `{name}=lambda fold: loader_of(fold)`."
             )
+    return folds
+
+
+def by_fold(task: Task, seeds: Sequence[int], folds: int) -> tuple[Task, list[int]]:
+    """Return the task by seeds that stand for folds, and those seeds: each fold of the first, each of the second.
+
+    Args:
+        task: whose `batches` and `val_batches` are functions of the fold.
+        seeds: that were asked for.
+        folds: how many.
+
+    Raises:
+        ValueError: a seed is too large.
+
+    Example:
+        >>> from torch import nn, optim
+        >>> parts = nn.Linear(1, 1), lambda fold: [fold], nn.MSELoss(), lambda params: optim.SGD(params)
+        >>> task = Task(*parts, val_batches=lambda fold: [-fold])
+        >>> _, seeds = by_fold(task, [0, 1], folds=3)
+        >>> seeds
+        [0, 1, 2, 3, 4, 5]
+    """
     check_count("seeds", max(seeds) * folds + folds, most=MOST_SEED)
-    of_folds = replace(task, batches=_OfFold(task.batches, folds), val_batches=_OfFold(task.val_batches, folds))  # type: ignore[arg-type]
-    return of_folds, [seed * folds + fold for seed in seeds for fold in range(folds)]
+    return of_folds(task, folds), [seed * folds + fold for seed in seeds for fold in range(folds)]
+
+
+def of_folds(task: Task, folds: int) -> Task:
+    """Return a task by seeds that stand for folds."""
+    return replace(task, batches=_OfFold(task.batches, folds), val_batches=_OfFold(task.val_batches, folds))  # type: ignore[arg-type]
+
+
+def folds_of(task: Task) -> int | None:
+    """Return how many folds the seeds of a task stand for; None where they stand for themselves."""
+    return task.batches.num_folds if isinstance(task.batches, _OfFold) else None

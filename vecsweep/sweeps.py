@@ -25,7 +25,7 @@ from vecsweep._interrupts import held
 from vecsweep._types import Lrs, Method, Mode, NormName, Schedules, Seeds, Spacing
 from vecsweep.checkpoint.arguments import journal_of
 from vecsweep.execution import MOST_MEMBERS, ExecutionOptions, check_choice, check_count, check_flag, check_name
-from vecsweep.folds import by_fold
+from vecsweep.folds import by_fold, check_folds
 from vecsweep.observers.observer import Observer
 from vecsweep.observers.tensorboard import TensorBoard
 from vecsweep.origin import tell_origin
@@ -78,7 +78,7 @@ def sweep(
             dropout masks.
         folds: how many folds of cross-validation each setting is trained on; None for none. The task's `batches` and
             `val_batches` are functions of the fold then, 0 to `folds - 1`. A fold is to results what a seed is: of a
-            member's `seed`, `seed % folds` is the fold, and `seed // folds` the seed.
+            member's `seed`, `seed % folds` is the fold, and `seed // folds` the seed. Means are taken over all of them.
         vary: values of other hyperparameters of the optimizer by name, such as `{"weight_decay": [0, 1e-2]}`, with
             "beta1" and "beta2" for the two of `betas`; there are members for each combination. Parameter groups with a
             value of their own keep it. Also "batch_size": the task's batches are cut anew, to sizes that divide the
@@ -140,11 +140,13 @@ def sweep(
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
     if folds is not None:
-        task, seed_list = by_fold(task, seed_list, folds)
+        folds = check_folds(task, folds)
     if isinstance(vary, Mapping) and batch_sizes.NAME in vary:
         own = {name: value for name, value in given.items() if name not in ("task", "execution")} | dict(execution)
-        joined = batch_sizes.sweep_sizes(sweep, task, own | {"seeds": seed_list, "folds": None})
+        joined = batch_sizes.sweep_sizes(sweep, task, own | {"seeds": seed_list})
         return replace(joined, about=tell_origin(sweep, given, task, options))
+    if folds is not None:
+        task, seed_list = by_fold(task, seed_list, folds)
     check_flag("train_metrics", train_metrics)
     check_name("monitor", monitor)
     if val_every is not None:

@@ -26,6 +26,7 @@ from vecsweep.checkpoint.arguments import pack
 from vecsweep.checkpoint.journal import Journal
 from vecsweep.checkpoint.trained import Trained, write_trained
 from vecsweep.cluster import train
+from vecsweep.folds import folds_of
 from vecsweep.observers.observer import Run
 from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
 from vecsweep.pruning import pruning
@@ -247,7 +248,7 @@ def _train(
     evaluation = replace(request.evaluation(span, plan, courses[0]), recorded=request.recorded)
     if request.prune is not None:
         steps = request.pruned_at(span, evaluation, courses[0])
-        view = lambda so_far: join(_view(plan, so_far, span, evaluation))  # noqa: E731 - of what is at hand here
+        view = lambda so_far: join(_view(request, plan, so_far, span, evaluation))  # noqa: E731 - of what is at hand here
         evaluation = replace(evaluation, pruning=pruning(request.prune, steps, request.rung_metric, view, positions))
     return carry_out(request, plan, span, evaluation, start)
 
@@ -286,22 +287,21 @@ def carry_out(
             keepers=None if request.journal is None else request.journal.next_keeper,
         )
         duration_s = record.earlier_s + time.perf_counter() - started
-        runs = wrap(plan, record, span, evaluation, duration_s, request.about)
+        runs = wrap(request, plan, record, span, evaluation, duration_s)
     finally:
         request.audience.end(runs)
     return runs, record
 
 
-def _view(plan: Plan, so_far: SoFar, span: Span, evaluation: Evaluation) -> Sweep:
+def _view(request: Request, plan: Plan, so_far: SoFar, span: Span, evaluation: Evaluation) -> Sweep:
     """Make a sweep of what a run that goes on has done so far."""
     nobody = Record.empty(len(plan.members))
     names = ("loss", "hyper", "metrics", "diverged_at", "stopped_at")
-    return wrap(plan, replace(nobody, **{name: getattr(so_far, name) for name in names}), span, evaluation, 0.0, {})
+    record = replace(nobody, **{name: getattr(so_far, name) for name in names})
+    return wrap(request, plan, record, span, evaluation, 0.0)
 
 
-def wrap(
-    plan: Plan, record: Record, span: Span, evaluation: Evaluation, duration_s: float, about: Mapping[str, str]
-) -> Sweep:
+def wrap(request: Request, plan: Plan, record: Record, span: Span, evaluation: Evaluation, duration_s: float) -> Sweep:
     """Make a sweep of what a run recorded."""
     num_evaluated = len(next(iter(record.metrics.values()), ()))
     ends = zip(record.diverged_at.tolist(), record.stopped_at.tolist(), strict=True)
@@ -321,7 +321,8 @@ def wrap(
         engine=record.engine,
         duration_s=duration_s,
         is_complete=record.is_complete,
-        about=dict(about),
+        about=dict(request.about),
+        folds=folds_of(request.task),
         in_doubt_from=None if record.in_doubt_from is None else record.in_doubt_from + span.begin,
     )
 

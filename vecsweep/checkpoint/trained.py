@@ -20,6 +20,7 @@ from vecsweep.checkpoint.disk import flush, read_folder, remove, write_folder
 from vecsweep.checkpoint.journal import RESULT
 from vecsweep.checkpoint.snapshots import pack_end, pack_state, unpack_end, unpack_state, written_by
 from vecsweep.execution import Execution
+from vecsweep.folds import check_folds, of_folds
 from vecsweep.plan import Course, Member, Stopping
 from vecsweep.pruning import Prune, halve
 from vecsweep.request import Request
@@ -85,9 +86,12 @@ def read_trained(path: Path, task: Task, schedules: Schedules | None, prune: Pru
 
     Raises:
         ResultFileError: it is damaged.
+        TypeError: the task's batches are not functions of the fold, as they were.
         ValueError: the task is another, or a function is not given.
     """
     value, runs = read_folder(path / _TRAINED), load(path / RESULT)
+    if runs.folds is not None:
+        task = of_folds(task, check_folds(task, runs.folds))
     try:
         request = _unpack_request(value["request"], task, prune)
         members = tuple(Member(**member) for member in value["members"])

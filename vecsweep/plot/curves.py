@@ -21,7 +21,7 @@ from vecsweep.plot._axes import (
 )
 from vecsweep.plot._looks import Looks, choose_looks, make_band_entry, make_entry
 from vecsweep.results.curves import Curves
-from vecsweep.results.ranking import Band
+from vecsweep.results.ranking import Band, Repeat
 from vecsweep.results.views import describe_counts, find_mode, find_usual, find_view, name_metric
 from vecsweep.suggest import smooth
 
@@ -66,7 +66,7 @@ def plot_curves(runs: Curves, ax: Axes | None = None, *, metric: str | None = No
     bands = smoothed.bands(metric)
     looks = choose_looks([band.setting for band in bands], ax)
     ax.set_ylabel(_describe_values(bands, metric, smoothing))
-    legend = [*looks.entries, *_draw_bands(ax, bands, looks, unit)]
+    legend = [*looks.entries, *_draw_bands(ax, bands, looks, unit, runs.repeat)]
     if smoothing and len(runs.members) <= _FEW_MEMBERS:
         legend += _draw_thinly(ax, bands, looks, values, steps / unit)
     drawn = np.stack([(band.mean, band.low, band.high) for band in bands])
@@ -95,7 +95,7 @@ def _describe_values(bands: list[Band], metric: str, smoothing: float) -> str:
     return f"{mean}{metric}" + (f", smoothed ({smoothing:.2g})" if smoothing else "")
 
 
-def _draw_bands(ax: Axes, bands: list[Band], looks: Looks, unit: float) -> list[Artist]:
+def _draw_bands(ax: Axes, bands: list[Band], looks: Looks, unit: float, repeat: Repeat) -> list[Artist]:
     """Draw lines and bands; the curves of a range test have steps enough without marks."""
     num_seeds = max(len(band.members) for band in bands)
     is_crowded = len(bands) > 6
@@ -116,7 +116,7 @@ def _draw_bands(ax: Axes, bands: list[Band], looks: Looks, unit: float) -> list[
             ax.fill_between(steps, band.low, band.high, color=look.color, alpha=alpha, linewidth=0, zorder=1)
     if num_seeds == 1:
         return []
-    return [make_band_entry(f"lowest to highest\nof {counted(num_seeds, 'seed')}", neutral_color(ax))]
+    return [make_band_entry(f"lowest to highest\nof {counted(num_seeds, repeat)}", neutral_color(ax))]
 
 
 def _draw_thinly(

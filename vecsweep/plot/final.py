@@ -23,7 +23,7 @@ from vecsweep.plot._axes import (
 )
 from vecsweep.plot._looks import Look, Looks, choose_looks, make_band_entry, make_entry
 from vecsweep.results.curves import Curves
-from vecsweep.results.ranking import Ranking, Setting, Standing
+from vecsweep.results.ranking import Ranking, Repeat, Setting, Standing
 from vecsweep.results.views import (
     describe_counts,
     describe_value,
@@ -101,13 +101,13 @@ def plot_final(runs: Curves, ax: Axes | None = None, *, metric: str | None = Non
     limit_values(ax, bottom, top)
     if len(lrs) > 1:
         looks = choose_looks(settings, ax, without=("lr",))
-        legend = [*looks.entries, *_draw_lines(ax, points, looks)]
+        legend = [*looks.entries, *_draw_lines(ax, points, looks, runs.repeat)]
         looks.add_color_bar(ax)
     else:
         looks = Looks(dict.fromkeys(settings, choose_looks(settings[:1], ax).by_setting[settings[0]]), ())
-        legend = _draw_side_by_side(ax, points, looks)
+        legend = _draw_side_by_side(ax, points, looks, runs.repeat)
     legend += _mark_best(ax, points, ranking)
-    legend += _draw_diverged(ax, points, looks, ranking.mode)
+    legend += _draw_diverged(ax, points, looks, ranking)
     add_legend(ax, legend, is_inside=looks.scale is not None)
     return ax
 
@@ -121,7 +121,7 @@ def _label_settings(ax: Axes, settings: Sequence[Setting]) -> None:
     ax.set_xlim(-0.6, len(settings) - 0.4)
 
 
-def _draw_lines(ax: Axes, points: Sequence[_Point], looks: Looks) -> list[Artist]:
+def _draw_lines(ax: Axes, points: Sequence[_Point], looks: Looks, repeat: Repeat) -> list[Artist]:
     """Draw a line and a band for each combination of what varies besides the lr."""
     rows: dict[tuple[str, Any], list[_Point]] = {}
     for point in points:
@@ -144,10 +144,10 @@ def _draw_lines(ax: Axes, points: Sequence[_Point], looks: Looks) -> list[Artist
     num_seeds = max(len(point.standing.members) for point in points)
     if num_seeds == 1:
         return []
-    return [make_band_entry(f"lowest to highest\nof {counted(num_seeds, 'seed')}", neutral_color(ax))]
+    return [make_band_entry(f"lowest to highest\nof {counted(num_seeds, repeat)}", neutral_color(ax))]
 
 
-def _draw_side_by_side(ax: Axes, points: Sequence[_Point], looks: Looks) -> list[Artist]:
+def _draw_side_by_side(ax: Axes, points: Sequence[_Point], looks: Looks, repeat: Repeat) -> list[Artist]:
     """Draw each seed as a point, and the mean as a bar."""
     num_seeds = max(len(point.standing.members) for point in points)
     color = looks.by_setting[points[0].standing.setting].color
@@ -160,8 +160,8 @@ def _draw_side_by_side(ax: Axes, points: Sequence[_Point], looks: Looks) -> list
     if num_seeds == 1:
         return []
     return [
-        make_entry(f"mean of {counted(num_seeds, 'seed')}", color, "-", linewidth=2.2),
-        make_entry("each seed", color, marker="o", markersize=5, alpha=0.6, markeredgewidth=0),
+        make_entry(f"mean of {counted(num_seeds, repeat)}", color, "-", linewidth=2.2),
+        make_entry(f"each {repeat}", color, marker="o", markersize=5, alpha=0.6, markeredgewidth=0),
     ]
 
 
@@ -189,7 +189,7 @@ def _mark_best(ax: Axes, points: Sequence[_Point], ranking: Ranking) -> list[Art
     return entries
 
 
-def _draw_diverged(ax: Axes, points: Sequence[_Point], looks: Looks, mode: Mode) -> list[Artist]:
+def _draw_diverged(ax: Axes, points: Sequence[_Point], looks: Looks, ranking: Ranking) -> list[Artist]:
     """Put a cross at the worse edge for each setting of which a seed diverged; those at one place are stacked."""
     left = [point for point in points if point.standing.num_diverged]
     if not left:
@@ -200,7 +200,8 @@ def _draw_diverged(ax: Axes, points: Sequence[_Point], looks: Looks, mode: Mode)
         stacked[point.x] += 1
         height = EDGE - depth * _STACK
         look: Look = looks.by_setting[point.standing.setting]
-        draw_crosses(ax, [point.x], [at_height(ax, height if mode == "min" else 1 - height)], color=look.color)
+        draw_crosses(ax, [point.x], [at_height(ax, height if ranking.mode == "min" else 1 - height)], color=look.color)
     has_seeds = max(len(point.standing.members) for point in points) > 1
-    label = f"{'a seed diverged' if has_seeds else 'diverged'}: {len(left)} of\n{counted(len(points), 'setting')}"
+    who = f"a {ranking.repeat} " if has_seeds else ""
+    label = f"{who}diverged: {len(left)} of\n{counted(len(points), 'setting')}"
     return [make_entry(label, neutral_color(ax), marker="x", markersize=6, markeredgewidth=1.5)]

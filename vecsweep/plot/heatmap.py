@@ -39,7 +39,7 @@ def plot_heatmap(runs: Curves, ax: Axes | None = None, *, metric: str | None = N
     settings = [standing.setting for standing in ranking.standings]
     varying = find_varying([member.setting for member in runs.members])
     if len(varying) != 2:
-        raise ValueError(_ask_for_two(varying))
+        raise ValueError(_ask_for_two(varying, runs))
     (column, columns), (row, rows) = varying.items()
     positions = {
         setting: (rows.index(value_of(setting, row)), columns.index(value_of(setting, column))) for setting in settings
@@ -72,9 +72,10 @@ def plot_heatmap(runs: Curves, ax: Axes | None = None, *, metric: str | None = N
 _LABELS = {"lr": "learning rate"}
 
 
-def _ask_for_two(varying: dict[str, list[Any]]) -> str:
+def _ask_for_two(varying: dict[str, list[Any]], runs: Curves) -> str:
     counts = [f"{name} ({len(values)} values)" for name, values in varying.items()]
-    rule = f"A heat map needs exactly two things that vary besides seeds; here vary {', '.join(counts) or 'none'}."
+    there = ", ".join(counts) or "none"
+    rule = f"A heat map needs exactly two things that vary besides {runs.repeat}s; here vary {there}."
     if len(varying) < 2:
         return f'{rule} Draw `kind="final"` instead.'
     name, values = list(varying.items())[-1]

@@ -134,11 +134,14 @@ def chart_final(runs: Curves, ranking: Ranking, basin: Basin | None) -> Chart | 
         traces.append({"x": pack(lrs), "y": pack(mean), "mode": "lines+markers", "line": line, **named})
     lost = [own.setting.lr for own in standings if own.num_diverged]
     if lost:
-        traces.append(cross_trace(sorted(set(lost)), "a seed diverged"))
+        traces.append(cross_trace(sorted(set(lost)), f"a {ranking.repeat} diverged"))
     shapes = [] if basin is None else [interval_area(basin.low, basin.high), vertical_line(basin.lr, "@1")]
     view = find_view(final, find_usual(runs, ranking.metric, final), ranking.mode) if np.isfinite(final).any() else None
     layout = {"xaxis": LR_AXIS, "yaxis": value_axis(f"final {ranking.metric}", view), "shapes": shapes}
-    note = "What members came to at their end; a line is the mean over seeds, a band from the lowest to the highest."
+    note = (
+        f"What members came to at their end; a line is the mean over {ranking.repeat}s, a band from the lowest to the "
+        "highest."
+    )
     if basin is not None:
         note += (
             f" Shaded for the best setting, {ranking.best.setting}: the learning rates nearly as good as the best, "

@@ -16,7 +16,7 @@ from vecsweep.report.thinning import extremes, find_stretch, highest, lowest, me
 from vecsweep.results.curves import Curves
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band
-from vecsweep.results.views import find_mode, find_usual, find_view, name_metric
+from vecsweep.results.views import describe_seed, find_mode, find_usual, find_view, name_metric
 
 _WINDOW = 50  # part of the run that the training loss is first averaged over
 _WENT_ON, _DIVERGED, _STOPPED = range(3)  # how a member ended, as the page's script has it
@@ -31,8 +31,8 @@ def chart_curves(parts: Sequence[tuple[str, Curves]], metric: str | None) -> Cur
     """
     described = [describe_part(name, runs, metric) for name, runs in parts]
     note = (
-        "A line is the mean over the seeds of a setting, a band reaches from the lowest to the highest. A cross marks "
-        "where a member diverged, a square where one was stopped."
+        f"A line is the mean over the {parts[0][1].repeat}s of a setting, a band reaches from the lowest to the "
+        "highest. A cross marks where a member diverged, a square where one was stopped."
     )
     thinned = [own["stretch"] * own["per"] for part in described for own in part["metrics"] if own["stretch"] > 1]
     if thinned:
@@ -67,7 +67,7 @@ def describe_part(name: str, runs: Curves, metric: str | None = None) -> dict[st
         "settings": [{**looks[band.setting]._asdict(), "members": list(band.members)} for band in bands],
         "ended": [_how_ended(member) for member in runs.members],
         "at": [end / unit for end in find_ends(runs)],
-        "seeds": [member.seed for member in runs.members],
+        "seeds": [describe_seed(runs, member.seed) for member in runs.members],
         "metrics": [own for own in (_describe_metric(runs, metric, unit) for metric in names) if own],
     }
 

@@ -16,11 +16,13 @@ def table_members(parts: Sequence[tuple[str, Curves]]) -> Table:
     for part, (_, runs) in enumerate(parts, start=1):
         finals = [runs.final(name).tolist() if name in ("train_loss", *runs.metrics) else None for name in metrics]
         for i, member in enumerate(runs.members):
-            own = [member.lr, member.schedule, *(member.hyper.get(name) for name in names), member.seed]
+            seed = [member.seed] if runs.folds is None else [member.seed // runs.folds, member.seed % runs.folds]
+            own = [member.lr, member.schedule, *(member.hyper.get(name) for name in names), *seed]
             came_to = [None if values is None else values[i] for values in finals]
             rows.append((*([part] if len(parts) > 1 else []), i, *own, *came_to, member.diverged_at, member.stopped_at))
     head = ["part"] if len(parts) > 1 else []
-    columns = (*head, "member", "lr", "schedule", *names, "seed", *metrics, "diverged at", "stopped at")
+    seed_and_fold = ["seed"] if parts[0][1].folds is None else ["seed", "fold"]
+    columns = (*head, "member", "lr", "schedule", *names, *seed_and_fold, *metrics, "diverged at", "stopped at")
     return Table(
         title="Members",
         note="What each was trained with, and came to: of train_loss the mean of the last tenth, of metrics the last.",

@@ -118,14 +118,16 @@ def _those(blocks: Sequence[Block | None]) -> list[Block]:
 def _answer_of(ranking: Ranking, runs: Curves) -> str:
     best = ranking.best
     if np.isnan(best.mean):
-        return f"No setting came to its end with all seeds, from lr {min(m.lr for m in runs.members):.3g} up."
+        return (
+            f"No setting came to its end with all {ranking.repeat}s, from lr {min(m.lr for m in runs.members):.3g} up."
+        )
     if len(ranking.standings) == 1:
         return f"{best.setting}: {ranking.metric} {best.mean:.4g}."
     settings = counted(len(ranking.standings), "setting")
     told = f"Best of {settings} by {ranking.metric}: {best.setting}, with {best.mean:.4g}"
     if ranking.num_seeds == 1 or ranking.are_seeds_alike:
         return f"{told}."
-    seeds, others = counted(ranking.num_seeds, "seed"), counted(len(ranking.tied) - 1, "other")
+    seeds, others = counted(ranking.num_seeds, ranking.repeat), counted(len(ranking.tied) - 1, "other")
     return f"{told}. By {seeds}, {others} cannot be told from it."
 
 

@@ -26,7 +26,7 @@ def chart_plans(parts: Sequence[tuple[str, Curves]]) -> Chart:
             figures.append(_draw_plan(f"{part}: {label}" if part else label, runs, name, label))
     return Chart(
         title="Schedules",
-        note="Drawn through as run, up to where the last seed of a setting ended; dotted as planned from there on. "
+        note="Drawn through as run, up to where the last member of a setting ended; dotted as planned from there on. "
         "Settings that follow the same course share a line.",
         alt="The learning rate against the step, as planned and as run.",
         figures=figures,

@@ -10,7 +10,7 @@ import numpy as np
 from vecsweep._types import FloatArray
 from vecsweep.report.blocks import Cell, Chart, Figure, Table, Trace, pack
 from vecsweep.results.curves import Curves
-from vecsweep.results.ranking import Ranking, Standing
+from vecsweep.results.ranking import Ranking, Repeat, Standing
 from vecsweep.results.views import describe_value, find_usual, find_varying, find_view, value_of
 
 _MOST_COMPARED = 40  # settings whose intervals are drawn; the table has all
@@ -52,21 +52,22 @@ def chart_ranking(ranking: Ranking) -> Chart | None:
     }
     left_out = len(ranking.standings) - len(rows)
     note = (
-        f"Settings are compared seed by seed; bars are {ranking.confidence:.0%} intervals of the differences to the "
-        "best. One that holds 0 is no worse beyond chance."
+        f"Settings are compared {ranking.repeat} by {ranking.repeat}; bars are {ranking.confidence:.0%} intervals of "
+        "the differences to the best. One that holds 0 is no worse beyond chance."
     )
     note += f" {left_out} more are in the table." if left_out else ""
     alt = f"Differences in {ranking.metric} to the best setting, {rows[-1][0]}, with intervals."
-    return Chart(title="Ranking", note=note, alt=alt, figures=[Figure(traces=_trace_standings(rows), layout=layout)])
+    figure = Figure(traces=_trace_standings(rows, ranking.repeat), layout=layout)
+    return Chart(title="Ranking", note=note, alt=alt, figures=[figure])
 
 
-def _trace_standings(rows: Sequence[tuple[str, Standing]]) -> list[Trace]:
+def _trace_standings(rows: Sequence[tuple[str, Standing]], repeat: Repeat) -> list[Trace]:
     """A point and its interval for each setting, by what chance can tell of it."""
     traces: list[Trace] = []
     for is_tied, name, symbol, color in (
         (True, "the best, and what chance cannot tell from it", "circle", "@0"),
         (False, "worse beyond chance", "diamond", "@1"),
-        (None, "one seed: nothing tells it from chance", "circle-open", "@ink"),
+        (None, f"one {repeat}: nothing tells it from chance", "circle-open", "@ink"),
     ):
         own = [(k, standing) for k, (_, standing) in enumerate(rows) if standing.is_tied is is_tied]
         if not own:
@@ -118,7 +119,7 @@ def table_ranking(ranking: Ranking) -> Table:
     columns = ("place", "setting", f"mean {ranking.metric}", "median", "lowest", "highest")
     return Table(
         title="Settings",
-        note=str(ranking).rsplit("\n", 1)[1],
+        note=ranking.note,
         columns=(*columns, "to the best", "+-", "as good", "diverged"),
         rows=rows,
         file="settings.csv",

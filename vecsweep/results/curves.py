@@ -18,7 +18,7 @@ from vecsweep._types import FloatArray, Hyper, IntArray, Mode
 from vecsweep._words import counted, did_you_mean
 from vecsweep.execution import check_name, is_number
 from vecsweep.results.member import MemberRecord
-from vecsweep.results.ranking import Band, Ranking, group_by_setting, mode_of, rank
+from vecsweep.results.ranking import Band, Ranking, Repeat, group_by_setting, mode_of, rank
 from vecsweep.suggest.basin import TOLERANCE, Basin, read_basin
 
 
@@ -43,6 +43,8 @@ class Curves:
         in_doubt_from: the step from which on the curves may be wrong, because the step that was traced turned out later
             to give other numbers than the eager one; None if it never did.
         about: where it comes from, by name: the call, the versions of vecsweep, torch and Python, the device.
+        folds: of cross-validation; of a member's `seed`, `seed % folds` is the fold then, and `seed // folds` the seed.
+            None where there are none.
     """
 
     members: tuple[MemberRecord, ...]
@@ -59,15 +61,21 @@ class Curves:
     is_complete: bool = True
     in_doubt_from: int | None = None
     about: dict[str, str] = field(default_factory=dict)
+    folds: int | None = None
 
     def __repr__(self) -> str:
         rows = [member.as_row() for member in self.members]
         names = [name for name in rows[0] if not name.endswith("_at")]
-        counts = [_counted(len({row[name] for row in rows}), name) for name in names]
+        counts = [self._counted(len({row[name] for row in rows}), name) for name in names]
         length = "" if self.is_complete else ", interrupted"
         length += "" if self.in_doubt_from is None else f", in doubt from step {self.in_doubt_from}"
         what = f"{counted(len(rows), 'member')}: {', '.join(counts)}; {len(self.train_loss)} steps{length}"
         return f"{type(self).__name__}({what}; {', '.join(('train_loss', *self.metrics))})"
+
+    @property
+    def repeat(self) -> Repeat:
+        """What the members of a setting differ by, over which means are taken: "seed", or "fold"."""
+        return "seed" if self.folds is None else "fold"
 
     @property
     def diverged_at(self) -> IntArray:
@@ -275,7 +283,8 @@ class Curves:
     def ranking(self, metric: str | None = None, mode: Mode | None = None, *, confidence: float = 0.95) -> Ranking:
         """Order the settings by their mean over seeds, and say which are no worse than the best beyond chance.
 
-        Settings are compared seed by seed: members of a seed share initial weights, batches and dropout masks.
+        Settings are compared seed by seed: members of a seed share initial weights, batches and dropout masks. In
+        cross-validation they are compared fold by fold.
 
         Args:
             metric: as in `final`.
@@ -293,7 +302,8 @@ class Curves:
             raise ValueError(f"`confidence` must be between 0 and 1; got {confidence!r}. Pass 0.95, say.")
         settings, seeds = [m.setting for m in self.members], [m.seed for m in self.members]
         has_diverged = [m.diverged_at is not None for m in self.members]
-        return rank(settings, seeds, self.final(metric), has_diverged, metric, mode_of(metric, mode), confidence)
+        final, mode = self.final(metric), mode_of(metric, mode)
+        return rank(settings, seeds, final, has_diverged, metric, mode, confidence, self.repeat)
 
     def records(self) -> list[dict[str, Any]]:
         """Return the curves in long format: a row for each member, step and metric, up to where the member ended.
@@ -337,6 +347,12 @@ class Curves:
                     strict=False,
                 )
 
+    def _counted(self, number: int, name: str) -> str:
+        """A number of values of what members may differ in; names of hyperparameters have no plural."""
+        if name == "seed":
+            return counted(number, self.repeat)
+        return counted(number, name) if name in ("lr", "schedule") else f"{number} of {name}"
+
     def _metric(self, metric: str | None) -> str:
         return metric if metric is not None else "val_loss" if "val_loss" in self.metrics else "train_loss"
 
@@ -359,11 +375,6 @@ class Curves:
             hyper={name: values[:, columns] for name, values in self.hyper.items()},
             norms={name: values[:, columns] for name, values in self.norms.items()},
         )
-
-
-def _counted(number: int, name: str) -> str:
-    """A number of values of what members may differ in; names of hyperparameters have no plural."""
-    return counted(number, name) if name in ("lr", "schedule", "seed") else f"{number} of {name}"
 
 
 def _is_equal(own: Any, wanted: Any) -> bool:

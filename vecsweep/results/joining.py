@@ -26,7 +26,8 @@ def join(sweeps: Mapping[float, Sweep], name: str) -> Sweep:
         All members. It gives models, can be extended and branched as the sweeps themselves, which stay as they are.
 
     Raises:
-        ValueError: the sweeps differ in their steps, evaluations or in what was varied, or have that name already.
+        ValueError: the sweeps differ in their steps, evaluations, folds or in what was varied, or have that name
+            already.
 
     Example:
         >>> import torch
@@ -145,6 +146,7 @@ def _check(sweeps: Mapping[float, Sweep], name: str) -> None:
             ("metrics", list(runs.metrics), list(first.metrics)),
             ("hyperparameters", list(runs.hyper), list(first.hyper)),
             ("phases", runs.phases, first.phases),
+            ("folds", runs.folds, first.folds),
         ):
             if own != others:
                 raise ValueError(

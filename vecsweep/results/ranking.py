@@ -7,7 +7,7 @@ known far better than either of them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from vecsweep._types import FloatArray, IntArray, Mode
 from vecsweep._words import cell
 from vecsweep.execution import check_choice, check_name
 from vecsweep.results._html import html_paragraph, html_table
+
+Repeat = Literal["seed", "fold"]  # what the members of a setting differ by
 
 _MINIMISED = ("loss", "error", "mse", "mae", "rmse", "nll", "perplexity", "entropy")
 _MAXIMISED = ("accuracy", "acc", "f1", "auc", "precision", "recall", "r2", "iou", "bleu", "score")
@@ -109,6 +111,7 @@ class Ranking:
         num_seeds: of each setting.
         are_seeds_alike: whether all seeds gave the same numbers, so that they say nothing of chance.
         standings: the best first; those of which a seed diverged last.
+        repeat: "fold" where seeds stand for folds of cross-validation.
     """
 
     metric: str
@@ -117,6 +120,7 @@ class Ranking:
     num_seeds: int
     are_seeds_alike: bool
     standings: tuple[Standing, ...]
+    repeat: Repeat = "seed"
 
     def __repr__(self) -> str:
         return str(self)
@@ -128,7 +132,7 @@ class Ranking:
             for name, own in zip(names, self.standings, strict=True)
         ]
         columns = ("", "setting", self.metric, "lowest", "highest", "to the best")
-        return html_table(columns, rows) + html_paragraph(str(self).rsplit("\n", 1)[1])
+        return html_table(columns, rows) + html_paragraph(self.note)
 
     @property
     def best(self) -> Standing:
@@ -140,6 +144,21 @@ class Ranking:
         """The best, and those that are no worse beyond chance."""
         return tuple(standing for standing in self.standings if standing.is_tied)
 
+    @property
+    def note(self) -> str:
+        """What the differences say beyond chance, or what it would take."""
+        if self.are_seeds_alike:
+            remedy = "give the task a function that builds its model, or shuffle its data"
+            remedy = remedy if self.repeat == "seed" else "see that `batches` and `val_batches` go by the fold"
+            return f"All {self.repeat}s gave the same numbers: {remedy}."
+        if self.num_seeds == 1:
+            remedy = "pass `seeds=3` or more" if self.repeat == "seed" else "compare all of them"
+            return f"With one {self.repeat} nothing tells a difference from chance; {remedy}."
+        return (
+            f"* the best, and what {self.num_seeds} {self.repeat}s cannot tell from it "
+            f"({self.confidence:.0%} intervals of paired differences)."
+        )
+
     def __str__(self) -> str:
         names = _tell_apart([standing.setting for standing in self.standings])
         width = max(map(len, names))
@@ -149,18 +168,7 @@ class Ranking:
             f"{cell(standing.low):>10}  {cell(standing.high):>10}  {self._difference(standing)}".rstrip()
             for name, standing in zip(names, self.standings, strict=True)
         ]
-        if self.are_seeds_alike:
-            rows.append(
-                "All seeds gave the same numbers: give the task a function that builds its model, or shuffle its data."
-            )
-        elif self.num_seeds == 1:
-            rows.append("With one seed nothing tells a difference from chance; pass `seeds=3` or more.")
-        else:
-            rows.append(
-                f"* the best, and what {self.num_seeds} seeds cannot tell from it "
-                f"({self.confidence:.0%} intervals of paired differences)."
-            )
-        return "\n".join(rows)
+        return "\n".join([*rows, self.note])
 
     def _difference(self, standing: Standing) -> str:
         if standing.num_diverged:
@@ -213,6 +221,7 @@ def rank(
     metric: str,
     mode: Mode,
     confidence: float,
+    repeat: Repeat = "seed",
 ) -> Ranking:
     """Order settings by their means over seeds, and compare each with the best, seed by seed.
 
@@ -269,7 +278,7 @@ def rank(
                 is_tied=is_tied,
             )
         )
-    return Ranking(metric, mode, confidence, len(set(seeds)), are_alike, tuple(standings))
+    return Ranking(metric, mode, confidence, len(set(seeds)), are_alike, tuple(standings), repeat)
 
 
 def _margins(differences: Sequence[FloatArray], confidence: float) -> list[float]:

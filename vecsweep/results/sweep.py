@@ -358,7 +358,7 @@ class Sweep(Curves):
             raise ResultFileError(f"{path} holds a {header['kind']}, not a {cls.__name__}. Load it with that class.")
         try:
             check_content(header, arrays)
-            header = {"in_doubt_from": None, "about": {}} | header  # which older files lack
+            header = {"in_doubt_from": None, "about": {}, "folds": None} | header  # which older files lack
             own = {name: header[name] for name in cls._header_names()}
             own["phases"] = tuple(own["phases"])
             return cls(
@@ -376,7 +376,7 @@ class Sweep(Curves):
 
     @classmethod
     def _header_names(cls) -> tuple[str, ...]:
-        return ("phases", "steps_per_epoch", "engine", "duration_s", "is_complete", "in_doubt_from", "about")
+        return ("phases", "steps_per_epoch", "engine", "duration_s", "is_complete", "in_doubt_from", "about", "folds")
 
     def _index(self, i: int) -> int:
         if isinstance(i, bool) or not isinstance(i, SupportsIndex) or np.ndim(i) > 0:

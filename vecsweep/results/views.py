@@ -50,10 +50,15 @@ def describe_counts(runs: Curves) -> str:
             parts.append(counted(num, name) if name in ("lr", "schedule") else f"{num} values of {name}")
         elif name != "schedule" or len(first.schedule) <= _LONGEST_NAME:
             parts.append(describe_value(name, value_of(first, name)))
-    parts.append(counted(len({member.seed for member in runs.members}), "seed"))
+    parts.append(counted(len({member.seed for member in runs.members}), runs.repeat))
     if not runs.is_complete:
         parts.append("interrupted")
     return f"{counted(len(runs.members), 'member')}: {', '.join(parts)}"
+
+
+def describe_seed(runs: Curves, seed: int) -> str:
+    """Write a member's seed, which may stand for a fold of one."""
+    return f"seed {seed}" if runs.folds is None else f"fold {seed % runs.folds} of seed {seed // runs.folds}"
 
 
 def name_metric(runs: Curves, metric: str | None) -> str:

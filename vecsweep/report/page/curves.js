@@ -153,7 +153,7 @@ class CurveChart extends Chart {
         const last = row.findLast((value) => Number.isFinite(value)) ?? own.view[1];
         points.x.push(part.at[i]);
         points.y.push(Math.min(Math.max(last, own.view[0]), own.view[1]));
-        points.text.push(`${setting.name}, seed ${part.seeds[i]}: ${name} at ${short(part.at[i])}`);
+        points.text.push(`${setting.name}, ${part.seeds[i]}: ${name} at ${short(part.at[i])}`);
         points.colors.push(setting.color);
       }));
       const marker = { symbol, size: 8, color: points.colors };
