@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -300,6 +301,33 @@ def test_what_passes_keep_later_is_handed_over_or_the_caller_is_told():
     with pytest.warns(vs.FallbackWarning, match="cannot be handed over"):
         found = sweep(lambda: 1)
     assert found.model(1).kept is None
+
+
+def test_what_goes_wrong_in_processes_is_told_once_as_it_is_here():
+    def step(model, batch):
+        inputs, targets = batch
+        if inputs.shape[0] == 8:  # not so in the first, which is looked at here
+            warnings.warn("half a batch", RuntimeWarning, stacklevel=2)
+        return F.cross_entropy(model(inputs), targets)
+
+    def spread(model, batch):
+        outputs = model(batch[0])
+        if not outputs.isfinite().all():
+            raise ValueError("the outputs are not finite")
+        return outputs.std()
+
+    torch.manual_seed(0)
+    batches = [(torch.randn(n, 12), torch.randint(3, (n,))) for n in (16, 8, 16)]
+    how = {"batches": batches, "training_step": step, "val_batches": batches, "metrics": {"spread": spread}}
+    asked = {"lrs": [1e-3, 1e-2, 1e30], "num_steps": 9, "val_every": 1, "engine": "parallel"}
+    with pytest.warns(RuntimeWarning, match="half a batch|An evaluation fails") as caught:
+        runs = vs.sweep(make_task(None, **how), **asked)
+    assert runs.engine.startswith("parallel")
+    told = sorted(str(own.message) for own in caught)
+    assert len(told) == 2
+    assert {own.category for own in caught} == {RuntimeWarning}
+    assert told[0].startswith("An evaluation fails with a member's weights, and not with untrained ones")
+    assert told[1] == "half a batch"
 
 
 class Unsendable:

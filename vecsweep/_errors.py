@@ -40,6 +40,11 @@ def warn_of_loss(message: str) -> None:
     _warn(message, LostMembersWarning)
 
 
+def warn_again(warning: Warning) -> None:
+    """Likewise, of what another process has warned of."""
+    _warn(str(warning), type(warning))
+
+
 def _warn(message: str, category: type[Warning]) -> None:
     within = (str(Path(__file__).parent), contextlib.__file__)  # the latter of functions that are decorated
     depth, frame = 2, sys._getframe(1)  # warnings.warn can skip a package's own frames from Python 3.12 on

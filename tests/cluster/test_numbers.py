@@ -79,6 +79,15 @@ def test_members_of_all_shards_are_compared_at_rungs(warm):
     assert {member.stopped_at for member in expected.members} == {5, 10, None}
 
 
+def test_what_goes_wrong_on_workers_is_told_here_once(warm):
+    broken = make_task(lambda data: [*data[:3], tuple(torch.full_like(tensor, torch.nan) for tensor in data[3])])
+    with pytest.warns(RuntimeWarning, match=r"of seed 0 diverged at step 3, whose batch holds NaN") as caught:
+        runs = vs.sweep(broken, lrs=np.geomspace(0.01, 0.2, 12), num_steps=6, cluster=warm.address)
+    assert (runs.diverged_at == 3).all()
+    told = [str(own.message) for own in caught if own.category is RuntimeWarning]
+    assert len(told) == len(set(told)) < int(re.search(r"in (\d+) shards", runs.engine)[1])
+
+
 def test_check_holds_what_workers_do_against_a_plain_loop_here(warm):
     report = vs.check(make_task(), num_steps=5, cluster=Cluster(address=warm.address, num_workers=1))
     assert report.is_equal

@@ -13,7 +13,8 @@ import numpy as np
 from vecsweep import _interrupts as interrupts
 from vecsweep._bars import Bar
 from vecsweep._engine.keeping.record import Record
-from vecsweep._errors import warn_of_fallback, warn_of_loss
+from vecsweep._engine.ways.workers import Relay
+from vecsweep._errors import warn_of_loss
 from vecsweep._words import counted
 from vecsweep.cluster.job import Job
 from vecsweep.cluster.joining import Part, join_shards
@@ -78,7 +79,7 @@ class Driver:
         self._num_failed = 0
         self._used: set[int] = set()  # of the workers that had a shard
         self._parts: list[Part] = []
-        self._warned: set[str] = set()
+        self._relay = Relay()
         self._is_over = False
         for members, record in () if keeping is None else keeping.parts:
             self._note(members, record)
@@ -259,11 +260,9 @@ class Driver:
 
     def _end(self, worker: int, news: Ended) -> None:
         """Take what a shard has come to."""
+        self._relay.pass_on(news.answer)
         if news.answer.error is not None:
             raise news.answer.error
-        for text in set(news.answer.warnings) - self._warned:
-            self._warned.add(text)
-            warn_of_fallback(text)
         record: Record = news.answer.value
         if not record.is_complete and not self._is_over:  # it has made room for another
             self._shares.put_back(worker)

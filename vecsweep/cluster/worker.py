@@ -10,7 +10,6 @@ import socket
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 
 from vecsweep._engine.keeping.record import Record, Start, here
 from vecsweep._engine.run import learners_of, plain_loop, train
-from vecsweep._engine.ways.workers import Answer, sendable
+from vecsweep._engine.ways.workers import Answer, noting, sendable
 from vecsweep._errors import FallbackWarning
 from vecsweep._types import FloatArray, Hyper
 from vecsweep.checkpoint.signals import Signals
@@ -156,9 +155,7 @@ class Worker:
             evaluation = replace(evaluation, pruning=replace(evaluation.pruning, keep=self._ask))
         self._keepers = []
         record, error = None, None
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("always", FallbackWarning)
+        with noting() as noted:
             try:
                 if order.place is not None:
                     order.place.check(socket.gethostname())
@@ -181,7 +178,7 @@ class Worker:
             except Exception as raised:  # of the user's own code, say
                 error = sendable(raised)
         forget()
-        self._tell(Ended(Answer(record, error, [str(warning.message) for warning in caught])))
+        self._tell(Ended(Answer(record, error, noted)))
 
     def _keeper(self, place: Place) -> ShardKeeper:
         """Who keeps the next members of the shard that train at the same time."""
@@ -228,4 +225,4 @@ def _without_what_was_kept(news: News, error: Exception) -> News:
         states=[replace(state, kept={}) for state in here(record.states)],
         ends={seed: replace(end, outside={}) for seed, end in record.ends.items()},
     )
-    return Ended(news.answer._replace(value=record, warnings=[*news.answer.warnings, text]))
+    return Ended(news.answer._replace(value=record, warnings=[*news.answer.warnings, FallbackWarning(text)]))

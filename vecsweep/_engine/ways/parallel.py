@@ -23,8 +23,7 @@ from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.ways.contract import Curve, Unmappable, Window
 from vecsweep._engine.ways.messages import Message
 from vecsweep._engine.ways.sequential import Sequential
-from vecsweep._engine.ways.workers import Share, Worker
-from vecsweep._errors import warn_of_fallback
+from vecsweep._engine.ways.workers import Relay, Share, Worker
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
@@ -87,7 +86,7 @@ class Parallel:
         self.num_processes = num_processes
         self._sequential = Sequential(learners, execution, streams, recorded=recorded)
         self._workers: list[Worker] = []
-        self._warned: set[str] = set()
+        self.relay = Relay()
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
@@ -103,12 +102,6 @@ class Parallel:
             own.append(Worker(share, self._workers))
             self._workers.append(own[-1])
         return ParallelChunk(self, own, list(positions), list(seeds))
-
-    def warn(self, text: str) -> None:
-        """Pass on what a process has warned of, once."""
-        if text not in self._warned:
-            self._warned.add(text)
-            warn_of_fallback(text)
 
     def close(self) -> None:
         """End all processes; their members are gone."""
@@ -207,8 +200,7 @@ class ParallelChunk:
             worker.tell(message)
         answers = [worker.answer() for worker in asked]  # of all, lest one is left over when another is an error
         for worker, answer in zip(asked, answers, strict=True):
-            for text in answer.warnings:
-                self._engine.warn(text)
+            self._engine.relay.pass_on(answer)
             if answer.error is not None:
                 raise answer.error
             yield [k for k, member in enumerate(members) if member in worker.members], answer.value

@@ -12,8 +12,8 @@ import socket
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
@@ -27,7 +27,7 @@ from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.ways.contract import Curve, Window
 from vecsweep._engine.ways.messages import Message, receive
 from vecsweep._engine.ways.sequential import Sequential, SequentialChunk
-from vecsweep._errors import FallbackWarning, warn_of_fallback
+from vecsweep._errors import FallbackWarning, warn_again, warn_of_fallback
 from vecsweep._types import Batch, Hyper
 
 
@@ -85,12 +85,43 @@ class Answer(NamedTuple):
     Attributes:
         value: what was asked for; None where there was an error.
         error: as it was raised, with a note of where.
-        warnings: what was warned of meanwhile.
+        warnings: what was warned of meanwhile, as `noting` has it.
     """
 
     value: Any
     error: Exception | None
-    warnings: list[str]
+    warnings: list[Warning]
+
+
+@contextmanager
+def noting() -> Iterator[list[Warning]]:
+    """Note what is warned of, for the process that asked: fallbacks, and what goes wrong in training.
+
+    What a task warns of in any pass is told where the first batch is looked at.
+    """
+    noted: list[Warning] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", FallbackWarning)
+        warnings.simplefilter("default", RuntimeWarning)
+        yield noted
+    for own in caught:  # of the kinds that every process knows
+        kind = FallbackWarning if issubclass(own.category, FallbackWarning) else RuntimeWarning
+        noted.append(kind(str(own.message)))
+
+
+class Relay:
+    """Passes on what other processes have warned of, each warning once."""
+
+    def __init__(self) -> None:
+        self._told: set[str] = set()
+
+    def pass_on(self, answer: Answer) -> None:
+        """Warn of what a process has warned of before it answered, as far as it is new."""
+        for warning in answer.warnings:
+            if repr(warning) not in self._told:
+                self._told.add(repr(warning))
+                warn_again(warning)
 
 
 def sendable(error: Exception) -> Exception:
@@ -186,10 +217,7 @@ def _serve(connection: socket.socket, share: Share, others: Sequence[socket.sock
 def _answer(share: Share, request: str, members: Sequence[int], arguments: Sequence[object]) -> Message:
     """Do what is asked for; what the caller's code prints is out by then."""
     value, error = None, None
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")  # of others it has been told where the first batch was looked at
-        warnings.simplefilter("always", FallbackWarning)
-        warnings.filterwarnings("always", "An evaluation fails", RuntimeWarning)
+    with noting() as noted:
         try:
             share.load()
             value = getattr(share, request)(members, *arguments)
@@ -197,4 +225,4 @@ def _answer(share: Share, request: str, members: Sequence[int], arguments: Seque
             error = sendable(raised)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    return Message(Answer(value, error, [str(warning.message) for warning in caught]))
+    return Message(Answer(value, error, noted))
