@@ -111,6 +111,7 @@ LAYERS = {
         "_engine.budget _engine.failures _engine.passes _engine.plain _engine.windows",
         "_engine.engines _engine.evaluate",
         "_engine.groups _engine.taking_up",
+        "_engine.tally",
         "_engine.loop",
         "_engine.run",
     ],

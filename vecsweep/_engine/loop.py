@@ -14,14 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from vecsweep import _interrupts as interrupts
-from vecsweep._arrays import blank
 from vecsweep._bars import Bar
 from vecsweep._engine.caller.rng import State, Streams
-from vecsweep._engine.data.layouts import is_finite
 from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.engines import Engines
 from vecsweep._engine.evaluate import Evaluator
-from vecsweep._engine.failures import Failures
 from vecsweep._engine.groups import Group, Grouping
 from vecsweep._engine.keeping.record import End, Observer, Record, Start, here
 from vecsweep._engine.keeping.snapshot import (
@@ -40,15 +37,15 @@ from vecsweep._engine.members.stock import ChangesLr
 from vecsweep._engine.members.untrained import untrained_losses
 from vecsweep._engine.passes import Passes
 from vecsweep._engine.taking_up import take_snapshot, take_up
-from vecsweep._engine.ways.contract import Curve, OutOfMemory, SeedsDiffer, Seen, Unmappable, Window, look_at
+from vecsweep._engine.tally import Tally
+from vecsweep._engine.ways.contract import Curve, OutOfMemory, SeedsDiffer, Unmappable, Window, look_at
 from vecsweep._engine.ways.parallel import Parallel
 from vecsweep._engine.ways.sequential import Sequential
 from vecsweep._engine.ways.vectorized import Vectorized
 from vecsweep._engine.windows import Windows
-from vecsweep._errors import warn_of_trouble
 from vecsweep._types import FloatArray
 from vecsweep.execution import Execution
-from vecsweep.plan import Evaluation, Plan, Pruning, SoFar, Stopping
+from vecsweep.plan import Evaluation, Plan
 from vecsweep.stumbles import explained
 from vecsweep.task import Task
 
@@ -85,7 +82,6 @@ class Loop:
         self.streams = streams
         self.keeps_states = keeps_states
         self.start = start
-        self.observer = observer
         self.keeper = keeper
         self.evaluation = evaluation or Evaluation()
         seeds = dict.fromkeys(plan.seeds)
@@ -99,15 +95,7 @@ class Loop:
         if self.snapshot is not None:
             check_identity(self.identity, self.snapshot.identity)
             check_sound(self.snapshot, self.learners, plan, self.evaluation)
-        self.feedback = {i: feedback.start() for i, feedback in plan.feedback.items()}
-        self.hyper = {name: values.copy() if self.feedback else values for name, values in plan.hyper.items()}
-        self.loss = blank(*plan.lr.shape)
-        self.norms: dict[str, FloatArray] = {name: blank(*plan.lr.shape) for name in self.evaluation.recorded}
-        self.num_evaluated = 0
-        self.failures = Failures()
-        self.seeds = np.array(plan.seeds)
-        self.diverged_at = np.full(len(plan.members), -1)
-        self.stopped_at = np.full(len(plan.members), -1)
+        self.tally = Tally(plan, self.evaluation, {} if start is None else start.metrics, observer)
         self.states: list[MemberState | None] = [None] * len(plan.members)
         self.is_even = True  # all members stand at one step, which their batches and random streams stand at, too
         self.is_over = self.snapshot is not None and self.snapshot.num_done == plan.num_steps
@@ -161,7 +149,7 @@ class Loop:
         for seed, end in ends.items():
             if seed in seeds:
                 streams.rewind("model", seed, end.model)
-        self.metrics = {name: np.full((self.evaluation.num, len(plan.members)), np.nan) for name in self._measured()}
+        self.tally.expect(self._measured())
         is_judged = self.keeps_states or plan.num_steps >= GRACE + WINDOW  # here, or in a run that takes it up
         first = self._prefetch(seeds, 0) if not ends and execution.divergence_factor is not None else []
         self.fates = {seed: self._fate(seed, first if is_judged else []) for seed in seeds}
@@ -197,7 +185,7 @@ class Loop:
                     if self.windows.mover and isinstance(self.engine, Vectorized):
                         self.engines.fall_back(self.windows.mover)
                         groups = list(map(self.grouping.reload, groups))
-                    started, is_whole = time.perf_counter(), bool(self._is_alive().all())
+                    started, is_whole = time.perf_counter(), bool(self.tally.is_alive.all())
                     groups = self._advance(groups, window, num_done)
                     if is_whole:
                         self.engines.pace.note(time.perf_counter() - started, len(window))
@@ -206,10 +194,10 @@ class Loop:
                     if num_done in self.evaluation.steps:
                         bar.set_postfix_str("evaluating")
                         groups = self._evaluate(groups, num_done)
-                    bar.set_postfix_str(f"{self._is_alive().sum()} of {num_members} members alive", refresh=False)
+                    bar.set_postfix_str(f"{self.tally.is_alive.sum()} of {num_members} members alive", refresh=False)
                     if self.keeper is not None and num_done < total and self.keeper.is_due(num_done):
                         self.keeper.keep(take_snapshot(self, groups, num_done))
-                self.failures.tell(is_end=True)
+                self.tally.failures.tell(is_end=True)
                 num_done, is_complete = total, True
             except KeyboardInterrupt as stop:
                 self.is_even &= isinstance(stop, interrupts.Stop)
@@ -256,14 +244,14 @@ class Loop:
 
     def _record(self, num_done: int, *, is_complete: bool, has_states: bool, error: Exception | None) -> Record:
         """Say what the run did."""
-        num_evaluated = self.evaluation.num if is_complete else self.num_evaluated
+        tally, num_evaluated = self.tally, self.evaluation.num if is_complete else self.tally.num_evaluated
         ends = self.snapshot.ends if self.is_over and self.snapshot else {}
         return Record(
-            loss=self.loss[:num_done],
-            hyper={name: values[:num_done] for name, values in self.hyper.items()},
-            metrics={name: values[:num_evaluated] for name, values in self.metrics.items()},
-            diverged_at=np.where(self.diverged_at < num_done, self.diverged_at, -1),
-            stopped_at=self.stopped_at,
+            loss=tally.loss[:num_done],
+            hyper={name: values[:num_done] for name, values in tally.hyper.items()},
+            metrics={name: values[:num_evaluated] for name, values in tally.metrics.items()},
+            diverged_at=np.where(tally.diverged_at < num_done, tally.diverged_at, -1),
+            stopped_at=tally.stopped_at,
             states=[state for state in self.states if state is not None] if has_states else [],
             learners=self.learners,
             ends=(ends or {seed: self._end(seed) for seed in self.learners}) if has_states else {},
@@ -273,7 +261,7 @@ class Loop:
             in_doubt_from=self.in_doubt_from,
             earlier_s=0.0 if self.snapshot is None else self.snapshot.duration_s,
             error=error,
-            norms={name: values[:num_done] for name, values in self.norms.items()},
+            norms={name: values[:num_done] for name, values in tally.norms.items()},
         )
 
     @property
@@ -322,10 +310,6 @@ class Loop:
         place = self.windows.place_of(seed)
         return End(self.streams.mark("model", seed), place.position, place.read)
 
-    def _is_alive(self) -> NDArray[np.bool_]:
-        """Who still trains, `[member]`."""
-        return (self.diverged_at < 0) & (self.stopped_at < 0)
-
     def _num_steps_to_evaluation(self, start: int) -> int:
         return min((step for step in self.evaluation.steps if step > start), default=self.plan.num_steps) - start
 
@@ -345,7 +329,7 @@ class Loop:
             for seed in seeds:
                 self.streams.rewind("model", seed, starts[seed])
             columns = group.columns
-            hyper = {name: values[start : start + len(window), columns] for name, values in self.hyper.items()}
+            hyper = {name: values[start : start + len(window), columns] for name, values in self.tally.hyper.items()}
             self.is_even = False
             try:
                 curve = group.chunk.run(window, hyper)
@@ -365,17 +349,17 @@ class Loop:
             self._prefetch(self._seeds(groups), start + len(window))  # the GPU is at work; afterwards the host waits
         advanced, ends = list[Group](), dict(starts)
         for own, seen in zip(ran, look_at([own.curve for own in ran]), strict=True):
-            advanced += self._settle(own.group, seen, start)
+            diverged, left = self.tally.note_losses(own.group, seen, start)
+            self.grouping.keep(own.group, diverged)
+            advanced += self.grouping.trim(own.group, left)
             # Where a seed's stream stands now is what its members that are alive have drawn.
-            alive = set(compress(own.group.seeds, self.diverged_at[own.group.members] < 0))
+            alive = set(compress(own.group.seeds, self.tally.diverged_at[own.group.members] < 0))
             ends.update({seed: own.ends[seed] for seed in alive})
         self._go_back(ends)
-        self._blame_data(window, start)
-        self.failures.tell(is_end=False)
+        self.tally.warn(window, start)
         self.is_even = True
         self.windows.note_trained()
-        if self.observer:
-            self._tell(self.observer, slice(start, start + len(window)))
+        self.tally.tell(slice(start, start + len(window)))
         return advanced
 
     def _overcome(
@@ -407,25 +391,6 @@ class Loop:
         reload = self.grouping.reload
         return [reload(own) for own in (group, *pending)], [replace(other, group=reload(other.group)) for other in ran]
 
-    def _tell(self, observer: Observer, rows: slice) -> None:
-        """Show somebody what members have done in some steps."""
-        observer.losses(rows.start, self.loss[rows], {name: values[rows] for name, values in self.hyper.items()})
-        for i in np.flatnonzero((self.diverged_at >= rows.start) & (self.diverged_at < rows.stop)).tolist():
-            observer.ended(i, int(self.diverged_at[i]), has_diverged=True)
-
-    def _blame_data(self, window: Window, start: int) -> None:
-        """Warn of a batch that is not finite, where all members of a seed diverged at its step."""
-        for seed in window[0]:
-            own = (self.seeds == seed) & (self.stopped_at < 0)
-            at = np.unique(self.diverged_at[own & ((self.diverged_at < 0) | (self.diverged_at >= start))])
-            if len(at) == 1 and at[0] >= start and not all(map(is_finite, window[at[0] - start][seed])):
-                num = int((self.diverged_at[own] == at[0]).sum())
-                who = f"All {num} members" if num > 1 else "The member"
-                warn_of_trouble(
-                    f"{who} of seed {seed} diverged at step {at[0]}, whose batch holds NaN or infinity, or no "
-                    "sample: look at the data, not at the learning rates. Steps, and batches, are counted from 0."
-                )
-
     def _go_back(self, marks: Mapping[int, State]) -> None:
         """Set what the models of seeds draw from back."""
         for seed, mark in marks.items():
@@ -445,73 +410,34 @@ class Loop:
 
     def _evaluate(self, groups: list[Group], num_done: int) -> list[Group]:
         """Measure every member, and act on it."""
-        row, alive = self.num_evaluated, self._is_alive()
+        measured = list[tuple[list[int], dict[str, FloatArray]]]()
         if self.evaluator is not None and groups:  # not all have diverged
-            measured = self.evaluator([group.chunk for group in groups], [group.seeds for group in groups])
-            for group, values in zip(groups, measured, strict=True):
-                for name, of_members in zip(self.evaluator.names, values, strict=True):
-                    self.metrics[name][row, group.members] = of_members
-        if "mean_train_loss" in self.metrics:
-            begin = ([0, *self.evaluation.steps])[row]
-            self.metrics["mean_train_loss"][row] = self.loss[begin:num_done].mean(axis=0)
-        for values in self.metrics.values():
-            values[row, ~alive] = np.nan
-        self.num_evaluated += 1  # one that Ctrl-C broke off does not count
-        if self.observer:
-            self.observer.metrics(num_done, {name: values[row] for name, values in self.metrics.items()})
+            parts = self.evaluator([group.chunk for group in groups], [group.seeds for group in groups])
+            for group, values in zip(groups, parts, strict=True):
+                measured.append((group.members, dict(zip(self.evaluator.names, values, strict=True))))
+        self.tally.note_metrics(measured, num_done)
         return self.judge(groups, num_done)
 
     def judge(self, groups: list[Group], num_done: int) -> list[Group]:
         """Tell the schedules that follow a metric, and take out whose metric has stalled, and who is pruned."""
-        row, alive = self.num_evaluated - 1, self._is_alive()
         if num_done in self.evaluation.followed:
-            for i, scheduler in self.feedback.items():
-                if alive[i]:
-                    scheduler.step(float(self.metrics[self.plan.feedback[i].metric][row, i]))
-                    for name, value in scheduler.hyper().items():
-                        self.hyper[name][num_done:, i] = value
+            self.tally.follow(num_done)
             if self.evaluation.stopping is not None:
-                groups = self._stop(groups, self._have_stalled(self.evaluation.stopping), num_done)
+                groups = self._stop(groups, self.tally.have_stalled(self.evaluation.stopping), num_done)
         pruning = self.evaluation.pruning
         if pruning is not None and num_done in pruning.steps:
-            groups = self._stop(groups, self._are_pruned(pruning, num_done), num_done)
+            groups = self._stop(groups, self.tally.are_pruned(pruning, num_done), num_done)
             if groups:  # as always, but where what another process did is gone through again
-                groups = self.grouping.put_together(groups, np.flatnonzero(self._is_alive()).tolist())
+                groups = self.grouping.put_together(groups, np.flatnonzero(self.tally.is_alive).tolist())
         return groups
-
-    def _have_stalled(self, stopping: Stopping) -> NDArray[np.bool_]:
-        """Who no longer improves, `[member]`."""
-        steps = self.evaluation.steps[: self.num_evaluated]
-        rows = [row for row, step in enumerate(steps) if step in self.evaluation.followed]
-        history = self.metrics[stopping.metric][rows]
-        if self.start is not None:
-            history = np.concatenate([self.start.metrics[stopping.metric], history])
-        return stopping.are_due(history)
-
-    def _are_pruned(self, pruning: Pruning, num_done: int) -> NDArray[np.bool_]:
-        """Who does not go on after being compared with the others, `[member]`."""
-        so_far = SoFar(
-            num_done,
-            self.loss[:num_done].copy(),
-            {name: values[:num_done].copy() for name, values in self.hyper.items()},
-            {name: values[: self.num_evaluated].copy() for name, values in self.metrics.items()},
-            self.diverged_at.copy(),
-            self.stopped_at.copy(),
-        )
-        kept = np.zeros(len(self.plan.members), dtype=np.bool_)
-        kept[list(pruning.keep(so_far))] = True
-        return ~kept
 
     def _stop(self, groups: Sequence[Group], due: NDArray[np.bool_], num_done: int) -> list[Group]:
         """Stop members, and take them out of their chunks, where that makes these cheaper."""
-        due = due & self._is_alive()
+        due = due & self.tally.is_alive
         for group in groups:
             self.grouping.keep(group, np.flatnonzero(due[group.members]))
-        self.stopped_at[due] = num_done
-        if self.observer:
-            for i in np.flatnonzero(due).tolist():
-                self.observer.ended(i, num_done, has_diverged=False)
-        left = self._is_alive()
+        self.tally.stop(due, num_done)
+        left = self.tally.is_alive
         trimmed = (self.grouping.trim(group, np.flatnonzero(left[group.members]).tolist()) for group in groups)
         return list(chain.from_iterable(trimmed))
 
@@ -526,19 +452,3 @@ class Loop:
             wanted.add(self.evaluation.pruning.metric)
         names = list(self.evaluator.names) if self.evaluator is not None else []
         return names + ["mean_train_loss"] * ("mean_train_loss" in wanted)
-
-    def _settle(self, group: Group, seen: Seen, start: int) -> list[Group]:
-        """Note what a chunk did in a window, and take out what diverged, where that makes the chunk cheaper."""
-        loss, alive, norms, failures = seen
-        was_alive = self._is_alive()[group.members]
-        self.loss[start : start + len(loss), group.columns] = np.where(was_alive, loss, np.nan)
-        for name, norm in norms.items():
-            self.norms[name][start : start + len(loss), group.columns] = np.where(was_alive, norm, np.nan)
-        is_new = ~alive[-1] & was_alive
-        self.diverged_at[np.array(group.members)[is_new]] = start + (~alive[:, is_new]).argmax(axis=0)
-        for k in filter(is_new.__getitem__, failures):
-            i = group.members[k]
-            step = int(self.diverged_at[i])
-            self.failures.note(float(self.hyper["lr"][step, i]), self.plan.seeds[i], step, failures[k])
-        self.grouping.keep(group, np.flatnonzero(is_new))
-        return self.grouping.trim(group, np.flatnonzero(alive[-1] & was_alive).tolist())

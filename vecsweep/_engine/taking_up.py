@@ -28,18 +28,19 @@ _RTOL = 1e-6  # between what machines make of a schedule
 def take_snapshot(loop: "Loop", groups: Sequence["Group"], num_done: int) -> Snapshot:
     """Copy all that it takes to go on from here."""
     states, ended = _states_of(loop, groups)
+    done = loop.tally.so_far(num_done)
     places = {seed: loop.windows.place_of(seed) for seed in loop.learners}
     marks = {seed: loop.streams.mark("model", seed) for seed in loop.learners}
     earlier_s = 0.0 if loop.snapshot is None else loop.snapshot.duration_s
     return Snapshot(
         num_done,
-        loop.num_evaluated,
-        loop.loss[:num_done].copy(),
-        {name: values[:num_done].copy() for name, values in loop.hyper.items()},
-        {name: values[:num_done].copy() for name, values in loop.norms.items()},
-        {name: values[: loop.num_evaluated].copy() for name, values in loop.metrics.items()},
-        loop.diverged_at.copy(),
-        loop.stopped_at.copy(),
+        loop.tally.num_evaluated,
+        done.loss,
+        done.hyper,
+        {name: values[:num_done].copy() for name, values in loop.tally.norms.items()},
+        done.metrics,
+        done.diverged_at,
+        done.stopped_at,
         [list(group.members) for group in groups],
         states,
         ended,
@@ -77,32 +78,32 @@ def take_up(loop: "Loop", snapshot: Snapshot) -> None:
     Raises:
         ValueError: other members are stopped, or other learning rates follow, than the first time.
     """
-    num_done, num_evaluated = snapshot.num_done, snapshot.num_evaluated
-    if not loop.is_over and snapshot.metrics.keys() != loop.metrics.keys():
+    num_done, num_evaluated, tally = snapshot.num_done, snapshot.num_evaluated, loop.tally
+    if not loop.is_over and snapshot.metrics.keys() != tally.metrics.keys():
         raise ResultFileError(
             f"The checkpoint has metrics of other names ({', '.join(snapshot.metrics) or 'none'}) than the run "
-            f"({', '.join(loop.metrics) or 'none'}). Pass `restart=True` to begin anew, or another folder."
+            f"({', '.join(tally.metrics) or 'none'}). Pass `restart=True` to begin anew, or another folder."
         )
-    loop.loss[:num_done] = snapshot.loss
+    tally.loss[:num_done] = snapshot.loss
     for name, values in snapshot.norms.items():
-        loop.norms[name][:num_done] = values
-    loop.metrics = {name: np.full((loop.evaluation.num, len(loop.plan.members)), np.nan) for name in snapshot.metrics}
+        tally.norms[name][:num_done] = values
+    tally.expect(list(snapshot.metrics))
     for name, values in snapshot.metrics.items():
-        loop.metrics[name][:num_evaluated] = values
+        tally.metrics[name][:num_evaluated] = values
     for i, state in snapshot.ended.items():
         loop.states[i] = state.on(loop.device)
-    if loop.observer:
-        loop.observer.losses(0, snapshot.loss, snapshot.hyper)
+    if tally.observer:
+        tally.observer.losses(0, snapshot.loss, snapshot.hyper)
     for row, step in enumerate(loop.evaluation.steps[:num_evaluated]):
-        loop.num_evaluated = row + 1
-        loop.diverged_at = np.where(snapshot.diverged_at < step, snapshot.diverged_at, -1)
-        if loop.observer:
-            loop.observer.metrics(step, {name: values[row] for name, values in snapshot.metrics.items()})
+        tally.num_evaluated = row + 1
+        tally.diverged_at = np.where(snapshot.diverged_at < step, snapshot.diverged_at, -1)
+        if tally.observer:
+            tally.observer.metrics(step, {name: values[row] for name, values in snapshot.metrics.items()})
         loop.judge([], step)
-    followed = {name: values[:num_done] for name, values in loop.hyper.items()}
+    followed = {name: values[:num_done] for name, values in tally.hyper.items()}
     is_hyper_same = (np.allclose(followed[name], own, rtol=_RTOL, atol=0.0) for name, own in snapshot.hyper.items())
     for what, is_same in (
-        ("stops other members", np.array_equal(loop.stopped_at, snapshot.stopped_at)),
+        ("stops other members", np.array_equal(tally.stopped_at, snapshot.stopped_at)),
         ("sets other learning rates", all(is_hyper_same)),
     ):
         if not is_same:
@@ -110,4 +111,4 @@ def take_up(loop: "Loop", snapshot: Snapshot) -> None:
                 f"A checkpoint goes on as it was begun; what follows the metrics {what} than it did. Pass the same "
                 "schedules and the same `prune`, `restart=True` to begin anew, or another folder."
             )
-    loop.diverged_at = snapshot.diverged_at.copy()
+    tally.diverged_at = snapshot.diverged_at.copy()
