@@ -82,7 +82,8 @@ LAYERS = {
         "_engine _engine.caller _engine.data _engine.graphs _engine.keeping _engine.members _engine.ways",
         """_engine.caller.lending _engine.caller.memory _engine.caller.modes _engine.caller.places _engine.caller.rng
         _engine.caller.room""",
-        "_engine.caller.copying _engine.caller.reach",
+        "_engine.caller.copying _engine.caller.wholes",
+        "_engine.caller.reach",
         "_engine.caller.watch",
         "_engine.data.loaders _engine.data.packing _engine.data.waypoints",
         "_engine.data.layouts",

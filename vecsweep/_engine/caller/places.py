@@ -1,27 +1,21 @@
 """Places: where Python keeps what one pass may leave for the next, each read and set item by item.
 
-A place is an object that can be written to: a container, the attributes of an object, the cells of a closure, the
-globals that a function names, a tensor. Not here: how places are found, and what is made of them (`watch.py`).
+A place is an object that can be written to: a dict, the attributes of an object, the cells of a closure, the globals
+that a function names. Not here: places that are taken as a whole (`wholes.py`), how places are found (`reach.py`), and
+what is made of them (`watch.py`).
 """
 
-import io
-import random
-import types
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torch import nn
 
 Items = dict[Hashable, Any]
 
 GONE = object()  # the value of an item that is not there
-_WHOLE = ""  # the key of the one item of a place that is taken as a whole
+WHOLE = ""  # the key of the one item of a place that is taken as a whole
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _REGISTERED = tuple(key for key, value in vars(nn.Module()).items() if isinstance(value, dict))
 _NO_ATTRIBUTES = frozenset(_REGISTERED) | {"_non_persistent_buffers_set"}
@@ -199,7 +193,7 @@ class Cell(Place):
 
     def items(self) -> Items:
         try:
-            return {_WHOLE: self.holder.cell_contents}
+            return {WHOLE: self.holder.cell_contents}
         except ValueError:  # not assigned yet
             return {}
 
@@ -232,167 +226,5 @@ class Defaults(Place):
         yield from (self.holder.__kwdefaults__ or {}).items()
 
 
-class Sequence(Place):
-    """A list, a deque, a set or a bytearray, taken as a whole."""
-
-    def items(self) -> Items:
-        return {_WHOLE: tuple(self.holder)}
-
-    def put(self, key: Any, value: Any) -> None:
-        self.holder.clear()
-        (self.holder.update if isinstance(self.holder, set) else self.holder.extend)(value)
-
-    def changed(self, before: Items) -> Items:
-        if isinstance(self.holder, set):
-            return {} if self.holder == set(before[_WHOLE]) else self.items()
-        return super().changed(before)
-
-    def suffix(self, key: Any) -> str:
-        return ""
-
-    def children(self) -> Iterator[tuple[str, Any]]:
-        return ((f"[{i}]", value) for i, value in enumerate(self.holder))
-
-
-class Numbers(Place):
-    """The numbers of an array or a tensor."""
-
-    is_counting = True
-
-    def items(self) -> Items:
-        holder = self.holder
-        return {_WHOLE: holder.detach().clone() if isinstance(holder, Tensor) else holder.copy()}
-
-    def put(self, key: Any, value: Any) -> None:
-        if isinstance(self.holder, Tensor):
-            # A tensor of another shape has been given other memory.
-            with torch.no_grad():
-                same = self.holder.shape == value.shape
-                _ = self.holder.copy_(value) if same else self.holder.set_(value.clone())
-        else:
-            self.holder[...] = value
-
-    def changed(self, before: Items) -> Items:
-        return {} if _has_same_numbers(self.holder, before[_WHOLE]) else self.items()
-
-    def suffix(self, key: Any) -> str:
-        return ""
-
-    def children(self) -> Iterable[tuple[str, Any]]:
-        return ()
-
-
-class Generator(Place):
-    """A generator of random numbers that is not one of the global ones."""
-
-    is_counting = True
-
-    def items(self) -> Items:
-        return {_WHOLE: _random_state(self.holder)}
-
-    def put(self, key: Any, value: Any) -> None:
-        if isinstance(self.holder, torch.Generator):
-            self.holder.set_state(value)
-        elif isinstance(self.holder, random.Random):
-            self.holder.setstate(value)
-        elif isinstance(self.holder, np.random.RandomState):
-            self.holder.set_state(value)
-        else:
-            self.holder.bit_generator.state = value
-
-    def changed(self, before: Items) -> Items:
-        now = self.items()
-        return {} if repr(_listed(now[_WHOLE])) == repr(_listed(before[_WHOLE])) else now
-
-    def suffix(self, key: Any) -> str:
-        return ""
-
-    def children(self) -> Iterable[tuple[str, Any]]:
-        return ()
-
-
-class Progress(Place):
-    """How far something has come that cannot be set back: an iterator, a file."""
-
-    is_captured = False
-    is_counting = True
-
-    def items(self) -> Items:
-        return {_WHOLE: _progress(self.holder)}
-
-    def put(self, key: Any, value: Any) -> None:
-        """Leave it where it is."""
-
-    def suffix(self, key: Any) -> str:
-        return ""
-
-    def children(self) -> Iterable[tuple[str, Any]]:
-        return ()
-
-
-def is_progress(value: object) -> bool:
-    """Whether a value comes forward in a way that cannot be set back."""
-    if isinstance(value, io.IOBase | types.GeneratorType | _BaseDataLoaderIter):
-        return True
-    return hasattr(type(value), "__next__") and type(value).__module__ in ("builtins", "itertools")
-
-
-def _progress(holder: Any) -> Any:
-    """Something plain that differs after each step forward, as far as one can be read off from outside."""
-    if isinstance(holder, io.IOBase):
-        return holder.tell() if not holder.closed and holder.seekable() else None
-    if isinstance(holder, types.GeneratorType):
-        frame = holder.gi_frame
-        return None if frame is None else (frame.f_lasti, *map(_plain_or_id, frame.f_locals.values()))
-    if isinstance(holder, _BaseDataLoaderIter):
-        return holder._num_yielded
-    return getattr(holder, "__length_hint__", lambda: repr(holder))()
-
-
-def _plain_or_id(value: Any) -> Any:
-    return value if is_plain(value) else id(value)
-
-
-def _random_state(holder: Any) -> Any:
-    if isinstance(holder, torch.Generator | np.random.RandomState):
-        return holder.get_state()
-    return holder.getstate() if isinstance(holder, random.Random) else holder.bit_generator.state
-
-
-def _listed(state: Any) -> Any:
-    """A random state with its arrays as lists, because arrays are abbreviated in text."""
-    if isinstance(state, Mapping):
-        return {key: _listed(value) for key, value in state.items()}
-    if isinstance(state, tuple):
-        return tuple(map(_listed, state))
-    return state.tolist() if isinstance(state, Tensor | np.ndarray) else state
-
-
-def _has_same_numbers(a: Any, b: Any) -> bool:
-    if a.shape != b.shape:
-        return False
-    if isinstance(a, Tensor):
-        return bool(((a == b) | ((a != a) & (b != b))).all())
-    return a.dtype == object or bool(np.array_equal(a, b) or ((a == b) | ((a != a) & (b != b))).all())
-
-
 def _names(slots: str | Iterable[str]) -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
-
-
-def place_of(value: object) -> Place | None:
-    """The place that a container, a tensor, a random generator or an iterator is; None for anything else."""
-    if isinstance(value, Tensor):
-        is_of_parts = is_traceable_wrapper_subclass(value)  # which are tensors themselves
-        return None if is_of_parts or value.layout != torch.strided or value.is_meta else Numbers(value)
-    if is_progress(value):
-        return Progress(value)
-    return next((place(value) for kinds, place in _KINDS if isinstance(value, kinds)), None)
-
-
-_KINDS: tuple[tuple[tuple[type, ...], type[Place]], ...] = (
-    ((dict,), Mapped),
-    ((list, deque, set, bytearray), Sequence),
-    ((np.ndarray,), Numbers),
-    ((torch.Generator, random.Random, np.random.Generator, np.random.RandomState), Generator),
-)

@@ -22,15 +22,13 @@ from vecsweep._engine.caller.places import (
     Cell,
     ClassAttributes,
     Defaults,
-    Generator,
     Globals,
-    Numbers,
     Place,
     Registered,
     Slots,
     is_plain,
-    place_of,
 )
+from vecsweep._engine.caller.wholes import Generator, Numbers, place_of
 
 _MAX_PLACES = 20_000
 _MAX_ITEMS = 10_000  # of a container that is looked into
