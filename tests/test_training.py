@@ -296,6 +296,23 @@ def test_evaluation_that_draws_random_numbers_says_so_and_draws_as_for_a_member_
     np.testing.assert_allclose(runs.metrics["val_loss"][:, 1], alone.metrics["val_loss"][:, 0], rtol=1e-9)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_arrays_in_validation_batches_are_those_of_each_members_seed(engine):
+    def weighted(model, batch):
+        return (model(batch["x"]).square() * torch.as_tensor(batch["weights"])).mean()
+
+    def validation(seed):
+        return [{"x": make_data(8, 2)[0], "weights": np.full((8, 1), 1.0 + seed)}]
+
+    train = [{"x": x, "weights": torch.ones(8, 1)} for x, _ in make_task().batches]
+    task = make_task(batches=train, loss_fn=None, training_step=weighted, metrics={}, val_batches=validation)
+    runs = vs.sweep(task, lrs=[0.02, 0.1], seeds=2, num_steps=4, engine=engine)
+    for i, member in enumerate(runs.members):
+        (batch,) = validation(member.seed)
+        expected = weighted(runs.model(i).eval(), batch).item()
+        np.testing.assert_allclose(runs.metrics["val_loss"][-1, i], expected, rtol=1e-9)
+
+
 def test_metrics_of_a_training_step_are_given_model_and_batch():
     plain = make_task()
     task = vs.Task(

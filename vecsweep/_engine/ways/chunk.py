@@ -101,7 +101,7 @@ class VectorizedChunk:
         """Compute the loss and the metrics of a batch, in eval mode and without gradients."""
         own = [batches[seed] for seed in self._seeds]
         is_common = all(batch is own[0] for batch in own)
-        if self._engine.is_measured_at_once and (is_common or len({key_of(batch) for batch in own}) == 1):
+        if self._engine.is_measured_at_once and (is_common or _can_be_stacked(own)):
             batch, seed_index = (own[0], None) if is_common else (stack(own), self._seed_index)
             try:
                 with warnings.catch_warnings():
@@ -285,6 +285,11 @@ class VectorizedChunk:
             raise SeedsDiffer
         for step_batches in window:
             for of_seeds in zip(*(step_batches[seed] for seed in self._seeds), strict=True):
-                kinds = {key_of(batch) for batch in of_seeds}
-                if len(kinds) > 1 or not next(iter(kinds)).is_plain:
+                if not _can_be_stacked(of_seeds):
                     raise SeedsDiffer
+
+
+def _can_be_stacked(batches: Sequence[Batch]) -> bool:
+    """Whether batches of several seeds are of one kind, all of whose numbers are in tensors."""
+    kinds = {key_of(batch) for batch in batches}
+    return len(kinds) == 1 and next(iter(kinds)).is_plain
