@@ -220,6 +220,19 @@ def test_loss_that_takes_gradients_takes_them_in_validation_too(name, engine, re
     assert not [w for w in recwarn if issubclass(w.category, vs.FallbackWarning)]
 
 
+def test_first_evaluation_of_a_loss_that_takes_gradients_draws_what_the_later_ones_do():
+    def penalty(model, batch):
+        between = (torch.rand(6, 1) * batch[0]).requires_grad_()
+        return (grad(model(between).sum(), between, create_graph=True)[0].norm(dim=1) - 1).square().mean()
+
+    task = vs.Task(net(), points(), training_step=penalty, optimizer=adamw, val_batches=points(1))
+    runs = vs.sweep(task, lrs=[1e-12], seeds=2, num_steps=2, val_every=1, engine="sequential")
+    for i, member in enumerate(runs.members):
+        torch.manual_seed(member.seed)
+        expected = penalty(copy.deepcopy(task.model).eval(), task.val_batches[0]).item()
+        np.testing.assert_allclose(runs.metrics["val_loss"][:, i], expected, rtol=1e-9)
+
+
 def test_gradient_with_respect_to_what_no_batch_brings_is_taken_member_by_member():
     collocation = torch.rand(5, 2, requires_grad=True)
 

@@ -106,6 +106,8 @@ class Evaluator:
         batch, learner = first[seed].batch, self._passes.learners[seed]
         self._task.check_batch(unpack(batch))
         measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)
+        for other in self._passes.learners.values():  # a pass that has to be repeated would draw other random numbers
+            other.objective.takes_gradients = learner.objective.takes_gradients
         if self._task.val_batches is not None:
             self._passes.streams.restart("validation", seed)
             check_validation_ends(self._task, seed, self._execution)

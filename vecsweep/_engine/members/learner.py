@@ -155,7 +155,9 @@ class Learner:
         task = self.task
         if isinstance(task.loss_fn, nn.Module):
             task = replace(task, loss_fn=copy.deepcopy(task.loss_fn))
-        return Learner(task, model, optimizer, self.precision)
+        copied = Learner(task, model, optimizer, self.precision)
+        copied.objective.takes_gradients = self.objective.takes_gradients
+        return copied
 
     def check_lent(self) -> None:
         """Raise ValueError where somebody has changed what is lent since this was made of the caller's model."""

@@ -33,6 +33,7 @@ class Objective(nn.Module):
         has_checks: whether a batched pass was seen to come by operators that raise where numbers are bad.
         has_told_of_failure: whether it was warned of an evaluation that fails with a member's weights.
         owns_new: whether a batched pass has turned out to write what is a member's own into tensors that it makes.
+        takes_gradients: whether what is measured has turned out to take gradients itself.
     """
 
     PREFIX = "model."  # of the model's parameters and buffers among the objective's
@@ -48,7 +49,7 @@ class Objective(nn.Module):
         self._tied_names = _tied_names(model)
         may_hide_draws = any(OpenDraws.matters_on(p.device) for p in model.parameters())
         self._has_hidden_draws = None if may_hide_draws else False  # None as long as no pass has shown
-        self._takes_gradients = False  # what is measured
+        self.takes_gradients = False
         self.has_checks = self.has_told_of_failure = False
         self._has_told = False  # of a model that leaves eval mode
 
@@ -93,13 +94,13 @@ class Objective(nn.Module):
             batch: one batch.
         """
         placed = self._placed(tensors)
-        if not self._takes_gradients:
+        if not self.takes_gradients:
             try:
                 return functional_call(self, placed, (batch,), {"is_measured": True}, tie_weights=False)
             except RuntimeError as error:
                 if _NO_GRAPH not in str(error):
                     raise
-        self._takes_gradients = True
+        self.takes_gradients = True
         with torch.enable_grad():
             return functional_call(self, placed, (batch,), {"is_measured": True}, tie_weights=False).detach()
 
