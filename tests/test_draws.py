@@ -3,6 +3,7 @@
 Without a GPU the switches are looked at by which PyTorch chooses such kernels.
 """
 
+import dataclasses
 import threading
 
 import pytest
@@ -83,6 +84,26 @@ def test_ordinary_passes_of_an_engine_take_no_kernel_that_draws_otherwise(hidden
     assert getattr(seen, switch)
     if engine == "sequential":
         assert not any(getattr(seen, switch))
+
+
+@pytest.mark.parametrize("kind", [Transformer, Recurrent])
+def test_evaluation_with_dropout_left_on_draws_alike_in_both_engines(hidden, kind):
+    model = kind(dropout=0.2).double()
+
+    class LeftOn(type(model.layer)):
+        def train(self, mode=True):
+            return super().train(True)
+
+    model.layer.__class__ = LeftOn
+    made = task(model)
+    made = dataclasses.replace(
+        made, batches=[(x.double(), y) for x, y in made.batches], val_batches=[(x.double(), y) for x, y in made.batches]
+    )
+    with Switches("_safe_softmax", "sigmoid", "sigmoid_") as seen:
+        alone = vs.sweep(made, lrs=[0.1, 0.2], num_steps=6, val_every=2, engine="sequential")
+    assert not any(seen.fused if kind is Transformer else seen.cudnn)
+    runs = vs.sweep(made, lrs=[0.1, 0.2], num_steps=6, val_every=2, engine="vectorized")
+    torch.testing.assert_close(runs.metrics["val_loss"], alone.metrics["val_loss"], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("kind", [Transformer, Recurrent])

@@ -284,18 +284,6 @@ def test_model_that_cannot_be_batched_in_eval_mode_is_evaluated_one_after_anothe
         assert_member_equals(runs, i, Loop(task, member.lr).run(2))
 
 
-def test_evaluation_that_draws_random_numbers_says_so_and_draws_as_for_a_member_alone():
-    class Noisy(nn.Linear):
-        def forward(self, inputs):
-            return super().forward(inputs) + (0 if self.training else 0.1 * torch.randn_like(inputs[:, :1]))
-
-    task = dataclasses.replace(make_task(), model=nn.Sequential(nn.Linear(6, 8), nn.Tanh(), Noisy(8, 3)))
-    with pytest.warns(vs.FallbackWarning, match=r"evaluated one after another.*`randn_like` draws random numbers"):
-        runs = vs.sweep(task, lrs=[0.02, 0.3], epochs=2, engine="vectorized")
-    alone = vs.sweep(task, lrs=[0.3], epochs=2, engine="sequential")
-    np.testing.assert_allclose(runs.metrics["val_loss"][:, 1], alone.metrics["val_loss"][:, 0], rtol=1e-9)
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 def test_arrays_in_validation_batches_are_those_of_each_members_seed(engine):
     def weighted(model, batch):

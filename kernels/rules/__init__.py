@@ -25,7 +25,7 @@ from .foreach import is_on_lists, one_by_one
 from .function import functions_for_each
 from .gradient import SharedInputsError
 from .new import MAKERS, is_shared_write, of_each
-from .random import Draw, find_draw, replay
+from .random import Draw, UnforeseenDrawError, find_draw, replay
 
 __all__ = [
     "Draw",
@@ -33,6 +33,7 @@ __all__ = [
     "OpenDraws",
     "Recorder",
     "SharedInputsError",
+    "UnforeseenDrawError",
     "checkpoints_run_through",
     "functions_for_each",
     "is_shared_write",
@@ -169,7 +170,8 @@ class MemberRules(CallMode):
         is_good: whether the member's numbers pass the checks that would raise; None where there are none.
 
     Raises:
-        RuntimeError: at a draw, when the code draws otherwise than it was recorded.
+        UnforeseenDrawError: at a draw, when the code draws more than was recorded.
+        RuntimeError: when it draws otherwise.
     """
 
     def __init__(self, draws: Sequence[Draw], drawn: Sequence[Tensor], *, owns_new: bool = False) -> None:
@@ -204,7 +206,7 @@ class MemberRules(CallMode):
     def _check_foreseen(self, draw: Draw, func: Callable[..., Any]) -> None:
         foreseen = next(self._draws, None)
         if foreseen is None:
-            raise RuntimeError(f"`{func.__name__}` draws random numbers that were not foreseen")
+            raise UnforeseenDrawError(f"`{func.__name__}` draws random numbers that were not foreseen")
         if not draw.is_like(foreseen):
             raise RuntimeError("the loss draws other random numbers than in an ordinary pass")
 
@@ -242,6 +244,7 @@ class MemberRules(CallMode):
         for drawn in self._drawn:
             next(self._draws, None)
             yield drawn
+        raise UnforeseenDrawError("random numbers are drawn that were not foreseen")
 
 
 def _innermost(tensor: Tensor) -> Tensor:

@@ -32,6 +32,10 @@ _IN_PLACE = (
 )
 
 
+class UnforeseenDrawError(RuntimeError):
+    """What is computed for all members at once draws random numbers that no ordinary pass was seen to draw."""
+
+
 @dataclass(frozen=True, slots=True)
 class Draw:
     """One call of a random function, to be repeated at each step.

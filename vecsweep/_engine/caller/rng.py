@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vecsweep import _interrupts as interrupts
+from vecsweep.kernels.rules import UnforeseenDrawError
 
 State = tuple[Any, ...]
 
@@ -105,16 +106,31 @@ class Streams:
             generator.manual_seed(seed)  # torch.manual_seed would reach GPUs that nobody gives back
 
     def _capture(self) -> State:
-        numpy_state = np.random.get_state()  # noqa: NPY002
-        return random.getstate(), numpy_state, [generator.get_state() for generator in self._generators]
+        return *_numbers(), [generator.get_state() for generator in self._generators]
 
     def _restore(self, state: State) -> None:
         python, legacy_numpy, generators = state
-        random.setstate(python)
-        np.random.set_state(legacy_numpy)  # noqa: NPY002
+        _set_numbers(python, legacy_numpy)
         # A mark of an earlier run may lack GPUs that were not in use then.
         for generator, own in zip(self._generators, generators, strict=False):
             generator.set_state(own)
+
+
+@contextmanager
+def no_numbers_drawn() -> Iterator[None]:
+    """Set the generators of Python and NumPy back where something draws from them.
+
+    Raises:
+        UnforeseenDrawError: in the end, if something has drawn.
+    """
+    before = _numbers()
+    try:
+        yield
+    finally:
+        if is_drawn := not _are_same_numbers(before, _numbers()):
+            _set_numbers(*before)
+    if is_drawn:
+        raise UnforeseenDrawError("it draws from the generators of Python or NumPy, which each seed does for itself")
 
 
 class Turns:
@@ -153,14 +169,23 @@ def _seed_of(stream: tuple[str, int]) -> int:
 
 def is_same_state(a: State, b: State) -> bool:
     """Whether two marks are equal, bit for bit."""
-    (python_a, numpy_a, _), (python_b, numpy_b, _) = a, b
-    return (
-        python_a == python_b
-        and all(np.array_equal(x, y) for x, y in zip(numpy_a, numpy_b, strict=True))
-        and is_same_but_for_numbers(a, b)
-    )
+    return _are_same_numbers(a[:2], b[:2]) and is_same_but_for_numbers(a, b)
 
 
 def is_same_but_for_numbers(a: State, b: State) -> bool:
     """Whether two marks differ at most in the generators of Python and NumPy, which draw numbers and not tensors."""
     return all(torch.equal(x, y) for x, y in zip(a[2], b[2], strict=True))
+
+
+def _numbers() -> tuple[Any, Any]:
+    """The generators of Python and NumPy as they stand."""
+    return random.getstate(), np.random.get_state()  # noqa: NPY002
+
+
+def _set_numbers(python: Any, legacy_numpy: Any) -> None:
+    random.setstate(python)
+    np.random.set_state(legacy_numpy)  # noqa: NPY002
+
+
+def _are_same_numbers(a: State, b: State) -> bool:
+    return a[0] == b[0] and all(np.array_equal(x, y) for x, y in zip(a[1], b[1], strict=True))

@@ -1,10 +1,14 @@
 """Losses and metrics of one batch, in eval mode and without gradients: of all members at once, or of one.
 
+Every batch is drawn for as after `torch.manual_seed(seed)`. For all members at once an ordinary pass is recorded, and
+what it drew is drawn before each batched one, as it is for steps.
+
 Not here: batches, and averages over them (`evaluate.py`).
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -13,6 +17,7 @@ from torch.func import vmap
 from torch.utils import _pytree as pytree
 
 from vecsweep._engine.caller.memory import is_out_of_memory
+from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state, no_numbers_drawn
 from vecsweep._engine.data.batches import copy_batch, for_each, hand_out, key_of, member_dims
 from vecsweep._engine.graphs.capture import Pool
 from vecsweep._engine.graphs.graph import CHECKED_CALLS
@@ -26,43 +31,91 @@ from vecsweep._engine.members.untrained import in_short, is_of_weights
 from vecsweep._errors import warn_of_fallback, warn_of_trouble
 from vecsweep._types import Batch
 from vecsweep.kernels._trace import try_to_trace
-from vecsweep.kernels.rules import MemberRules, SharedInputsError, checkpoints_run_through, functions_for_each
+from vecsweep.kernels.rules import (
+    Draw,
+    MemberRules,
+    Recorder,
+    SharedInputsError,
+    UnforeseenDrawError,
+    checkpoints_run_through,
+    functions_for_each,
+)
 
 _MAX_KINDS = 64  # of batches that are remembered
 _RTOL = 1e-3  # the same operators in the same order: what differs at all differs by more
+
+
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What evaluating a kind of batch draws at random.
+
+    Attributes:
+        draws: of tensors.
+        has_numbers: whether it draws from the generators of Python or NumPy, too.
+    """
+
+    draws: Sequence[Draw] = ()
+    has_numbers: bool = False
+
+
+_NOTHING = Foreseen()
+
+
+def foresee(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Foreseen:
+    """See by an ordinary pass what evaluating a batch draws; nothing of it where that cannot be repeated."""
+    streams.restart("evaluation", seed)
+    with Recorder() as recorder, checkpoints_run_through():
+        measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)
+    end = streams.mark("evaluation", seed)
+    streams.restart("evaluation", seed)
+    for draw in recorder.draws:
+        draw()
+    repeated = streams.mark("evaluation", seed)
+    if not is_same_but_for_numbers(repeated, end):
+        return _NOTHING
+    return Foreseen(recorder.draws, has_numbers=not is_same_state(repeated, end))
 
 
 def measure_at_once(
     objective: Objective,
     ensemble: Ensemble,
     batch: Batch,
-    seed_index: Tensor | None,  # [member], a member's place on the batch's seed axis; None where it has none
+    foreseen: Foreseen,  # of such a batch
+    drawn: Sequence[Tensor],  # for its draws
+    seed_index: Tensor | None,  # [member], a member's place on the seed axis of batch and drawn; None without
 ) -> Tensor:
     """Measure all members of an ensemble in one pass: `[metric, member]`, NaN where one alone would raise.
 
     Nothing changes.
+
+    Raises:
+        UnforeseenDrawError: more is drawn than was foreseen.
     """
     shared = {name: b.clone() for name, b in ensemble.buffers.items() if name not in ensemble.member_buffers}
     own = {name: b.clone() for name, b in ensemble.buffers.items() if name in ensemble.member_buffers}
 
-    def member(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch) -> Tensor:
-        rules = MemberRules([], [], owns_new=objective.owns_new)
+    def member(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch, drawn: Sequence[Tensor]) -> Tensor:
+        rules = MemberRules(foreseen.draws, drawn, owns_new=objective.owns_new)
         with checkpoints_run_through(), functions_for_each(), rules:
             measured = objective.measure(parameters | shared | own, batch)
+        rules.check_all_drawn()
         if rules.is_good is None:
             return measured
         objective.has_checks = True
         return torch.where(rules.is_good, measured, torch.nan)
 
-    given = copy_batch(batch) if seed_index is None else hand_out(batch, seed_index)
-    mapped = vmap(member, in_dims=(0, 0, None if seed_index is None else member_dims(given)), out_dims=1)
+    given = (copy_batch(batch), list(drawn)) if seed_index is None else hand_out((batch, list(drawn)), seed_index)
+    dims = (None, None) if seed_index is None else member_dims(given)
+    mapped = vmap(member, in_dims=(0, 0, *dims), out_dims=1)
+    may_draw_numbers = foreseen.has_numbers and len(set(ensemble.seeds)) == 1
     try:
-        with objective.undisturbed(), objective.evaluating():
-            return mapped(ensemble.parameters, own, given)
+        with objective.undisturbed(), objective.evaluating(), nullcontext() if may_draw_numbers else no_numbers_drawn():
+            return mapped(ensemble.parameters, own, *given)
     except SharedInputsError:
         if seed_index is not None:
             raise
-    return measure_at_once(objective, ensemble, *for_each(batch, ensemble.parameters))
+    (batch, drawn), seed_index = for_each((batch, list(drawn)), ensemble.parameters)
+    return measure_at_once(objective, ensemble, batch, foreseen, drawn, seed_index)
 
 
 class Measuring:
@@ -77,6 +130,7 @@ class Measuring:
         self._objective = objective
         self._pool = pool
         self._kinds: dict[Hashable, _Kind] = {}
+        self._foreseen: dict[Hashable, Foreseen] = {}  # by the form of a seed's batch
         self._earlier: dict[str, Level] = {}
 
     @property
@@ -93,21 +147,37 @@ class Measuring:
         for kind in self._kinds.values():
             kind.let_go()
 
-    def __call__(self, ensemble: Ensemble, batch: Batch, seed_index: Tensor | None) -> Tensor:
-        """Measure all members of an ensemble in one pass: `[metric, member]`; nothing changes."""
+    def foreseen(self, batch: Batch) -> Foreseen:
+        """What evaluating a seed's batch draws, as far as passes have shown."""
+        return self._foreseen.get(key_of(batch).form, _NOTHING) if self._foreseen else _NOTHING
+
+    def foresee(self, learner: Learner, batch: Batch, seed: int, streams: Streams) -> bool:
+        """See what evaluating such a batch draws; say whether that was not known, and can be repeated."""
+        form = key_of(batch).form
+        if form in self._foreseen:
+            return False
+        if len(self._foreseen) >= _MAX_KINDS:
+            self._foreseen.clear()
+        self._foreseen[form] = foresee(learner, batch, seed, streams)
+        return self._foreseen[form] is not _NOTHING
+
+    def __call__(
+        self, ensemble: Ensemble, batch: Batch, foreseen: Foreseen, drawn: Sequence[Tensor], seed_index: Tensor | None
+    ) -> Tensor:
+        """Measure all members of an ensemble in one pass, as `measure_at_once` does; nothing changes."""
         kind = key_of(batch)
-        given = (ensemble.parameters, ensemble.buffers, batch, seed_index)
+        given = (ensemble.parameters, ensemble.buffers, batch, list(drawn), seed_index)
         leaves, structure = pytree.tree_flatten(given)
 
         def measure(*tensors: Tensor) -> list[Tensor]:
             tensors_left = iter(tensors)
             own = [next(tensors_left) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            parameters, buffers, batch, seed_index = pytree.tree_unflatten(own, structure)
+            parameters, buffers, batch, drawn, seed_index = pytree.tree_unflatten(own, structure)
             members = replace(ensemble, parameters=parameters, buffers=buffers)
-            return [measure_at_once(self._objective, members, batch, seed_index)]
+            return [measure_at_once(self._objective, members, batch, foreseen, drawn, seed_index)]
 
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        if not kind.is_plain:
+        if not kind.is_plain or foreseen.has_numbers:
             return measure(*tensors)[0]
         if len(self._kinds) >= _MAX_KINDS:
             self._kinds.clear()
@@ -117,7 +187,11 @@ class Measuring:
             own = self._kinds[key] = _Kind(Captures(num_state, 1, self._pool))
             if (level := self._earlier.get(name_of_key(key))) is not None:
                 own.go_on(level, measure, tensors)
-        return self._kinds[key](measure, tensors)
+        try:
+            return self._kinds[key](measure, tensors)
+        except UnforeseenDrawError:
+            del self._kinds[key]  # whose levels begin anew where what is drawn is known
+            raise
 
 
 class _Kind:
@@ -211,5 +285,5 @@ def measure_one(
 def _measure(learner: Learner, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor], batch: Batch) -> Tensor:
     objective = learner.objective
     tensors = dict(parameters) | {name: buffer.clone() for name, buffer in buffers.items()}
-    with objective.undisturbed(), objective.evaluating():
+    with objective.undisturbed(), objective.evaluating(), objective.drawing_openly():
         return objective.measure(tensors, copy_batch(batch))

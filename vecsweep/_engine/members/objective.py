@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ class Objective(nn.Module):
         self._lent: dict[str, nn.Parameter] | None = None  # likewise
         self._tied_names = _tied_names(model)
         may_hide_draws = any(OpenDraws.matters_on(p.device) for p in model.parameters())
-        self._has_hidden_draws = None if may_hide_draws else False  # None as long as no pass has shown
+        # In training mode and in eval mode; None as long as no pass has shown.
+        self._has_hidden_draws = dict.fromkeys((True, False), None if may_hide_draws else False)
         self.takes_gradients = False
         self.has_checks = self.has_told_of_failure = False
         self._has_told = False  # of a model that leaves eval mode
@@ -65,12 +66,18 @@ class Objective(nn.Module):
 
     def compute(self, batch: Batch) -> Tensor:
         """Compute the loss of one batch in an ordinary pass, drawing what members that train together draw."""
-        if self._has_hidden_draws is False:
+        if self._has_hidden_draws[self.model.training] is False:
             return self(batch)
-        with OpenDraws() as mode:
-            loss = self(batch)
-        self._has_hidden_draws = mode.is_needed
-        return loss
+        with self.drawing_openly():
+            return self(batch)
+
+    @contextmanager
+    def drawing_openly(self) -> Iterator[None]:
+        """Let an ordinary pass draw what members draw that are computed together."""
+        is_training = self.model.training
+        with OpenDraws() if self._has_hidden_draws[is_training] is not False else nullcontext() as mode:
+            yield
+        self._has_hidden_draws[is_training] = mode is not None and mode.is_needed
 
     def evaluate(self, tensors: dict[str, Tensor], batch: Batch) -> Tensor:
         """Compute the loss with other parameters and buffers; `tensors` afterwards holds what the pass made of them.

@@ -20,7 +20,7 @@ from vecsweep._engine.caller.rng import Turns
 from vecsweep._engine.data.batches import Key, key_of, stack
 from vecsweep._engine.graphs.capture import copy_all_, upload
 from vecsweep._engine.members.ensemble import Ensemble, MemberState, OptimizerState
-from vecsweep._engine.members.measure import measure_one
+from vecsweep._engine.members.measure import Foreseen, measure_one
 from vecsweep._engine.members.optimizer import MemberOptimizers
 from vecsweep._engine.members.step import REFUSED, norm_of
 from vecsweep._engine.members.untrained import in_short, outcome_of
@@ -102,13 +102,17 @@ class VectorizedChunk:
         own = [batches[seed] for seed in self._seeds]
         is_common = all(batch is own[0] for batch in own)
         if self._engine.is_measured_at_once and (is_common or _can_be_stacked(own)):
-            batch, seed_index = (own[0], None) if is_common else (stack(own), self._seed_index)
+            foreseen = self._engine.measure.foreseen(own[0])
+            is_stacked = len(own) > 1 and (not is_common or len(foreseen.draws) > 0)
+            batch, seed_index = (stack(own), self._seed_index) if is_stacked else (own[0], None)
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
-                    return self._with_refused(self._engine.measure(self._ensemble, batch, seed_index), batches)
+                    drawn = self._drawn_to_evaluate(foreseen)
+                    measured = self._engine.measure(self._ensemble, batch, foreseen, drawn, seed_index)
+                    return self._with_refused(measured, batches)
             except Exception as error:
-                if self._engine.give_own_tensors(error):
+                if self._engine.give_own_tensors(error) or self._engine.foresee(error, own[0], self._seeds[0]):
                     return self.measure(batches)
                 if not is_out_of_memory(error):
                     reason, measured = explain(error), self._measure_each(batches)  # or raises the task's own error
@@ -119,6 +123,16 @@ class VectorizedChunk:
                     )
                     return measured
         return self._measure_each(batches)
+
+    def _drawn_to_evaluate(self, foreseen: Foreseen) -> list[Tensor]:
+        """Draw what each member alone would, with a seed axis if the seeds are several; numbers stay to be drawn."""
+        if not (foreseen.draws or foreseen.has_numbers):
+            return []
+        drawn = []
+        for seed in self._seeds:
+            self._engine.streams.restart("evaluation", seed)
+            drawn.append([draw() for draw in foreseen.draws])
+        return drawn[0] if self._seed_index is None else stack(drawn)
 
     def _measure_each(self, batches: Mapping[int, Batch]) -> Tensor:
         """Evaluate one member after another."""

@@ -29,7 +29,7 @@ from vecsweep._engine.ways.program import Inputs, Program
 from vecsweep._errors import warn_of_stumble
 from vecsweep._types import Batch
 from vecsweep.execution import Execution
-from vecsweep.kernels.rules import is_shared_write
+from vecsweep.kernels.rules import UnforeseenDrawError, is_shared_write
 
 _MAX_KINDS = 256  # of batches that are remembered
 _MAX_GRAPHS = 16  # loaders that never repeat a shape would trace for ever
@@ -211,10 +211,20 @@ class Vectorized:
         self._programs = {key: program for key, program in self._programs.items() if program.is_traced}
         return True
 
+    def foresee(self, error: BaseException, batch: Batch, seed: int) -> bool:
+        """See what an evaluation draws, if it has failed for not being foreseen; say whether that is known now.
+
+        Args:
+            error: with which it failed.
+            batch: of the seed.
+            seed: whose.
+        """
+        is_of_draws = isinstance(error, UnforeseenDrawError)
+        return is_of_draws and self.measure.foresee(self.learners[seed], batch, seed, self.streams)
+
     def _note_numbers(self, seen: Probe) -> None:
         """Note that a step draws numbers, which no graph can hold: it stays eager, and draws once for all members."""
-        if seen.draws_numbers:
-            self.draws_numbers, self.is_measured_at_once = True, False
+        self.draws_numbers |= seen.draws_numbers
 
     def _keep(self, key: Key, seen: Probe) -> None:
         alike = self._forms.get(key.form, [])
