@@ -244,13 +244,17 @@ def test_moving_average_is_that_of_a_loop_with_torchs_own(engine):
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])
-def test_model_with_torchs_average_in_it_trains_as_a_loop_with_it(engine):
+@pytest.mark.parametrize("build", [lambda: nn.Linear(6, 3), Tanh], ids=["linear", "batch norm"])
+def test_model_with_torchs_average_in_it_trains_as_a_loop_with_it(build, engine):
+    def averaged(net):
+        average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9)).requires_grad_(False)
+        average.n_averaged.fill_(1)
+        return average
+
     class WithAverage(nn.Module):
         def __init__(self, net):
             super().__init__()
-            self.net = net
-            self.average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(0.9)).requires_grad_(False)
-            self.average.n_averaged.fill_(1)
+            self.net, self.average = net, averaged(net)
 
         def forward(self, x):
             return self.net(x) if self.training else self.average(x)
@@ -261,22 +265,28 @@ def test_model_with_torchs_average_in_it_trains_as_a_loop_with_it(engine):
         return F.cross_entropy(model(batch[0]), batch[1])
 
     batches = task_of(OPTIMIZERS[0].values[0]).batches
-    net = nn.Linear(6, 3)
+    net = build()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     task = vs.Task(WithAverage(net), batches, training_step=step, optimizer=optimizer, val_batches=batches[:2])
-    runs = sweep(task, VAL_EVERY + 1, engine)
+    runs = sweep(task, NUM_STEPS, engine)
+    gone_on = sweep(task, VAL_EVERY, engine).extend(num_steps=NUM_STEPS - VAL_EVERY)
     assert runs.engine.startswith(engine)
     for i, lr in enumerate(LRS):
-        average, trained = copy.deepcopy(net), copy.deepcopy(net)
+        trained = copy.deepcopy(net)
+        average, validation = averaged(trained), []
         optimizer = torch.optim.SGD(trained.parameters(), lr=lr)
-        for x, y in [batches[k % 6] for k in range(VAL_EVERY)]:
+        for k in range(NUM_STEPS):
+            x, y = batches[k % 6]
+            average.update_parameters(trained)
             optimizer.zero_grad()
             F.cross_entropy(trained(x), y).backward()
             optimizer.step()
-            with torch.no_grad():
-                for mean, p in zip(average.parameters(), trained.parameters(), strict=True):
-                    mean.lerp_(p, 0.1)
-        torch.testing.assert_close(runs.model(i).average.module.state_dict(), average.state_dict())
+            if (k + 1) % VAL_EVERY == 0:
+                evaluated = copy.deepcopy(average).eval()
+                validation.append(np.mean([F.cross_entropy(evaluated(x), y).item() for x, y in batches[:2]]))
+        for own in (runs, gone_on):
+            np.testing.assert_allclose(own.metrics["val_loss"][:, i], validation, rtol=1e-9)
+            torch.testing.assert_close(own.model(i).average.state_dict(), average.state_dict(), rtol=1e-9, atol=1e-12)
 
 
 def test_average_leaves_the_caller_s_module_and_says_what_it_takes():

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -65,7 +66,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
     with watch.undisturbed():
         with recorder, checkpoints_run_through() as checkpoints:
-            loss, changed = _forward(learner, parameters, batch, counter)
+            loss, first = _forward(learner, parameters, batch, counter)
         end = streams.mark("model", seed)
         nodes = _autograd_nodes(loss)
         _check_depends_on(nodes, learner)
@@ -77,15 +78,15 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         is_repeatable = is_same_but_for_numbers(repeated, end)
         draws_numbers = not is_same_state(repeated, end)
         keeps = bool(watch.changes())
-        kept, member_buffers = list[str](), frozenset[str]()
+        kept, changed, member_buffers = list[str](), frozenset(first), frozenset[str]()
+        others = {name: 1.1 * p + 0.01 for name, p in parameters.items()}
         if keeps or learner.constants:
             watch.restore()
             streams.rewind("model", seed, start)
             with checkpoints_run_through():  # and autograd, because a loss may take gradients itself
-                elsewhere = _forward(learner, {name: 1.1 * p + 0.01 for name, p in parameters.items()}, batch)[1]
+                elsewhere = _forward(learner, others, batch)[1]
             # An average of weights that starts at the weights is changed only by other weights.
-            member_buffers = frozenset(n for n in changed | elsewhere if not _is_equal(changed, elsewhere, n))
-            changed |= elsewhere
+            changed, member_buffers = changed | elsewhere.keys(), _differing(first, elsewhere)
         if keeps:
             # What another pass has left, with other weights: is it read by the next, or does it count passes?
             streams.rewind("model", seed, start)
@@ -95,6 +96,15 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
             counting, replaced = after.grown()
             left = [] if is_same(loss, again) else [*watch.names(watch.changes()), *replaced]
             kept = [*counting, *left]
+        if changed and dict(learner.model.named_buffers()).keys() - changed:
+            # What is copied from a buffer follows it a pass later, as in an average of a model with batch norm.
+            later = []
+            for weights, before in ((parameters, first), (others, elsewhere)):
+                watch.restore()
+                streams.rewind("model", seed, start)
+                with checkpoints_run_through():
+                    later.append(before | _forward(learner, weights, batch, before=before)[1])
+            changed, member_buffers = changed.union(*later), member_buffers | _differing(*later)
     streams.rewind("model", seed, start)
     obstacle = None
     if kept:
@@ -102,7 +112,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     elif written := [name for name, p in original.parameters.items() if not is_same(p, learner.parameters[name])]:
         obstacle = f"the forward pass changes the parameter {written[0]!r} in place"
     elif checkpoints.has_any and changed:
-        obstacle = f"a recomputed checkpoint may change {next(iter(changed))!r} twice"
+        name = next(filter(changed.__contains__, learner.constants))
+        obstacle = f"a recomputed checkpoint may change {name!r} twice"
     elif ragged := ragged_in(batch):
         obstacle = f"{ragged} in the batches; pad samples, and mask the loss"
     elif not is_repeatable:
@@ -113,7 +124,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     work = counter.work(num_parameters)
     return Probe(
         recorder.draws,
-        frozenset(changed),
+        changed,
         member_buffers,
         obstacle,
         bool(kept),
@@ -180,11 +191,13 @@ def _forward(
     parameters: dict[str, Tensor],
     batch: Batch,
     counter: AbstractContextManager[object] | None = None,
+    before: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Evaluate the loss on copies of what is not trained; return also those that this changed."""
-    before = learner.constants
-    lent = Lent(learner.objective.lent)
-    tensors = parameters | {name: t.clone() for name, t in before.items() if name not in learner.objective.lent}
+    """Evaluate the loss on copies of what is not trained, where that is so `before`; return those that this changed."""
+    lent = Lent({name: p for name, p in learner.objective.lent.items() if name not in before})
+    shared = learner.objective.lent.keys() - before.keys()
+    before = learner.constants | dict(before)
+    tensors = parameters | {name: t.clone() for name, t in before.items() if name not in shared}
     batch = copy_batch(batch)
     with counter or OpenDraws(), lent:  # draws are open in a pass that is recorded, too
         loss = learner.objective.evaluate(tensors, batch)
@@ -192,6 +205,8 @@ def _forward(
     return loss, {n: tensors[n] for n in before if n in tensors and not is_same(tensors[n], before[n])}
 
 
-def _is_equal(changed: Mapping[str, Tensor], elsewhere: Mapping[str, Tensor], name: str) -> bool:
-    """Whether two passes have changed a buffer to the same."""
-    return name in changed and name in elsewhere and is_same(changed[name], elsewhere[name])
+def _differing(first: Mapping[str, Tensor], elsewhere: Mapping[str, Tensor]) -> frozenset[str]:
+    """The names of what two passes have not changed to the same."""
+    common = first.keys() & elsewhere.keys()
+    alike = {name for name in common if is_same(first[name], elsewhere[name])}
+    return frozenset((first.keys() | elsewhere.keys()) - alike)
