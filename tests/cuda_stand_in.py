@@ -12,11 +12,32 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 HOME = torch.device("cpu")  # where the tensors are
 ELSEWHERE = torch.device("cuda", 7)  # the current device of the caller
-_WAITING = ("aten._local_scalar_dense.default", "aten.nonzero.default", "aten.bincount.default")
+_ATEN = torch.ops.aten
+# Who asks the device for numbers, or for how many there are: the host waits, which no capture allows.
+_WAITING = {
+    *(_ATEN._local_scalar_dense.default, _ATEN.equal.default, _ATEN.allclose.default, _ATEN.is_nonzero.default),
+    *(_ATEN.nonzero.default, _ATEN.masked_select.default, _ATEN.bincount.default, _ATEN._unique2.default),
+    *(_ATEN.unique_consecutive.default, _ATEN.unique_dim.default, _ATEN.unique_dim_consecutive.default),
+    *(_ATEN.embedding_renorm_.default, _ATEN._ctc_loss.default, _ATEN._ctc_loss.Tensor),
+    *(_ATEN._linalg_eigh.default, _ATEN._linalg_svd.default, _ATEN.linalg_eig.default),
+}
+_INDEXING = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default, _ATEN._index_put_impl_.default}
 
 
 def tensors_in(tree):
     return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def is_awaited(func, args, kwargs):
+    """Whether the host waits for an operator on a GPU."""
+    if func is _ATEN.repeat_interleave.Tensor:
+        return kwargs.get("output_size") is None
+    if func not in _INDEXING:
+        return func in _WAITING
+    # How many numbers a mask selects decides on the shape of the result; a single one is filled in by `masked_fill`.
+    has_masks = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    is_filled = func is not _ATEN.index.Tensor and args[2].numel() == 1 and not (args[3:] and args[3])
+    return has_masks and not is_filled
 
 
 class Stream:
@@ -44,7 +65,7 @@ class Graph:
         self.pool, self.mode, self.stream = pool, capture_error_mode, self.cuda.current_stream()
         self.old, self.own = {}, {}  # by storage: what was there and is written to; what the graph has made
         self.cuda.allocating.add(pool)
-        self.cuda.capturing = self
+        self.cuda.capturing, self.cuda.is_generator_captured = self, True
         self.cuda.log.append(("capture", self.stream))
 
     def capture_end(self):
@@ -58,11 +79,12 @@ class Graph:
         if not self.is_valid:
             raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
         self.cuda.allocating.discard(self.pool)
+        self.cuda.is_generator_captured = False
         self.cuda.graphs.append(self)
 
     def note(self, func, args, kwargs):
         """Queue an operator: what it writes to is set back at the end."""
-        if str(func) in _WAITING:
+        if is_awaited(func, args, kwargs):
             self.is_valid = False
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
         if str(func) not in self.stream.set_up:
@@ -97,6 +119,7 @@ class Cuda(TorchDispatchMode):
         super().__init__()
         self.home, self.device = HOME, ELSEWHERE
         self.capturing, self.allocating, self.given_up = None, set(), set()
+        self.is_generator_captured = False  # in PyTorch 2.11 also after a capture that failed
         self.log, self.graphs, self.num_pools = [], [], 0
         self.streams = {device: Stream(self, device) for device in (HOME, ELSEWHERE)}  # the current one of each
         self.defaults = dict(self.streams)
@@ -114,6 +137,8 @@ class Cuda(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         stream, kwargs = self.streams[self.home], kwargs or {}
         if self.capturing is None or stream is not self.capturing.stream:
+            if self.is_generator_captured and torch.Tag.nondeterministic_seeded in func.tags:
+                raise RuntimeError("Offset increment outside graph capture encountered unexpectedly.")
             stream.set_up.add(str(func))
             return func(*args, **kwargs)
         return self.capturing.note(func, args, kwargs)

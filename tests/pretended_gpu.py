@@ -12,10 +12,11 @@ import functools
 
 import pytest
 import torch
-from cuda_stand_in import Cuda, Stream, tensors_in
+from cuda_stand_in import _INDEXING, Cuda, Stream, is_awaited, tensors_in
 from torch import Tensor
 from torch._C import TensorBase
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils import _device
 
 from vecsweep._engine.data import batches
 from vecsweep._engine.graphs import capture
@@ -23,8 +24,6 @@ from vecsweep._engine.graphs import capture
 GPU = torch.device("cuda", 0)
 _ATEN = torch.ops.aten
 _BETWEEN = {_ATEN._to_copy.default, _ATEN.copy_.default, _ATEN._foreach_copy_.default}  # devices
-_INDEXING = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default, _ATEN._index_put_impl_.default}
-_WAITING = {_ATEN._local_scalar_dense.default, _ATEN.nonzero.default, _ATEN.masked_select.default}
 _FILLING = {_ATEN.fill_.Tensor, _ATEN.fill.Tensor, _ATEN.masked_fill.Tensor, _ATEN.masked_fill_.Tensor}  # in numbers
 _FACTORIES = (
     *(torch.empty, torch.zeros, torch.ones, torch.full, torch.arange, torch.eye, torch.linspace),
@@ -34,6 +33,17 @@ _FREE = 8 * 2**30  # bytes
 _PURGED_EVERY = 10_000  # operators
 
 
+def storages_of(tensor):
+    """The memory of a tensor; a sparse one has several."""
+    parts = {
+        torch.strided: lambda: (tensor,),
+        torch.sparse_coo: lambda: (tensor._indices(), tensor._values()),
+        torch.sparse_csr: lambda: (tensor.crow_indices(), tensor.col_indices(), tensor.values()),
+        torch.sparse_csc: lambda: (tensor.ccol_indices(), tensor.row_indices(), tensor.values()),
+    }.get(tensor.layout, tuple)
+    return [part.untyped_storage() for part in parts()]
+
+
 class Marks:
     """A set of tensors by their memory, which views share."""
 
@@ -41,14 +51,14 @@ class Marks:
         self._refs = {}  # as long as one is held, nothing else is at the same address
 
     def add(self, tensor):
-        storage = tensor.untyped_storage()
-        self._refs[storage._cdata] = StorageWeakRef(storage)
+        self._refs |= {storage._cdata: StorageWeakRef(storage) for storage in storages_of(tensor)}
 
     def discard(self, tensor):
-        self._refs.pop(tensor.untyped_storage()._cdata, None)
+        for storage in storages_of(tensor):
+            self._refs.pop(storage._cdata, None)
 
     def __contains__(self, tensor):
-        return tensor.untyped_storage()._cdata in self._refs
+        return any(storage._cdata in self._refs for storage in storages_of(tensor))
 
     def purge(self):
         self._refs = {place: ref for place, ref in self._refs.items() if not ref.expired()}
@@ -57,6 +67,7 @@ class Marks:
 @contextlib.contextmanager
 def pretended_gpu():
     """Pretend that the machine has a GPU."""
+    _device._device_constructors()  # what a default device takes for such is found once
     for streams in (batches._copy_stream, capture._capture_stream):
         streams.cache_clear()
     try:
@@ -128,7 +139,7 @@ class PretendedGpu(Cuda):
             "cuda": lambda x, *_, **options: self._to(x, "cuda", **options),
             "pin_memory": self._pin,
             "is_pinned": lambda x, *_: x in self.pinned,
-            "record_stream": lambda x, stream: None,
+            "record_stream": self._record_stream,
             "tolist": self._tolist,
             "numpy": self._numpy,
             "__deepcopy__": self._deepcopy,
@@ -143,7 +154,7 @@ class PretendedGpu(Cuda):
         """Whether a tensor, or what vmap has wrapped, says that it is on the GPU."""
         while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             tensor = torch._C._functorch.get_unwrapped(tensor)
-        return tensor.layout == torch.strided and not tensor.is_meta and tensor in self.on_gpu
+        return not tensor.is_meta and tensor in self.on_gpu
 
     def synchronize(self, device=None):
         super().synchronize(device)
@@ -173,12 +184,16 @@ class PretendedGpu(Cuda):
             kwargs["device"] = "cpu"
         is_pinned = kwargs.pop("pin_memory", None)
         is_here = bool(here) if device is None else torch.device(device).type == "cuda"
+        if is_pinned and is_here:
+            raise RuntimeError("Only dense CPU tensors can be pinned")
         if here:
             _check_devices(func, there)
         if func in _BETWEEN:
             self._note_copy(func, args, kwargs, is_here=is_here)
-        elif here and func in _WAITING:
+        elif here and is_awaited(func, args, kwargs):
             self._note_wait(str(func))
+        elif here and there and func in _INDEXING:
+            self._note_wait("to the GPU")
         if func is _ATEN.copy_.default and args[0] in self.pinned and here and _is_not_awaited(args, kwargs):
             self._late.append((args[0], args[1].clone()))
             return args[0]
@@ -189,9 +204,10 @@ class PretendedGpu(Cuda):
                 results = super().__torch_dispatch__(func, (), args, kwargs)
         else:
             results = super().__torch_dispatch__(func, (), args, kwargs)
-        given = {t.untyped_storage()._cdata for t in tensors if t.layout == torch.strided}
+        given = {storage._cdata for t in tensors for storage in storages_of(t)}
         for tensor in tensors_in(results):
-            if tensor.layout == torch.strided and not tensor.is_meta and tensor.untyped_storage()._cdata not in given:
+            own = [] if tensor.is_meta else storages_of(tensor)
+            if own and all(storage._cdata not in given for storage in own):
                 if is_here:
                     self.on_gpu.add(tensor)
                 elif not there:
@@ -249,14 +265,21 @@ class PretendedGpu(Cuda):
         return made
 
     def _make(self, make, data, *, device=None, **options):
-        made = data if isinstance(data, Tensor) and make is torch.as_tensor else make(data, **options)
+        is_kept = isinstance(data, Tensor) and make.__name__ == "as_tensor"
+        made = data if is_kept else make(data, device="cpu", **options)
+        device = _device.CURRENT_DEVICE if device is None else device
         return made if device is None else made.to(device)
+
+    def _record_stream(self, x, stream):
+        if x.layout != torch.strided or not self.is_on_gpu(x):
+            raise NotImplementedError("Could not run 'aten::record_stream'; it is only available for CUDA.")
 
     def _pin(self, x, *_):
         assert not self.is_on_gpu(x), "only dense CPU tensors can be pinned"
         if x in self.pinned:
             return x
-        pinned = x.clone()
+        is_dense = x.layout == torch.strided
+        pinned = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x) if is_dense else x.clone()
         self.pinned.add(pinned)
         return pinned
 

@@ -99,8 +99,7 @@ class Captured:
                 with torch.cuda.graph(self._graph, pool=pool.handle, stream=stream, capture_error_mode="thread_local"):
                     self._results = function(*state, *self._inputs)
             except BaseException:
-                _FAILED.append(self._graph)
-                _end_allocating(device, pool.handle)
+                _clear_up(self._graph, device, pool.handle)
                 pool.renew()
                 raise
 
@@ -111,14 +110,23 @@ class Captured:
         return self._results
 
 
-def _end_allocating(device: torch.device, handle: Any) -> None:
-    """Tell the allocator that a capture is over, where `capture_end` raised before it did.
+def _clear_up(graph: torch.cuda.CUDAGraph, device: torch.device, handle: Any) -> None:
+    """Say that a capture is over, where `capture_end` raised before it did.
 
-    Until it is told, it frees no memory that was used on two streams, as that of batches is.
+    Until then the allocator frees no memory that was used on two streams, as that of batches is, and in PyTorch 2.11
+    nothing can be drawn on the device: its generator takes part in each capture.
     """
-    with suppress(RuntimeError):  # which says that it has been told
+    try:
         torch._C._cuda_endAllocateToPool(device.index, handle)
-        torch._C._cuda_releasePool(device.index, handle)
+    except RuntimeError:  # it has been said: the graph goes, and the memory that it has taken
+        return
+    torch._C._cuda_releasePool(device.index, handle)
+    _FAILED.append(graph)
+    number = torch.zeros((), device=device)
+    number.zero_()
+    sound = torch.cuda.graph(torch.cuda.CUDAGraph(), stream=_capture_stream(device), capture_error_mode="thread_local")
+    with suppress(RuntimeError), sound:  # a capture that succeeds gives the generator free
+        number.zero_()
 
 
 def place_for(tensor: Tensor) -> Tensor:
