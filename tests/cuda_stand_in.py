@@ -129,6 +129,7 @@ class Cuda(TorchDispatchMode):
         monkeypatch.setattr(torch.cuda, "Stream", lambda device=None: Stream(self, device))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: Graph(self))
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", self.new_pool)
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing is not None)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", self.end_allocating)

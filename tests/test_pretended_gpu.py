@@ -1,6 +1,7 @@
 """Whole sweeps on a GPU that is pretended: every branch for GPUs is taken, and what it may not do is refused."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import nn
 from vecsweep.kernels.updates import UPDATES
 
 import vecsweep as vs
+from vecsweep._engine.data import batches
 from vecsweep._engine.members import measure
 from vecsweep.checkpoint.keeper import FolderKeeper
 
@@ -68,6 +70,46 @@ def test_layer_is_captured_and_trains_as_in_an_ordinary_loop(float64, gpu, layer
     runs = vs.sweep(made, lrs=[0.002, 0.03], num_steps=7, device="cuda", engine="vectorized", divergence_factor=None)
     assert ("captured" in runs.engine) == (layer not in NOT_CAPTURED), runs.engine
     stock.assert_equal(runs, made, 7)
+
+
+def weighed(model, batch):
+    """A loss that reads a batch of any layout: a matrix by which the outputs are mixed, or each sample's weight."""
+    inputs, targets, own = batch
+    outputs = model(inputs)
+    if own.ndim == 1:
+        return F.mse_loss(own[:, None] * outputs, targets)
+    return F.mse_loss(own @ outputs if own.layout == torch.strided else torch.sparse.mm(own, outputs), targets)
+
+
+FORMS = {
+    "dense": lambda x: x,
+    "expanded": lambda x: x[0, :1].expand(8),
+    "every other": lambda x: x.repeat(1, 2)[:, ::2],
+    "pinned": lambda x: x.pin_memory(),
+    "sparse": lambda x: x.relu().to_sparse_coo(),
+    "compressed": lambda x: x.relu().to_sparse_csr(),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize("is_fresh", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_batches_of_all_layouts_come_to_the_gpu(float64, gpu, form, is_fresh):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    batches = [(torch.randn(8, 6), torch.randn(8, 3), FORMS[form](torch.randn(8, 8))) for _ in range(3)]
+    made = vs.Task(model, batches, training_step=weighed, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    source = made if is_fresh else replace(made, batches=lambda: iter(batches))
+    runs = vs.sweep(source, lrs=[0.01, 0.1], num_steps=9, device="cuda", engine="vectorized")
+    assert ("captured" in runs.engine) == (form not in ("sparse", "compressed")), runs.engine
+    stock.assert_equal(runs, made, 9)
+
+
+@pytest.mark.parametrize("is_fresh", [True, False])
+def test_inputs_that_require_gradients_do_on_the_gpu(gpu, is_fresh):
+    given = torch.ones(3, requires_grad=True)
+    moved = batches.move((given,), GPU, None, is_fresh=is_fresh)[0]
+    assert (moved.device, moved.requires_grad, moved.is_leaf) == (GPU, True, True)
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])
@@ -156,6 +198,28 @@ def test_snapshot_copies_stacked_states_and_goes_on_where_it_stood(float64, gpu,
     first = vs.sweep(made, lrs=few, **how | {"num_steps": 32})
     whole = vs.sweep(made, lrs=few, **how)
     np.testing.assert_array_equal(first.extend(num_steps=32).train_loss, whole.train_loss)
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_default_device_is_no_device_of_the_engine(float64, gpu, tmp_path, engine):
+    torch.set_default_device("cuda")
+    try:
+        made = task(val_batches=task().batches)
+        made = replace(made, batches=[tuple(leaf.cpu() for leaf in batch) for batch in made.batches])
+        how = {
+            "lrs": [1e-3, 1e-2],
+            "seeds": 2,
+            "engine": engine,
+            "checkpoint": tmp_path,
+            "checkpoint_every": "16 steps",
+        }
+        runs = vs.sweep(made, num_steps=40, val_every=8, **how)
+        assert np.isfinite(runs.extend(num_steps=8).train_loss).all()
+    finally:
+        torch.set_default_device(None)
+    for i, member in enumerate(runs.members):
+        expected = stock.train(made, member.lr, 40, seed=member.seed)
+        np.testing.assert_allclose(runs.train_loss[:, i], expected.losses, rtol=1e-9)
 
 
 @pytest.mark.parametrize("is_asked", [True, False])

@@ -236,7 +236,7 @@ def move(batch: Batch, device: torch.device, dtype: torch.dtype | None, *, is_fr
     """
 
     def move_tensor(tensor: Tensor) -> Tensor:
-        if device.type == "cuda" and tensor.device.type == "cpu":
+        if device.type == "cuda" and tensor.device.type == "cpu" and has_strides(tensor):
             return _to_gpu(tensor, device, is_fresh=is_fresh)
         return tensor.to(device, non_blocking=device.type == "cuda")
 
@@ -269,14 +269,13 @@ def _to_gpu(tensor: Tensor, device: torch.device, *, is_fresh: bool) -> Tensor:
     """Copy on a stream of its own, so that the copy does not wait for the steps that are queued."""
     steps, copies = torch.cuda.current_stream(device), _copy_stream(device)
     with torch.cuda.stream(copies):
-        if is_fresh or not tensor.is_pinned():
-            pinned = tensor.pin_memory()
-        else:  # which `pin_memory` would take as it is, and the source refill while it is copied
-            pinned = torch.empty_like(tensor, pin_memory=True).copy_(tensor)
+        pinned = tensor.detach()
+        if not (is_fresh and tensor.is_pinned()):  # `pin_memory` takes what is pinned as it is, and refuses to expand
+            pinned = torch.empty_like(pinned, pin_memory=True).copy_(pinned)
         moved = pinned.to(device, non_blocking=True)
     steps.wait_stream(copies)  # what is queued from now on finds the copy done
     moved.record_stream(steps)
-    return moved
+    return moved.requires_grad_(tensor.requires_grad)
 
 
 @functools.cache
