@@ -147,7 +147,7 @@ def _pickled(value: object, *, copies_tensors: bool = False) -> bytes:
 def _content(tensor: Tensor) -> tuple[ByteArray, torch.dtype, tuple[int, ...], tuple[int, ...]]:
     """The numbers of a tensor, and how they are to be read."""
     stride = torch.empty_like(tensor, device="meta").stride()  # the same order of axes, without gaps
-    flat = torch.empty(tensor.numel(), dtype=tensor.dtype)
+    flat = torch.empty(tensor.numel(), dtype=tensor.dtype, device="cpu")
     flat.as_strided(tensor.shape, stride).copy_(tensor.detach())
     return flat.view(torch.uint8).numpy(), tensor.dtype, tuple(tensor.shape), stride
 
@@ -162,5 +162,5 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         data, dtype, shape, stride = pid
         flat = torch.from_numpy(np.array(data)).view(dtype)
-        tensor = torch.empty(0, dtype=dtype).set_(flat.untyped_storage(), 0, shape, stride)
+        tensor = torch.empty(0, dtype=dtype, device="cpu").set_(flat.untyped_storage(), 0, shape, stride)
         return tensor if self._device is None else tensor.to(self._device)

@@ -90,4 +90,4 @@ def together(copy: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 def _pinned(num_bytes: int) -> Tensor:
-    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+    return torch.empty(num_bytes, dtype=torch.uint8, device="cpu", pin_memory=True)

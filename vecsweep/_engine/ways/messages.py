@@ -144,5 +144,5 @@ def _own(data: bytearray) -> UntypedStorage:
 
 def _tensor_at(memory: UntypedStorage, place: _Place) -> Tensor:
     """A tensor that lies in this memory, and keeps it."""
-    tensor = torch.empty(0, dtype=place.dtype)
+    tensor = torch.empty(0, dtype=place.dtype, device="cpu")
     return tensor.set_(memory, place.offset // tensor.element_size(), place.shape, place.stride)
