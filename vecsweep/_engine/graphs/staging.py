@@ -64,6 +64,7 @@ class Staged:
             self._places = [None if x.is_contiguous() else place_for(x) for x in inputs]
             self._found = [torch.zeros((num_steps, *x.shape), dtype=x.dtype, device=device) for x in results]
             self._now = torch.zeros(1, dtype=torch.int64, device=device)
+            self._steps = torch.arange(num_steps, device=device)
             self._read()  # what this sets up at first must not be captured
             self._note([found[0].clone() for found in self._found])
             self._now.zero_()
@@ -103,8 +104,10 @@ class Staged:
 
     def _note(self, results: Sequence[Tensor]) -> None:
         """Keep what the step that it is now gave, and go on to the next."""
+        is_now = self._steps == self._now
         for found, result in zip(self._found, results, strict=True):
-            found.index_copy_(0, self._now, result.unsqueeze(0))
+            # Not `index_copy_`, which under deterministic algorithms sorts its index, by a dozen kernels.
+            torch.where(is_now.reshape(-1, *[1] * result.dim()), result, found, out=found)
         self._now.add_(1)
 
 
