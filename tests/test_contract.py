@@ -391,17 +391,18 @@ def test_model_of_a_member_keeps_what_the_caller_had_frozen():
     assert [p.requires_grad for p in runs.model(0).parameters()] == [p.requires_grad for p in model.parameters()]
 
 
-def short_of_memory(monkeypatch, *, at_most, from_call=1):
+def short_of_memory(monkeypatch, *, at_most, from_call=1, error=None):
     """Let steps of more than so many members fail as torch does on a full device."""
     from vecsweep._engine.ways.program import Program
 
     step, calls = Program.__call__, []
+    error = torch.OutOfMemoryError("CUDA out of memory.") if error is None else error
 
     def call(self, state, inputs, now):  # of some steps
         calls.extend([len(self._ensemble)] * len(inputs))
         if len(calls) >= from_call and len(self._ensemble) > at_most:
             state[0].mul_(2)  # half a step
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error
         return step(self, state, inputs, now)
 
     monkeypatch.setattr(Program, "__call__", call)
@@ -426,6 +427,21 @@ def test_out_of_memory_halves_the_chunks_and_loses_nothing(monkeypatch, float64,
     for i in range(8):
         for a, b in zip(runs.model(i).parameters(), expected.model(i).parameters(), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+    ],
+)
+def test_memory_that_a_library_of_cuda_finds_none_of_is_no_other_obstacle(monkeypatch, words):
+    calls = short_of_memory(monkeypatch, at_most=2, error=RuntimeError(words))
+    with pytest.warns(vs.FallbackWarning, match="not enough memory for chunks of 4 members"):
+        vs.sweep(mlp_task(), lrs=[0.01, 0.02, 0.03, 0.04], num_steps=4, engine="vectorized", chunk_size=4)
+    assert {4, 2} <= set(calls)
 
 
 def test_out_of_memory_for_a_single_member_is_the_error_itself(monkeypatch):

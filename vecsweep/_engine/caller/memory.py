@@ -27,6 +27,11 @@ _OWN_MMAP_BYTES, _OWN_TRIM_BYTES = 2**25, 2**26
 _APART_BYTES = 2**16  # from which on a block is large: what Python allocates besides tensors is smaller
 _SHORT_BYTES = 2**20  # from which on blocks are given back where memory has run out
 _LONG_RUN_S = 1.0  # from which on what a run leaves is given back at once, which takes a while, too
+# What else PyTorch says in a RuntimeError, of the CPU's allocator, of CUDA, cuBLAS and cuDNN.
+_NO_MEMORY = (
+    *("DefaultCPUAllocator", "CUDA error: out of memory"),
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED"),
+)
 # What sets an allocator from outside: glibc's two ways, another library in its place, and torch's own on a GPU.
 _VARIABLES = (
     *("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"),
@@ -104,8 +109,8 @@ def _is_set_up() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the machine lacks memory; on a CPU torch says so in an ordinary RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether the machine lacks memory; not only PyTorch's own allocator for GPUs finds none."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _glibc() -> Any:
