@@ -14,6 +14,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor
 
 import vecsweep as vs
+from vecsweep._engine.graphs import capture
 
 _PLANNED_STEPS = 20_000  # so many that whatever a sweep does once, at its start, is worth its while
 BRIEF: dict[str, Any] = {"num_steps": 200, "patience_s": 0.0}  # for `PausedSweep`: too short to time anything
@@ -89,11 +90,15 @@ class GraphedStockLoop:
     Args:
         task: what is trained; its optimizer is a function.
         lrs: of the members.
+
+    Raises:
+        RuntimeError: a step cannot be captured; no other is disturbed.
     """
 
     def __init__(self, task: vs.Task, lrs: np.ndarray) -> None:
         self._batches = itertools.cycle([tuple(leaf.cuda() for leaf in batch) for batch in task.batches])
         self._inputs, self._targets = (leaf.clone() for leaf in next(self._batches))
+        self._trained: list[tuple[torch.nn.Module, torch.optim.Optimizer]] = []  # on whose memory the graphs work
         self._graphs = [self._capture(task, float(lr)) for lr in lrs]
 
     def train(self, num_members: int, num_steps: int) -> None:
@@ -107,26 +112,23 @@ class GraphedStockLoop:
     def _capture(self, task: vs.Task, lr: float) -> torch.cuda.CUDAGraph:
         model = copy.deepcopy(task.model)
         optimizer = task.optimizer(model.parameters())
+        self._trained.append((model, optimizer))
         for group in optimizer.param_groups:
             group["lr"] = lr
             if "capturable" in group:
                 group["capturable"] = True
 
-        def step() -> None:
+        @torch.enable_grad()
+        def step(*_: Tensor) -> list[Tensor]:
             optimizer.zero_grad()
             task.loss_fn(model(self._inputs), self._targets).backward()
             optimizer.step()
+            return []
 
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # what is set up at first must not be captured
+        with capture.aside(self._inputs.device):  # what is set up at first must not be captured
             for _ in range(3):
                 step()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        return graph
+        return capture.Captured(step, [self._inputs], [], capture.Pool())._graph
 
 
 class StockLoop:

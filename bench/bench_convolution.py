@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from conftest import Compare
 from torch import Tensor
 
+from vecsweep._engine.graphs import capture
+
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 ROUNDS = 5
@@ -94,6 +96,7 @@ WAYS: dict[str, Way] = {
 def _passes(way: Way, x: Tensor, weight: Tensor, grad: Tensor) -> Callable[[], Sequence[Tensor]]:
     """Forward and backward; on a GPU as a graph."""
 
+    @torch.enable_grad()
     def run() -> Sequence[Tensor]:
         own, w = x.detach().requires_grad_(), weight.detach().requires_grad_()
         y = way(own, w)
@@ -101,21 +104,10 @@ def _passes(way: Way, x: Tensor, weight: Tensor, grad: Tensor) -> Callable[[], S
 
     if not ON_GPU:
         return run
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(3):
-            run()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = run()
-
-    def replay() -> Sequence[Tensor]:
-        graph.replay()
-        return results
-
-    return replay
+    with capture.aside(x.device):
+        run()
+    graph = capture.Captured(lambda _: list(run()), [x], [], capture.Pool())
+    return lambda: graph([])
 
 
 @pytest.mark.parametrize("channels", [(3, 32), (64, 64), (128, 128)], ids=str)

@@ -120,7 +120,6 @@ def _in_a_process(*given: object) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, __file__, *map(str, given), str(torch.get_num_threads())],
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
         text=True,
         check=True,
         env={key: value for key, value in os.environ.items() if not key.startswith("MALLOC_")},

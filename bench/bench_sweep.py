@@ -77,7 +77,7 @@ def bench_steps(case: Case, interleave: Interleave, record: Record, tiny: bool) 
         sweep = PausedSweep(task, lrs, workload.window_steps, **(BRIEF if tiny else {}), **LEVELS[case.level])
         step_s, start_s = sweep.settle()
         stock, num_trained = _stock(task, lrs, workload.window_steps)
-        graphed = GraphedStockLoop(task, lrs[:1]) if ON_GPU and isinstance(task.batches, list) else None
+        graphed, note = _graphed(task, lrs[:1]) if ON_GPU and isinstance(task.batches, list) else (None, "")
         num_windows = 1 if tiny else int(np.ceil(SPAN_S / (step_s * workload.window_steps)))
         faults: list[float] = []
 
@@ -117,6 +117,7 @@ def bench_steps(case: Case, interleave: Interleave, record: Record, tiny: bool) 
         stock_members_timed=num_trained,
         window_steps=workload.window_steps,
         engine=runs.engine,
+        **({"note": note} if note else {}),
     )
 
 
@@ -181,6 +182,14 @@ def make(workload: Workload) -> vs.Task:
     """Make the task of a workload, on the GPU if there is one."""
     task = workload.make()
     return replace(task, model=task.model.cuda()) if ON_GPU else task
+
+
+def _graphed(task: vs.Task, lrs: np.ndarray) -> tuple[GraphedStockLoop | None, str]:
+    """A plain loop as CUDA graphs; where it cannot be one, why, lest that keeps the other arms from being timed."""
+    try:
+        return GraphedStockLoop(task, lrs), ""
+    except RuntimeError as error:
+        return None, f"not graphed: {str(error).partition(chr(10))[0]}"
 
 
 def _stock(task: vs.Task, lrs: np.ndarray, num_steps: int) -> tuple[StockLoop, int]:

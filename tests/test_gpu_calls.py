@@ -4,9 +4,11 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from clusters import is_alive
 
 BENCH = Path(__file__).parent.parent / "bench"
 
@@ -55,6 +57,22 @@ def test_part_that_a_call_has_no_time_for_has_its_turn_in_the_next(gpu, tmp_path
     flag.touch()
     found = gpu.run(parts, tmp_path / "notes", 60, say=lambda line: None)
     assert {noted["result"] for noted in found.values()} == {"passed"}
+
+
+def test_what_a_part_has_started_ends_with_it(gpu, tmp_path):
+    pid = tmp_path / "pid"
+    code = f"""import pathlib, subprocess, sys
+left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path({str(pid)!r}).write_text(str(left.pid))"""
+    gpu.run([part(gpu, "leaves one", code)], tmp_path / "notes", 60, say=lambda line: None)
+    until_s = time.monotonic() + 60
+    while is_alive(int(pid.read_text())) and time.monotonic() < until_s:
+        time.sleep(0.01)
+    assert not is_alive(int(pid.read_text()))
+
+
+def test_rehearsal_has_the_limits_of_the_parts(gpu):
+    assert [part.rehearsal.limit_s for part in gpu.PARTS] == [part.limit_s for part in gpu.PARTS]
 
 
 def test_parts_name_files_that_there_are_and_every_file_of_tests_on_a_device(gpu):
