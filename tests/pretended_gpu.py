@@ -111,6 +111,7 @@ class PretendedGpu(Cuda):
         self.unplaced = Marks()  # what an operator made of nothing, on the device that it takes its inputs to be on
         self.generator = torch.Generator()
         self._late, self._num_seen = [], 0  # copies that are under way
+        self._is_lost = False  # by an assertion of a kernel, after which nothing runs any more
         self._deepcopy_on_cpu = Tensor.__deepcopy__
         for name, value in {
             "is_available": lambda: True,
@@ -188,6 +189,10 @@ class PretendedGpu(Cuda):
             raise RuntimeError("Only dense CPU tensors can be pinned")
         if here:
             _check_devices(func, there)
+            is_refused = func is _ATEN.binary_cross_entropy.default and not ((args[0] >= 0) & (args[0] <= 1)).all()
+            self._is_lost |= bool(is_refused)
+        if self._is_lost and (here or is_here):
+            raise RuntimeError("CUDA error: device-side assert triggered")
         if func in _BETWEEN:
             self._note_copy(func, args, kwargs, is_here=is_here)
         elif here and is_awaited(func, args, kwargs):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -83,7 +84,7 @@ def test_parts_name_files_that_there_are_and_every_file_of_tests_on_a_device(gpu
         f"tests/{path.name}"
         for path in tests.glob("test_*.py")
         if path.name != Path(__file__).name
-        if 'usefixtures("device")' in path.read_text() or '"float64", "device"' in path.read_text()
+        if re.search(r'usefixtures\("device"\)|"float64", "device"|\ndef test_\w+\(.*\bdevice\b', path.read_text())
     }
     assert on_device
     assert on_device <= named

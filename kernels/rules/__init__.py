@@ -102,7 +102,8 @@ class OpenDraws(CallMode):
 
     On a GPU fused attention draws in an order of its own, and cuDNN's recurrent layers draw from a state that no
     generator has. Neither could be repeated for all members, nor for one that trains alone. Attention with dropout is
-    computed by `SDPBackend.MATH` here, and recurrent layers with dropout without cuDNN; all else is left as it is.
+    computed by `SDPBackend.MATH` here, and recurrent layers with dropout without cuDNN. A binary cross entropy raises
+    on the host, before its kernel ends all; all else is left as it is.
 
     Attributes:
         is_needed: whether there was such a function.
@@ -123,6 +124,9 @@ class OpenDraws(CallMode):
             self.is_needed = True
             with _openly():
                 return func(*args, **kwargs)
+        if func is F.binary_cross_entropy and (args[0] if args else kwargs["input"]).device.type == "cuda":
+            self.is_needed = True
+            check.raise_on_host(*args, **kwargs)
         # The one function written in Python that calls one of these.
         return super().handle(func, args, kwargs) if func is F.multi_head_attention_forward else func(*args, **kwargs)
 

@@ -50,6 +50,15 @@ def by_info(variant: Callable[..., Any]) -> Callable[..., Checked]:
     return compute
 
 
+def raise_on_host(input: Tensor, *_: Any, **__: Any) -> None:
+    """Raise where F.binary_cross_entropy does on a CPU.
+
+    On a GPU its kernel would find that out, and nothing could be computed there any more by the process.
+    """
+    if not ((input >= 0) & (input <= 1)).all():
+        raise RuntimeError("all elements of input should be between 0 and 1")
+
+
 def of_finite(function: Callable[..., Any], name: str) -> Callable[..., Checked]:
     """A function that raises where its first argument, of this name, is not finite."""
 

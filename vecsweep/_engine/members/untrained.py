@@ -19,6 +19,7 @@ from vecsweep._engine.data.batches import copy_batch
 from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._types import Batch
+from vecsweep.kernels.rules import OpenDraws
 
 
 def untrained_losses(learner: Learner, batches: Sequence[Batch], seed: int, streams: Streams) -> Tensor:
@@ -83,7 +84,8 @@ def _loss(learner: Learner, weights: Mapping[str, Tensor], batch: Batch) -> Tens
     if not weights:
         return learner.objective.compute(batch)
     copies = {name: value if value.requires_grad else value.clone() for name, value in weights.items()}
-    return learner.objective.evaluate(copies, batch)
+    with OpenDraws():
+        return learner.objective.evaluate(copies, batch)
 
 
 def is_of_weights(error: Exception, own: Callable[[], object], untrained: Callable[[], object]) -> bool:
