@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import vecsweep as vs
+from vecsweep._engine.caller.copying import copy_model
 
 ENGINES = ["vectorized", "sequential"]
 LRS = (0.02, 0.1)
@@ -190,3 +191,15 @@ def test_frozen_weights_are_in_memory_once(engine):
     command = [sys.executable, "-W", "ignore", "-c", RUN, engine]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     assert float(done.stdout) < 0.7
+
+
+def test_copied_recurrent_layers_are_put_in_one_piece_for_a_gpu_unless_they_are_lent(monkeypatch):
+    flattened = []
+    monkeypatch.setattr(nn.RNNBase, "flatten_parameters", lambda layer: flattened.append(layer))
+    model = nn.Sequential(nn.LSTM(2, 3), nn.GRU(3, 3))
+    flattened.clear()
+    copied, _ = copy_model(model)
+    assert flattened == list(copied)
+    flattened.clear()
+    copied, _ = copy_model(model, lent={"0.weight_hh_l0": model[0].weight_hh_l0})
+    assert flattened == [copied[1]]

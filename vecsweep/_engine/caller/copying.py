@@ -38,7 +38,8 @@ def copy_model(
         for leaf in pytree.tree_leaves(vars(module))
         if isinstance(leaf, Tensor) and not leaf.is_leaf
     }
-    memo |= share((lent or {}).values())
+    memo |= (exchanged := share((lent or {}).values()))
+    shared = {id(own) for own in exchanged.values()}
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
@@ -55,6 +56,8 @@ def copy_model(
         for hook in accumulation_hooks_of(parameter):
             own.register_post_accumulate_grad_hook(hook)
     for module in list(copied.modules()):
+        if isinstance(module, nn.RNNBase) and not any(id(p) in shared for p in module.parameters()):
+            module.flatten_parameters()  # which cuDNN wants in one piece, and warns at each pass of others
         vars(module).pop("_compiled_call_impl", None)  # of `model.compile()`
         if hasattr(module, _PACKS):
             setattr(module, _PACKS, False)
