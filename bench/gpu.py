@@ -68,7 +68,7 @@ PARTS = (
     _tests("training", "tests/test_training.py"),
     _tests("rules", "tests/test_rules.py"),
     _tests("updates", "tests/test_updates.py"),
-    _tests("refused numbers", "tests/test_refused_numbers.py"),
+    _tests("refused numbers and draws", "tests/test_refused_numbers.py", "tests/test_evaluation_draws.py"),
     _bench("sweep", "-k", "digits or range"),
     _bench("sweep", "-k", "steps and (mnist or cnn or gpt or lstm or frozen)"),
     _bench("sweep", "-k", "steps and (vgg or resnet18)"),
