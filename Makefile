@@ -21,7 +21,7 @@ data: $(DEMO_STAMP)
 
 # The tests, then every arm of every bench once.
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest bench --benchmark-disable
 
 # What the tests of MLflow and Trackio need is much, and is not installed otherwise.

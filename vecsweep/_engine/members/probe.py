@@ -86,7 +86,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
             with checkpoints_run_through():  # and autograd, because a loss may take gradients itself
                 elsewhere = _forward(learner, others, batch)[1]
             # An average of weights that starts at the weights is changed only by other weights.
-            changed, member_buffers = changed | elsewhere.keys(), _differing(first, elsewhere)
+            changed, member_buffers = changed.union(elsewhere), _differing(first, elsewhere)
         if keeps:
             # What another pass has left, with other weights: is it read by the next, or does it count passes?
             streams.rewind("model", seed, start)
