@@ -81,7 +81,7 @@ LAYERS = {
     "engine": [
         "_engine _engine.caller _engine.data _engine.graphs _engine.keeping _engine.members _engine.ways",
         """_engine.caller.lending _engine.caller.memory _engine.caller.modes _engine.caller.places _engine.caller.rng
-        _engine.caller.room""",
+        _engine.caller.rebinding _engine.caller.room""",
         "_engine.caller.copying _engine.caller.wholes",
         "_engine.caller.reach",
         "_engine.caller.watch",
@@ -93,7 +93,7 @@ LAYERS = {
         _engine.graphs.levels""",
         "_engine.graphs.formulas _engine.graphs.joining _engine.graphs.staging",
         "_engine.graphs.lowering",
-        "_engine.members.divergence _engine.members.objective _engine.members.sameness",
+        "_engine.members.divergence _engine.members.objective _engine.members.reads _engine.members.sameness",
         "_engine.members.templates _engine.members.work",
         "_engine.members.ensemble",
         "_engine.members.stock",

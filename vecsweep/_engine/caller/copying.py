@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from vecsweep._engine.caller.lending import share
 from vecsweep._engine.caller.memory import is_out_of_memory
+from vecsweep._engine.caller.rebinding import Rebinder
 from vecsweep.several import Several, parts_of
 
 # In eval mode bitsandbytes packs weights of four bits anew for some CPUs, in place, after which they train no more.
@@ -21,6 +22,8 @@ def copy_model(
     model: nn.Module, optimizer: Optimizer | None = None, *, lent: Mapping[str, nn.Parameter] | None = None
 ) -> tuple[nn.Module, Optimizer | None]:
     """Copy a model with the hooks on its parameters, and with it an optimizer over them; what is compiled is plain.
+
+    Functions that its modules keep refer to the copy where they referred to the model.
 
     Args:
         model: the model.
@@ -50,11 +53,13 @@ def copy_model(
             f"There is not enough memory for a copy of the model. A member has {size:.3g} MiB of parameters. Train a "
             f"smaller one, or free some memory; {error}"
         ) from error
+    rebound = Rebinder(memo)
+    rebound.rebind_(copied)
     for own, parameter in zip(copied.parameters(), model.parameters(), strict=True):
         for hook in hooks_of(parameter):
-            own.register_hook(hook)
+            own.register_hook(rebound(hook))
         for hook in accumulation_hooks_of(parameter):
-            own.register_post_accumulate_grad_hook(hook)
+            own.register_post_accumulate_grad_hook(rebound(hook))
     for module in list(copied.modules()):
         if isinstance(module, nn.RNNBase) and not any(id(p) in shared for p in module.parameters()):
             module.flatten_parameters()  # which cuDNN wants in one piece, and warns at each pass of others

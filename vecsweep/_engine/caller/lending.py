@@ -93,7 +93,7 @@ def _of_same_memory(p: nn.Parameter) -> Tensor:
     shared = copy.deepcopy(p)  # with what it takes to read the numbers, which passes may change
     shared.data = p.detach()
     for name, value in vars(p).items():
-        if isinstance(value, Tensor) and _place(value) == _place(p):
+        if isinstance(value, Tensor) and memory_of(value) == memory_of(p):
             setattr(shared, name, value)
     return shared
 
@@ -115,7 +115,7 @@ class Lent(TorchDispatchMode):
         self._data = {name: p.detach() for name, p in self._parameters.items()}
         self._names = defaultdict[int, list[str]](list)
         for name, p in self._parameters.items():
-            self._names[_place(p)].append(name)
+            self._names[memory_of(p)].append(name)
         self._before: dict[str, Tensor] = {}
 
     def __enter__(self) -> "Lent":
@@ -133,7 +133,7 @@ class Lent(TorchDispatchMode):
                 self.changed[name] = self._data[name].clone()
                 self._data[name].copy_(before)
             for name, p in self._parameters.items():
-                if _place(p) != _place(self._data[name]):  # `p.data = ...`, which is no operator
+                if memory_of(p) != memory_of(self._data[name]):  # `p.data = ...`, which is no operator
                     self.changed[name] = p.detach().clone()
                     p.data = self._data[name]
 
@@ -145,11 +145,11 @@ class Lent(TorchDispatchMode):
             written = [given.get(a.name) for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
             for leaf in pytree.tree_leaves(written):
                 if isinstance(leaf, Tensor) and leaf.layout == torch.strided:
-                    for name in self._names.get(_place(leaf), ()):
+                    for name in self._names.get(memory_of(leaf), ()):
                         self._before.setdefault(name, self._data[name].clone())
         return func(*args, **kwargs)
 
 
-def _place(tensor: Tensor) -> int:
+def memory_of(tensor: Tensor) -> int:
     """What tells the memory of a tensor from that of others: views and aliases have it in common."""
     return tensor.untyped_storage()._cdata

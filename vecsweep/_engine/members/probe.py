@@ -1,7 +1,7 @@
 """Probe: what one kind of batch does to a model, seen by ordinary forward passes before anything is batched."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from vecsweep._engine.caller.copying import accumulation_hooks_of, hooks_of
-from vecsweep._engine.caller.lending import Lent, is_special
+from vecsweep._engine.caller.lending import Lent
 from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state
 from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.batches import copy_batch
 from vecsweep._engine.data.layouts import has_strides, ragged_in
 from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.reads import Reads
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.work import Work, WorkCounter
 from vecsweep._types import Batch
@@ -60,17 +61,17 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         ValueError: the loss is not a scalar, or does not depend on what is trained.
     """
     original, learner = learner, learner.copy()  # what a loss does to parameters or attributes in place stays there
-    parameters: dict[str, Tensor] = dict(learner.parameters)
+    parameters: dict[str, Tensor] = {name: _clone(p) for name, p in learner.parameters.items()}
     start = streams.mark("model", seed)
-    recorder, counter = Recorder(), WorkCounter()
+    recorder, counter, reads = Recorder(), WorkCounter(), Reads(_named(learner))
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
     with watch.undisturbed():
         with recorder, checkpoints_run_through() as checkpoints:
-            loss, first = _forward(learner, parameters, batch, counter)
+            loss, first = _forward(learner, parameters, batch, [counter, reads])
         end = streams.mark("model", seed)
         nodes = _autograd_nodes(loss)
-        _check_depends_on(nodes, learner)
-        activation_bytes = _count_activations(nodes, learner)
+        _check_depends_on(nodes, [*learner.model.parameters(), *parameters.values()])
+        activation_bytes = _count_activations(nodes, parameters.values())
         streams.rewind("model", seed, start)
         for draw in recorder.draws:
             draw()
@@ -109,8 +110,13 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     obstacle = None
     if kept:
         obstacle = f"the forward pass keeps something for the next in {kept[0]}"
-    elif written := [name for name, p in original.parameters.items() if not is_same(p, learner.parameters[name])]:
+    elif written := [name for name, p in original.parameters.items() if not is_same(p, parameters[name])]:
         obstacle = f"the forward pass changes the parameter {written[0]!r} in place"
+    elif reads.names:
+        obstacle = (
+            f"the forward pass takes {next(iter(reads.names))!r} from a list, an object or a function beside the "
+            "module that it is registered in; take it from the module, or from an `nn.ParameterList`"
+        )
     elif checkpoints.has_any and changed:
         name = next(filter(changed.__contains__, learner.constants))
         obstacle = f"a recomputed checkpoint may change {name!r} twice"
@@ -134,6 +140,16 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     )
 
 
+def _clone(p: Tensor) -> nn.Parameter:
+    """A parameter that takes the place of another, in memory of its own."""
+    return nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
+
+
+def _named(learner: Learner) -> dict[str, Tensor]:
+    """What is a member's own, by name: a pass is given other tensors in the place of these."""
+    return {n: t for n, t in (learner.parameters | learner.constants).items() if n not in learner.objective.lent}
+
+
 def _autograd_nodes(loss: Tensor) -> list[Any]:
     """Everything that autograd would go through on its way back from the loss."""
     pending, seen = [loss.grad_fn], dict[Any, None]()
@@ -145,9 +161,9 @@ def _autograd_nodes(loss: Tensor) -> list[Any]:
     return list(seen)
 
 
-def _count_activations(nodes: Sequence[Any], learner: Learner) -> int:
+def _count_activations(nodes: Sequence[Any], parameters: Iterable[Tensor]) -> int:
     """The bytes that autograd keeps for each member: what depends on its parameters, and they themselves aside."""
-    own = {p.untyped_storage().data_ptr() for p in learner.model.parameters() if not is_special(p)}
+    own = {p.untyped_storage().data_ptr() for p in parameters}
     kept = {}
     for node in nodes:
         for name in dir(node):
@@ -157,14 +173,14 @@ def _count_activations(nodes: Sequence[Any], learner: Learner) -> int:
     return sum(num_bytes for place, num_bytes in kept.items() if place not in own)
 
 
-def _check_depends_on(nodes: Sequence[Any], learner: Learner) -> None:
-    """Raise ValueError unless a loss depends on the learner's parameters, and on no others."""
+def _check_depends_on(nodes: Sequence[Any], parameters: Iterable[Tensor]) -> None:
+    """Raise ValueError unless a loss depends on some of these parameters, and on no others."""
     if not nodes:
         raise ValueError(
             "The loss must depend on the trained parameters; got one that does not require grad. Look for "
             "`.detach()`, `.item()` or `torch.no_grad()` between the model's output and the loss."
         )
-    own = {id(p) for p in learner.model.parameters()}
+    own = set(map(id, parameters))
     for node in nodes:
         variable = getattr(node, "variable", None)
         if isinstance(variable, nn.Parameter) and id(variable) not in own:
@@ -190,7 +206,7 @@ def _forward(
     learner: Learner,
     parameters: dict[str, Tensor],
     batch: Batch,
-    counter: AbstractContextManager[object] | None = None,
+    watching: Sequence[AbstractContextManager[object]] = (),
     before: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Evaluate the loss on copies of what is not trained, where that is so `before`; return those that this changed."""
@@ -199,7 +215,9 @@ def _forward(
     before = learner.constants | dict(before)
     tensors = parameters | {name: t.clone() for name, t in before.items() if name not in shared}
     batch = copy_batch(batch)
-    with counter or OpenDraws(), lent:  # draws are open in a pass that is recorded, too
+    with ExitStack() as stack:
+        for context in (*(watching or [OpenDraws()]), lent):  # draws are open in a pass that is recorded, too
+            stack.enter_context(context)
         loss = learner.objective.evaluate(tensors, batch)
     tensors |= lent.changed
     return loss, {n: tensors[n] for n in before if n in tensors and not is_same(tensors[n], before[n])}
