@@ -280,12 +280,29 @@ def test_an_iterator_that_members_share_is_named():
         )
 
 
+def lerp_(target, online):
+    target.lerp_(online, 0.1)
+
+
+def scale_and_add_to_data(target, online):
+    target.data.mul_(0.9).add_(online.data, alpha=0.1)
+
+
+def copy_into_data(target, online):
+    target.data.copy_(0.1 * online.data + (1 - 0.1) * target.data)
+
+
+def exchange_data(target, online):
+    target.data = target.data * 0.9 + online.data * 0.1
+
+
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])
-def test_a_target_net_is_the_members_own_and_is_handed_on(engine):
+@pytest.mark.parametrize("move", [lerp_, scale_and_add_to_data, copy_into_data, exchange_data], ids=lambda f: f.__name__)
+def test_a_target_net_is_the_members_own_and_is_handed_on(engine, move):
     def step(model, batch):
         with torch.no_grad():
             for target, online in zip(model.target.parameters(), model.online.parameters(), strict=True):
-                target.lerp_(online, 0.1)
+                move(target, online)
         return F.mse_loss(model.online(batch[0]), model.target(batch[0])) + F.mse_loss(model.online(batch[0]), batch[1])
 
     torch.manual_seed(0)
@@ -298,6 +315,38 @@ def test_a_target_net_is_the_members_own_and_is_handed_on(engine):
         for key, value in trained.state_dict().items():
             torch.testing.assert_close(runs.model(i).state_dict()[key], value, rtol=1e-9, atol=1e-12)
         assert not any(p.requires_grad for p in runs.model(i).target.parameters())
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_a_step_that_freezes_one_of_two_nets_in_between_trains_both(engine):
+    """As adversarial nets are trained, with batch norm, of which passes change the buffers."""
+
+    class Nets(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.maker = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh())
+            self.judge = nn.Linear(4, 1)
+
+    def step(model, batch):
+        made = model.maker(torch.randn_like(batch[0]))
+        told = F.softplus(-model.judge(batch[0])).mean() + F.softplus(model.judge(made.detach())).mean()
+        for parameter in model.judge.parameters():
+            parameter.requires_grad_(False)
+        taken = F.softplus(-model.judge(made)).mean()
+        for parameter in model.judge.parameters():
+            parameter.requires_grad_(True)
+        return told + taken
+
+    torch.manual_seed(0)
+    model = Nets().double()
+    runs, messages = sweep(model, step, engine)
+    assert not messages
+    for i, lr in enumerate(LRS):
+        torch.manual_seed(0)  # what a sweep's first seed draws
+        losses, trained = train_plainly(model, lambda: step, lr)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+        for key, value in trained.state_dict().items():
+            torch.testing.assert_close(runs.model(i).state_dict()[key], value, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])

@@ -83,7 +83,8 @@ CHECKS: dict[Callable[..., Any], Callable[..., check.Checked]] = {
     torch.linalg.svdvals: check.of_finite(torch.linalg.svdvals, "A"),
 }
 
-# Tensor.requires_grad is a property that torch makes in C.
+# Properties that torch makes in C.
+_DATA, _SET_DATA = Tensor.data.__get__, Tensor.data.__set__  # type: ignore[attr-defined]
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _SET_REQUIRES_GRAD = (Tensor.requires_grad_, Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 
@@ -222,6 +223,10 @@ class MemberRules(CallMode):
             with enable_inplace_requires_grad(True):
                 _innermost(args[0]).requires_grad_(*args[1:], **kwargs)
             return args[0]
+        if func == _DATA:
+            return args[0].detach()
+        if func == _SET_DATA and _is_all_of_itself(*args):
+            return args[0].copy_(args[1])
         if func is torch.empty and self._of_seeds is not None:
             like = func(*args, **kwargs)  # into which a draw may be written, as `Normal.rsample` does
             return self._of_seeds.new_empty(like.shape, dtype=like.dtype, device=like.device)
@@ -249,6 +254,13 @@ class MemberRules(CallMode):
             next(self._draws, None)
             yield drawn
         raise UnforeseenDrawError("random numbers are drawn that were not foreseen")
+
+
+def _is_all_of_itself(tensor: Tensor, data: Tensor) -> bool:
+    """Whether to give a tensor other data is to write them into it: it is no part of another, nor seen by autograd."""
+    own = _innermost(tensor)
+    is_alone = not own.requires_grad and own._base is None
+    return is_alone and (data.shape, data.dtype, data.device) == (tensor.shape, tensor.dtype, tensor.device)
 
 
 def _innermost(tensor: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         draws_numbers = not is_same_state(repeated, end)
         keeps = bool(watch.changes())
         kept, changed, member_buffers = list[str](), frozenset(first), frozenset[str]()
-        others = {name: 1.1 * p + 0.01 for name, p in parameters.items()}
+        others: dict[str, Tensor] = {name: _clone(1.1 * p + 0.01) for name, p in parameters.items()}
         if keeps or learner.constants:
             watch.restore()
             streams.rewind("model", seed, start)
@@ -142,7 +142,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
 
 def _clone(p: Tensor) -> nn.Parameter:
     """A parameter that takes the place of another, in memory of its own."""
-    return nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad)
+    return nn.Parameter(p.detach().clone())
 
 
 def _named(learner: Learner) -> dict[str, Tensor]:
