@@ -126,6 +126,14 @@ LAYERS = {
         lambda: image(nn.Conv2d(2, 4, 3), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(4, 3, 2, bias=False), features=3),
         IMAGE,
     ),
+    "conv2d-viewed": (
+        lambda: flat(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.MaxPool2d(2), Lambda(lambda x: x.view(-1, 16)), features=16),
+        IMAGE,
+    ),
+    "conv2d-viewed-as-another": (
+        lambda: flat(nn.Conv2d(2, 4, 3), Lambda(lambda x: x.view_as(x.new_empty(len(x), 64))), features=64),
+        IMAGE,
+    ),
     "conv2d-strided-dilated": (lambda: image(nn.Conv2d(2, 4, 2, stride=2, dilation=2), features=16), IMAGE),
     "conv2d-depthwise": (lambda: image(nn.Conv2d(2, 4, 3, groups=2), features=64), IMAGE),
     "conv2d-same-in-strings": (lambda: image(nn.Conv2d(2, 3, 3, padding="same", bias=False), features=108), IMAGE),

@@ -297,7 +297,7 @@ def exchange_data(target, online):
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])
-@pytest.mark.parametrize("move", [lerp_, scale_and_add_to_data, copy_into_data, exchange_data], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("move", [lerp_, scale_and_add_to_data, copy_into_data, exchange_data])
 def test_a_target_net_is_the_members_own_and_is_handed_on(engine, move):
     def step(model, batch):
         with torch.no_grad():

@@ -100,6 +100,42 @@ class OneByOne(nn.Module):
         return self.head(torch.cat([inputs, sums[:, None]], 1))
 
 
+class Convolved(nn.Module):
+    """Numbers in an order that members do not have them in, in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(1, 2, (1, 2)), nn.Linear(8, 3)
+
+    def forward(self, inputs):
+        return self.head(self.seen(self.body(inputs.view(-1, 1, 2, 3))))
+
+
+class WrittenView(Convolved):
+    """A view that is written into, and then the base is read."""
+
+    def seen(self, images):
+        rows = images.view(-1, 8)
+        rows.tanh_()
+        return images.flatten(1)
+
+
+class WrittenBase(Convolved):
+    """A base that is written into, and then the view is read."""
+
+    def seen(self, images):
+        rows = images.view(-1, 8)
+        images.tanh_()
+        return rows
+
+
+class Strided(Convolved):
+    """Rows by where they lie in memory."""
+
+    def seen(self, images):
+        return images.as_strided((len(images), 8), (8, 1))
+
+
 def make_task(kind):
     torch.manual_seed(0)
     batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(5)]
@@ -120,6 +156,17 @@ def test_members_that_write_into_new_tensors_are_batched_and_equal_to_a_plain_lo
         model = stock.train(task, member.lr, NUM_STEPS, seed=member.seed).model.eval()
         expected = np.mean([F.cross_entropy(model(x), y).item() for x, y in task.val_batches])
         assert runs.metrics["val_loss"][-1, i] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [(WrittenView, "writes into a view"), (WrittenBase, "writes into a view"), (Strided, "`as_strided` goes by")],
+)
+def test_what_goes_by_memory_that_members_have_otherwise_trains_as_in_a_plain_loop(kind, told):
+    task = make_task(kind)
+    with pytest.warns(vs.FallbackWarning, match=told):
+        runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, engine="vectorized", divergence_factor=None)
+    stock.assert_equal(runs, task, NUM_STEPS)
 
 
 def test_run_that_is_gone_on_with_still_writes_into_tensors_of_each_member(tmp_path):

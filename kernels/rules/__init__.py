@@ -186,12 +186,15 @@ class MemberRules(CallMode):
         self._drawn = iter(drawn)
         self._of_seeds = next(filter(is_mapped, drawn), None)  # one that each seed has drawn for itself
         self._level = torch._C._functorch.maybe_current_level()
+        self._apart: list[tuple[Tensor, int]] = []  # what would share memory in an ordinary pass, and its version
         self.is_good: Tensor | None = None
 
-    def check_all_drawn(self) -> None:
-        """Raise RuntimeError if the code has drawn less than was recorded."""
+    def check_end(self) -> None:
+        """Raise RuntimeError if the code has drawn less than was recorded, or written into what is a view elsewhere."""
         if next(self._draws, None) is not None:
             raise RuntimeError("the loss draws fewer random numbers than in an ordinary pass")
+        if any(_innermost(tensor)._version != version for tensor, version in self._apart):
+            raise RuntimeError("the loss writes into a view, or into what it is a view of, that is a copy for members")
 
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute one call by its rule, if it has one."""
@@ -227,6 +230,10 @@ class MemberRules(CallMode):
             return args[0].detach()
         if func == _SET_DATA and _is_all_of_itself(*args):
             return args[0].copy_(args[1])
+        if func in (Tensor.view, Tensor.view_as) and not kwargs:
+            return self._view(func, *args)
+        if func in (Tensor.as_strided, torch.as_strided) and is_mapped(args[0]):
+            raise RuntimeError("`as_strided` goes by where numbers lie in memory, which is elsewhere for members")
         if func is torch.empty and self._of_seeds is not None:
             like = func(*args, **kwargs)  # into which a draw may be written, as `Normal.rsample` does
             return self._of_seeds.new_empty(like.shape, dtype=like.dtype, device=like.device)
@@ -247,6 +254,19 @@ class MemberRules(CallMode):
             with self:
                 return RULES[func](*args, **kwargs, drawn=self._hidden_drawn())
         return NotImplemented
+
+    def _view(self, func: Callable[..., Any], tensor: Tensor, *shape: Any) -> Tensor:
+        """View a tensor, or copy what lies otherwise than in an ordinary pass, such as images with channels last."""
+        try:
+            viewed: Tensor = func(tensor, *shape)
+        except RuntimeError as error:
+            if "view size is not compatible" not in str(error):
+                raise
+        else:
+            return viewed
+        copied = tensor.reshape_as(*shape) if func is Tensor.view_as else tensor.reshape(*shape)
+        self._apart += [(own, _innermost(own)._version) for own in (tensor, copied)]
+        return copied
 
     def _hidden_drawn(self) -> Iterator[Tensor]:
         """What was drawn for a function that draws inside."""

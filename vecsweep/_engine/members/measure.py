@@ -98,7 +98,7 @@ def measure_at_once(
         rules = MemberRules(foreseen.draws, drawn, owns_new=objective.owns_new)
         with checkpoints_run_through(), functions_for_each(), rules:
             measured = objective.measure(parameters | shared | own, batch)
-        rules.check_all_drawn()
+        rules.check_end()
         if rules.is_good is None:
             return measured
         objective.has_checks = True

@@ -187,7 +187,7 @@ class Step:
             rules = MemberRules(draws, drawn, owns_new=self._objective.owns_new)
             with checkpoints_run_through(), functions_for_each(), rules:
                 loss = self._objective.evaluate(tensors, batch)
-            rules.check_all_drawn()
+            rules.check_end()
             if rules.is_good is not None:
                 self._objective.has_checks = True
                 loss = torch.where(rules.is_good, loss, REFUSED)
