@@ -1,6 +1,7 @@
 """Ordinary stumbles, and what is said about each: the remedy is in the message."""
 
 import os
+import re
 import warnings
 
 import pytest
@@ -215,3 +216,59 @@ def test_batches_of_very_many_shapes_are_to_be_padded(recwarn):
     with pytest.warns(UserWarning, match="more than 16 shapes") as told:
         vs.sweep(task, lrs=[1e-3, 1e-2], num_steps=80, engine="vectorized")
     assert len([w for w in told if "shapes" in str(w.message)]) == 1
+
+
+def binary(**options):
+    return task_of(model=nn.Linear(6, 1), loss_fn=nn.BCEWithLogitsLoss(), **options)
+
+
+@pytest.mark.parametrize("engine", ["auto", "sequential"])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: task_of(batches_of(inputs=X.double())), "inputs of the batch are torch.float64.*`inputs.to"),
+        (
+            lambda: task_of(batches_of(torch.randn(64, 3).double(), X.double()), loss_fn=F.mse_loss),
+            "inputs of the batch are torch.float64, the model's parameters torch.float32",
+        ),
+        (lambda: task_of([(X.numpy(), Y.numpy())]), "The batches hold NumPy arrays.*from_numpy"),
+        (lambda: task_of(batches_of(F.one_hot(Y))), r"torch.int64 of shape \(8, 3\).*`targets.argmax\(1\)`"),
+        (lambda: binary(batches=batches_of((Y > 0).float())), r"have shape \(8,\), and the model's outputs another"),
+        (
+            lambda: task_of([(X[:1], Y[:1])], model=nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))),
+            "cannot train on one sample.*drop_last=True",
+        ),
+    ],
+)
+def test_data_that_do_not_fit_the_model_are_named(make, said, engine):
+    with pytest.raises((RuntimeError, TypeError, ValueError)) as error:
+        vs.sweep(make(), lrs=[0.1, 0.2], num_steps=2, engine=engine)
+    assert re.search(said, notes(error))
+
+
+def test_data_set_in_place_of_batches_is_told_of():
+    with pytest.warns(UserWarning, match="first batch is a single sample.*DataLoader"):
+        vs.sweep(task_of(TensorDataset(X, Y)), lrs=[0.1], num_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        (
+            {"loss_fn": lambda outputs: outputs.mean()},
+            r"`loss_fn` must take two.*\(outputs, targets\).*got one of \(outputs\)",
+        ),
+        (
+            {"loss_fn": None, "training_step": lambda model, batch, index: None},
+            r"`training_step` must take two.*partial",
+        ),
+    ],
+)
+def test_functions_of_other_arguments_are_refused(how, told):
+    with pytest.raises(TypeError, match=told):
+        task_of(**how)
+
+
+@pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), F.cross_entropy, torch.dist, lambda *both, scale=1: both])
+def test_functions_of_two_arguments_are_taken_however_they_say_so(loss_fn):
+    task_of(loss_fn=loss_fn)

@@ -47,11 +47,18 @@ def look_at_cores(task: Task, place: torch.device | None) -> None:
 
 
 def look_at_batch(task: Task, batch: Batch) -> None:
-    """Warn of a first batch whose classes are all the same, as of data that are sorted and not shuffled."""
+    """Warn of a first batch that is one sample, or whose classes are all the same, as of data that are not shuffled."""
     targets = _targets(task, batch)
-    if targets is None or targets.is_floating_point() or targets.numel() < _LEAST or targets.device.type == "meta":
+    if targets is None or targets.device.type == "meta":
         return
-    if bool((targets == targets.flatten()[0]).all()):
+    if targets.dim() == 0:
+        warn_of_stumble(
+            "The first batch is a single sample: its target has no axis. If `batches` is a data set, wrap it: "
+            "`DataLoader(dataset, batch_size=32, shuffle=True)`."
+        )
+    elif targets.is_floating_point() or targets.numel() < _LEAST:
+        return
+    elif bool((targets == targets.flatten()[0]).all()):
         warn_of_stumble(
             f"All {targets.numel()} targets of the first batch are {int(targets.flatten()[0])}, as in data that are "
             "sorted by class. Shuffle them: `DataLoader(..., shuffle=True)`."
@@ -63,30 +70,70 @@ def explained(task: Task, batch: Batch) -> Iterator[None]:
     """Add to an error of the first pass what it may come from."""
     try:
         yield
-    except (RuntimeError, IndexError) as error:
-        targets = _targets(task, batch)
-        message = str(error)
-        is_of_a_type = "dtype" in message or "scalar type" in message  # torch 2.13 and 2.11
-        if targets is not None and is_of_a_type and targets.is_floating_point():
-            error.add_note(
-                f"The targets of the batch are {targets.dtype}; classes are whole numbers. Pass `targets.long()`."
-            )
-        elif targets is not None and ("multi-target" in message or "1D target" in message):
-            error.add_note(
-                f"The targets of the batch have shape {tuple(targets.shape)}; classes are one number for each sample. "
-                "Pass `targets.squeeze(-1)`."
-            )
-        elif targets is not None and "out of bounds" in message and not targets.is_floating_point():
-            error.add_note(
-                f"The targets of the batch are from {int(targets.min())} to {int(targets.max())}; with k outputs, "
-                "classes are 0 to k - 1."
-            )
-        elif "second time" in message or "does not require grad" in message:
-            error.add_note(
-                "A loss is returned, and vecsweep takes its gradient and steps: leave `loss.backward()`, "
-                "`optimizer.step()` and `optimizer.zero_grad()` out of `training_step`."
-            )
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        if (note := _note(str(error), task, batch)) is not None:
+            error.add_note(note)
         raise
+
+
+def _note(message: str, task: Task, batch: Batch) -> str | None:
+    """Say what an error may come from; None where that is not known."""
+    if "second time" in message or "does not require grad and does not have a grad_fn" in message:
+        return (
+            "A loss is returned, and vecsweep takes its gradient and steps: leave `loss.backward()`, "
+            "`optimizer.step()` and `optimizer.zero_grad()` out of `training_step`."
+        )
+    if "not numpy.ndarray" in message:
+        return (
+            "The batches hold NumPy arrays. Make tensors of them by `torch.from_numpy(...)`, once, or take a "
+            "DataLoader, which does."
+        )
+    if "more than 1 value per channel" in message:
+        return (
+            "Batch norm cannot train on one sample, such as a last batch that is left over. Pass "
+            "`DataLoader(..., drop_last=True)`."
+        )
+    targets = _targets(task, batch)
+    if targets is None:
+        return None
+    shape = tuple(targets.shape)
+    if "multi-target" in message or "1D target" in message:
+        return (
+            f"The targets of the batch have shape {shape}; classes are one number for each sample. "
+            "Pass `targets.squeeze(-1)`."
+        )
+    if "out of bounds" in message and not targets.is_floating_point():
+        return (
+            f"The targets of the batch are from {int(targets.min())} to {int(targets.max())}; with k outputs, "
+            "classes are 0 to k - 1."
+        )
+    if "must be the same as input size" in message:
+        return (
+            f"The targets of the batch have shape {shape}, and the model's outputs another. Give both the same, as by "
+            "`outputs.squeeze(-1)` in the loss, or `targets[:, None].float()`."
+        )
+    if "class probabilities" in message:
+        return (
+            f"The targets of the batch are {targets.dtype} of shape {shape}. Pass `targets.argmax(1)` where they are "
+            "one-hot codes, `targets.float()` where they are probabilities."
+        )
+    if "dtype" in message or "scalar type" in message or "Input type" in message:  # torch 2.13, 2.11, convolutions
+        return _note_on_dtypes(message, task, batch[0], targets)
+    return None
+
+
+def _note_on_dtypes(message: str, task: Task, inputs: object, targets: Tensor) -> str | None:
+    """Say which numbers are of another type than was expected."""
+    own = next((p.dtype for p in task.model.parameters()), None) if isinstance(task.model, nn.Module) else None
+    if "Long" in message and targets.is_floating_point():
+        return f"The targets of the batch are {targets.dtype}; classes are whole numbers. Pass `targets.long()`."
+    if own is None:
+        return None
+    if isinstance(inputs, Tensor) and inputs.dtype != own and (inputs.is_floating_point() or "Long" not in message):
+        return f"The inputs of the batch are {inputs.dtype}, the model's parameters {own}. Pass `inputs.to({own})`."
+    if targets.dtype != own:
+        return f"The targets of the batch are {targets.dtype}, the model's outputs {own}. Pass `targets.to({own})`."
+    return None
 
 
 def _targets(task: Task, batch: Batch) -> Tensor | None:

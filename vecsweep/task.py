@@ -93,6 +93,12 @@ class Task:
                     f"`{name}` must be a function, or an instance such as `nn.CrossEntropyLoss()`; got "
                     f"{_describe(function)}."
                 )
+            if function is not None and not _takes_two(function):
+                given = "(outputs, targets)" if name == "loss_fn" else "(model, batch)"
+                raise TypeError(
+                    f"`{name}` must take two arguments, `{given}`; got one of {inspect.signature(function)}. Bind the "
+                    "others, as by `functools.partial`."
+                )
         if self.optimizer is None:
             raise TypeError(
                 "`optimizer` must be given: a torch.optim optimizer over the model's parameters, or a function "
@@ -249,6 +255,17 @@ def is_by_seed(source: Any) -> bool:
         return False
     parameters = inspect.signature(source).parameters.values()
     return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def _takes_two(function: Any) -> bool:
+    """Whether a function can be called with two arguments, as far as Python can say."""
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # of some functions in C
+        return True
+    return True
 
 
 def _describe(value: object) -> str:
