@@ -319,7 +319,7 @@ def doubled(self, batch):
 def test_validation_loss_is_the_validation_steps_or_else_the_training_steps(step, factor):
     module = type("Other", (Plain,), {"validation_step": step})()
     val_batches = make_batches(24, seed=2)
-    runs = vs.sweep(make_task(module, make_loader(), val_dataloaders=val_batches), lrs=[0.03], num_steps=3)
+    runs = vs.sweep(make_task(module, make_loader(), val_batches), lrs=[0.03], num_steps=3)
     trained = runs.model(0).eval()
     with torch.no_grad():
         expected = factor * np.mean([F.cross_entropy(trained.net(x), y).item() for x, y in val_batches])

@@ -102,6 +102,30 @@ def remembers_in_a_closure():
     return step
 
 
+class Recurrent(nn.Module):
+    """A recurrent layer, whose weights PyTorch lists in an attribute, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = nn.GRU(4, 3).double(), nn.Linear(3, 2).double()
+
+    def forward(self, x, hidden):
+        outputs, hidden = self.gru(x[None], hidden)
+        return self.head(outputs[0]), hidden
+
+
+def hands_on_a_hidden_state():
+    hidden = torch.zeros(1, len(BATCHES[0][0]), 3, dtype=torch.float64)
+
+    def step(model, batch):
+        nonlocal hidden
+        outputs, after = model(batch[0], hidden)
+        hidden = after.detach()
+        return F.mse_loss(outputs, batch[1])
+
+    return step
+
+
 def averages_in_a_closure():
     center = torch.zeros(2, dtype=torch.float64)
 
@@ -188,6 +212,7 @@ CASES = {
     "object": (linear, counts_in_an_object, r"the attribute `self.warm_up\['steps'\]` of `Trainer.step`"),
     "list": (linear, remembers_in_a_closure, "the closure variable `remembered` of"),
     "tensor": (linear, averages_in_a_closure, "the closure variable `center` of"),
+    "hidden": (Recurrent, hands_on_a_hidden_state, "the closure variable `hidden` of"),
     "stats": (Counts, lambda: loss_of, "the Python attribute `stats.n`"),
     "last": (Remembers, lambda: loss_of, "the Python attribute `last`"),
 }

@@ -44,6 +44,9 @@ def with_spawned_worker():
 def make_number():
     return 3
 
+def make_of_width(width, *more, depth, bias=True):
+    return make_task()
+
 def mistaken():
     return {}["missing"]
 """
@@ -453,6 +456,7 @@ def test_a_missing_package_of_a_module_is_told_with_the_line(folder):
         ("own_task.py:WIDTH", "must be a function that returns a Task; got int"),
         ("siblings.py:make_task", "It has no public functions"),
         ("own_task.py:make_number", r"must return a vecsweep\.Task; it returned int"),
+        ("own_task.py:make_of_width", "must be a function without arguments; it needs width, depth"),
     ],
 )
 def test_a_name_that_leads_to_no_task_is_told_with_what_to_do(name, message, folder):

@@ -52,9 +52,9 @@ _BETA = 0.98  # of Lightning's smoothing
 def make_task(
     module: nn.Module,
     train_dataloaders: Any = None,
+    val_dataloaders: Any = None,
     *,
     datamodule: Any = None,
-    val_dataloaders: Any = None,
     metrics: Sequence[str] = (),
 ) -> Task:
     """Make a Task from a LightningModule; neither it nor its data module is changed, for the task has a copy.
@@ -81,8 +81,8 @@ def make_task(
         module: a LightningModule with automatic optimization and one optimizer.
         train_dataloaders: a DataLoader or other iterable of batches, or a data module; None for the data module's, or
             the module's own `train_dataloader`.
-        datamodule: a LightningDataModule.
         val_dataloaders: what members are validated on; None for the data module's, or the module's own, if any.
+        datamodule: a LightningDataModule.
         metrics: names under which `validation_step` logs; each becomes a metric "val_<name>", where "val_" is not
             repeated if the name begins with it. Each takes a pass of its own.
 

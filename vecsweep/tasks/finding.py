@@ -49,6 +49,12 @@ def load_task(name: str) -> Task:
     is_module = not source.endswith(".py") and all(part.isidentifier() for part in source.split("."))
     module = _import_module(source) if is_module else _import_file(Path(source))
     function = _function(module, source, function_name)
+    needed = [p.name for p in inspect.signature(function).parameters.values() if _is_needed(p)]
+    if needed:
+        raise ValueError(
+            f"{name} must be a function without arguments; it needs {', '.join(needed)}. Give them defaults, or add a "
+            "function that calls it."
+        )
     task = function()
     if not isinstance(task, Task):
         raise ValueError(  # noqa: TRY004 - one kind of error for a name that leads to no task
@@ -56,6 +62,12 @@ def load_task(name: str) -> Task:
             "`return vecsweep.Task(...)`."
         )
     return task
+
+
+def _is_needed(parameter: inspect.Parameter) -> bool:
+    """Whether a function cannot be called without an argument for this parameter."""
+    is_many = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not is_many
 
 
 def _builtin(name: str) -> Callable[[], Task]:

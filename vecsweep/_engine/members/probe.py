@@ -96,7 +96,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
                 again, _ = _forward(learner, parameters, batch)
             counting, replaced = after.grown()
             left = [] if is_same(loss, again) else [*watch.names(watch.changes()), *replaced]
-            kept = [*counting, *left]
+            # What recurrent layers list of their weights comes last: it is new in every pass, and not the reason.
+            kept = sorted([*counting, *left], key=lambda name: "._flat_weight" in name)
         if changed and dict(learner.model.named_buffers()).keys() - changed:
             # What is copied from a buffer follows it a pass later, as in an average of a model with batch norm.
             later = []
@@ -187,7 +188,8 @@ def _check_depends_on(nodes: Sequence[Any], parameters: Iterable[Tensor]) -> Non
             raise ValueError(
                 "The loss must depend on the parameters of the model it is given; got one of shape "
                 f"{tuple(variable.shape)} that is not this model's. Members are copies: let the loss reach them "
-                "through its `model` argument."
+                "through its `model` argument, keep layers in an `nn.ModuleList`, and call a model that is not trained "
+                "under `torch.no_grad()`, or after `requires_grad_(False)`."
             )
 
 
