@@ -124,6 +124,11 @@ class DetachedInAList(AllInAList):
         return inputs @ (self.first + 0.1 * self.weights[0].data.sin())
 
 
+class InAListWhenEvaluated(AllInAList):
+    def forward(self, inputs):
+        return inputs @ (self.first if self.training else self.weights[0])
+
+
 class BufferInAList(nn.Module):
     def __init__(self):
         super().__init__()
@@ -140,7 +145,13 @@ class BufferInAList(nn.Module):
 def make_task(make_model):
     torch.manual_seed(0)
     batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(5)]
-    return vs.Task(make_model(), batches, F.cross_entropy, optimizer=lambda p: torch.optim.Adam(p, lr=0.01))
+    return vs.Task(
+        make_model(),
+        batches,
+        F.cross_entropy,
+        optimizer=lambda params: torch.optim.Adam(params, lr=0.01),
+        val_batches=batches[:2],
+    )
 
 
 def assert_trains_as_the_model_itself(make_model, engine):
@@ -157,6 +168,8 @@ def assert_trains_as_the_model_itself(make_model, engine):
         assert trained.state_dict().keys() == expected.model.state_dict().keys()
         for name, value in expected.model.state_dict().items():
             torch.testing.assert_close(trained.state_dict()[name], value, rtol=1e-9, atol=1e-9)
+        evaluated = np.mean([F.cross_entropy(expected.model.eval()(x), y).item() for x, y in task.val_batches])
+        assert runs.metrics["val_loss"][-1, i] == pytest.approx(evaluated, rel=1e-9)
         inputs = torch.ones(2, 6)
         torch.testing.assert_close(trained.eval()(inputs), expected.model.eval()(inputs), rtol=1e-9, atol=1e-9)
     return runs
@@ -187,6 +200,7 @@ def test_function_that_refers_to_nothing_of_the_model_is_the_callers_own():
         (InObjects, "first"),
         (AllInAList, "first"),
         (DetachedInAList, "first"),
+        (InAListWhenEvaluated, "first"),
         (BufferInAList, "num_calls"),
         (InAFunction, "scale"),
     ],

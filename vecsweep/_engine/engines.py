@@ -37,6 +37,7 @@ class Engines:
         windows: what they read.
         recorded: the norms that are noted at each step.
         keeps_states: whether the members' states are wanted.
+        not_evaluated: why an evaluation cannot be batched, as far as that is known; None if it is not.
 
     Attributes:
         engine: that steps the members.
@@ -58,6 +59,7 @@ class Engines:
         recorded: tuple[NormName, ...],
         *,
         keeps_states: bool,
+        not_evaluated: str | None = None,
     ) -> None:
         self._learners = learners
         self._plan = plan
@@ -66,6 +68,7 @@ class Engines:
         self._windows = windows
         self._recorded = recorded
         self._keeps_states = keeps_states
+        self._not_evaluated = not_evaluated
         self._seen: Probe | None = None  # in the first batch
         self._device = next(learners[plan.seeds[0]].model.parameters()).device
         self.choice = Choice(Way("sequential", len(plan.members), is_compiled=False), "")
@@ -215,6 +218,8 @@ class Engines:
         seen = probe(self._learners[seed], self._windows.first, seed, self._streams)
         if not have_same_special(learner.model for learner in self._learners.values()):
             seen = replace(seen, obstacle=seen.obstacle or "the model of each seed has quantized weights of its own")
+        if self._not_evaluated:
+            seen = replace(seen, obstacle=seen.obstacle or self._not_evaluated)
         self._seen = seen
         return seen
 

@@ -15,6 +15,7 @@ from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.data.sources import check_validation_ends
 from vecsweep._engine.graphs.capture import upload
 from vecsweep._engine.members.measure import measure_one
+from vecsweep._engine.members.reads import Reads
 from vecsweep._engine.passes import Passes, Weighed
 from vecsweep._engine.ways.contract import Chunk
 from vecsweep._types import FloatArray
@@ -29,6 +30,9 @@ class Evaluator:
         execution: whether progress is shown.
         has_train_metrics: whether to measure the metrics on the training batches, too.
 
+    Attributes:
+        obstacle: why members cannot be evaluated at once, if the first pass shows a reason.
+
     Raises:
         ValueError: there are no validation batches, or no end of them, or a metric is not a scalar.
         TypeError: a metric is not a number.
@@ -39,6 +43,7 @@ class Evaluator:
         self._task = passes.task
         self._execution = execution
         self._has_train_metrics = has_train_metrics
+        self.obstacle: str | None = None
         self._check()
 
     @property
@@ -105,7 +110,11 @@ class Evaluator:
         seed = self._passes.seeds[0]
         batch, learner = first[seed].batch, self._passes.learners[seed]
         self._task.check_batch(unpack(batch))
-        measure_one(learner, learner.parameters, dict(learner.model.named_buffers()), batch)
+        own: dict[str, Tensor] = {**learner.parameters, **dict(learner.model.named_buffers())}
+        given = {name: tensor.detach().clone() for name, tensor in own.items()}
+        with Reads(own) as reads:
+            measure_one(learner, given, {}, batch)
+        self.obstacle = reads.obstacle
         for other in self._passes.learners.values():  # a pass that has to be repeated would draw other random numbers
             other.objective.takes_gradients = learner.objective.takes_gradients
         if self._task.val_batches is not None:

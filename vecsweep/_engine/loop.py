@@ -124,6 +124,10 @@ class Loop:
             mover=self.snapshot.manner.mover if self.snapshot else None,
             has_new_workers=self.keeper is not None,
         )
+        self.evaluator: Evaluator | None = None
+        if has_evaluation and (task.val_batches is not None or self.evaluation.has_train_metrics):
+            passes = Passes(task, self.learners, streams, self.device, dtype)
+            self.evaluator = Evaluator(passes, execution, has_train_metrics=self.evaluation.has_train_metrics)
         self.engines = Engines(
             self.learners,
             plan,
@@ -132,12 +136,9 @@ class Loop:
             self.windows,
             self.evaluation.recorded,
             keeps_states=self.keeps_states,
+            not_evaluated=None if self.evaluator is None else self.evaluator.obstacle,
         )
         self.grouping = Grouping(self.engines, plan, self.states, self.keeps_states)
-        self.evaluator: Evaluator | None = None
-        if has_evaluation and (task.val_batches is not None or self.evaluation.has_train_metrics):
-            passes = Passes(task, self.learners, streams, self.device, dtype)
-            self.evaluator = Evaluator(passes, execution, has_train_metrics=self.evaluation.has_train_metrics)
         try:
             with explained(task, unpack(self.windows.first)):
                 if self.snapshot is not None:

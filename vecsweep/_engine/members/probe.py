@@ -113,11 +113,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         obstacle = f"the forward pass keeps something for the next in {kept[0]}"
     elif written := [name for name, p in original.parameters.items() if not is_same(p, parameters[name])]:
         obstacle = f"the forward pass changes the parameter {written[0]!r} in place"
-    elif reads.names:
-        obstacle = (
-            f"the forward pass takes {next(iter(reads.names))!r} from a list, an object or a function beside the "
-            "module that it is registered in; take it from the module, or from an `nn.ParameterList`"
-        )
+    elif reads.obstacle:
+        obstacle = reads.obstacle
     elif checkpoints.has_any and changed:
         name = next(filter(changed.__contains__, learner.constants))
         obstacle = f"a recomputed checkpoint may change {name!r} twice"

@@ -26,6 +26,16 @@ class Reads(TorchDispatchMode):
         self.names: dict[str, None] = {}
         self._names = {memory_of(tensor): name for name, tensor in tensors.items() if has_strides(tensor)}
 
+    @property
+    def obstacle(self) -> str | None:
+        """Why members cannot be batched, where a pass has read what is not its own; None where it has not."""
+        if not self.names:
+            return None
+        return (
+            f"the forward pass takes {next(iter(self.names))!r} from a list, an object or a function beside the module "
+            "that it is registered in; take it from the module, or from an `nn.ParameterList`"
+        )
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what is asked for, and look at what it is done to."""
         kwargs = kwargs or {}
