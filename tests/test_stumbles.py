@@ -272,3 +272,36 @@ def test_functions_of_other_arguments_are_refused(how, told):
 @pytest.mark.parametrize("loss_fn", [nn.CrossEntropyLoss(), F.cross_entropy, torch.dist, lambda *both, scale=1: both])
 def test_functions_of_two_arguments_are_taken_however_they_say_so(loss_fn):
     task_of(loss_fn=loss_fn)
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_loss_that_looks_at_the_model_of_the_task_is_told_of(engine):
+    model = nn.Linear(6, 3)
+
+    def scaled(outputs, targets):
+        with torch.no_grad():
+            scale = model.weight.norm()
+        return F.cross_entropy(outputs / scale, targets)
+
+    with pytest.warns(UserWarning, match="reads 'weight' of the model that the task was given, which no member trains"):
+        vs.sweep(task_of(model=model, loss_fn=scaled), lrs=[0.1], num_steps=2, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_metric_of_the_model_of_the_task_is_told_of(engine):
+    model = nn.Linear(6, 3)
+    accuracy = lambda outputs, targets: (model(X).argmax(1) == Y).float().mean()  # noqa: E731
+    task = task_of(model=model, val_batches=batches_of(), metrics={"accuracy": accuracy})
+    with pytest.warns(UserWarning, match="or a metric reads 'weight' of the model that the task was given"):
+        vs.sweep(task, lrs=[0.1], epochs=1, engine=engine)
+
+
+def test_loss_may_look_at_other_models_and_at_kept_weights():
+    model, teacher = nn.Linear(6, 3), nn.Linear(6, 3).requires_grad_(False)
+    before = model.weight.detach().clone()
+
+    def step(own, batch):
+        outputs = own(batch[0])
+        return F.mse_loss(outputs, teacher(batch[0])) + (own.weight - before).square().sum()
+
+    vs.sweep(task_of(model=model, loss_fn=None, training_step=step), lrs=[0.1], num_steps=2)

@@ -15,7 +15,7 @@ from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.batches import copy_batch
 from vecsweep._engine.data.layouts import has_strides, ragged_in
 from vecsweep._engine.members.learner import Learner
-from vecsweep._engine.members.reads import Reads
+from vecsweep._engine.members.reads import Reads, callers_left_alone
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.work import Work, WorkCounter
 from vecsweep._types import Batch
@@ -67,7 +67,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
     with watch.undisturbed():
         with recorder, checkpoints_run_through() as checkpoints:
-            loss, first = _forward(learner, parameters, batch, [counter, reads])
+            loss, first = _forward(learner, parameters, batch, [counter, reads, callers_left_alone(learner)])
         end = streams.mark("model", seed)
         nodes = _autograd_nodes(loss)
         _check_depends_on(nodes, [*learner.model.parameters(), *parameters.values()])

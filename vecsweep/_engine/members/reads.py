@@ -1,14 +1,17 @@
-"""Reads: whether a pass reads tensors in whose place it was given others."""
+"""Reads: whether a pass reads tensors in whose place it was given others, or those of the caller's own model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vecsweep._engine.caller.lending import memory_of
 from vecsweep._engine.data.layouts import has_strides
+from vecsweep._engine.members.learner import Learner
+from vecsweep._errors import warn_of_stumble
 
 
 class Reads(TorchDispatchMode):
@@ -43,3 +46,22 @@ class Reads(TorchDispatchMode):
             if isinstance(leaf, Tensor) and has_strides(leaf) and (name := self._names.get(memory_of(leaf))):
                 self.names.setdefault(name)
         return func(*args, **kwargs)
+
+
+@contextmanager
+def callers_left_alone(learner: Learner) -> Iterator[None]:
+    """Warn where a pass reads the parameters of the caller's own model, of which members are copies.
+
+    Args:
+        learner: whose pass it is.
+    """
+    model = learner.task.model
+    own = dict(model.named_parameters()) if isinstance(model, nn.Module) and model is not learner.model else {}
+    with Reads({name: own[name] for name in learner.parameters if name in own}) as reads:
+        yield
+    if reads.names:
+        warn_of_stumble(
+            f"The loss or a metric reads {next(iter(reads.names))!r} of the model that the task was given, which no "
+            "member trains: members are copies of it. Let it reach the weights through its `model` argument, as a "
+            "`training_step` and the metrics beside one have."
+        )
