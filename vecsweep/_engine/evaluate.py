@@ -15,7 +15,7 @@ from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.data.sources import check_validation_ends
 from vecsweep._engine.graphs.capture import upload
 from vecsweep._engine.members.measure import measure_one
-from vecsweep._engine.members.reads import Reads, callers_left_alone
+from vecsweep._engine.members.reads import Reads, reads_of_callers, tell_of_callers
 from vecsweep._engine.passes import Passes, Weighed
 from vecsweep._engine.ways.contract import Chunk
 from vecsweep._types import FloatArray
@@ -112,9 +112,10 @@ class Evaluator:
         self._task.check_batch(unpack(batch))
         own: dict[str, Tensor] = {**learner.parameters, **dict(learner.model.named_buffers())}
         given = {name: tensor.detach().clone() for name, tensor in own.items()}
-        with callers_left_alone(learner), Reads(own) as reads:
+        with reads_of_callers(learner) as callers, Reads(own) as reads:
             measure_one(learner, given, {}, batch)
         self.obstacle = reads.obstacle
+        tell_of_callers(callers)
         for other in self._passes.learners.values():  # a pass that has to be repeated would draw other random numbers
             other.objective.takes_gradients = learner.objective.takes_gradients
         if self._task.val_batches is not None:

@@ -15,7 +15,7 @@ from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.batches import copy_batch
 from vecsweep._engine.data.layouts import has_strides, ragged_in
 from vecsweep._engine.members.learner import Learner
-from vecsweep._engine.members.reads import Reads, callers_left_alone
+from vecsweep._engine.members.reads import Reads, reads_of_callers, tell_of_callers
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.work import Work, WorkCounter
 from vecsweep._types import Batch
@@ -63,14 +63,16 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     original, learner = learner, learner.copy()  # what a loss does to parameters or attributes in place stays there
     parameters: dict[str, Tensor] = {name: _clone(p) for name, p in learner.parameters.items()}
     start = streams.mark("model", seed)
-    recorder, counter, reads = Recorder(), WorkCounter(), Reads(_named(learner))
+    recorder, counter = Recorder(), WorkCounter()
+    reads, callers = Reads(_named(learner)), reads_of_callers(learner)
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
     with watch.undisturbed():
         with recorder, checkpoints_run_through() as checkpoints:
-            loss, first = _forward(learner, parameters, batch, [counter, reads, callers_left_alone(learner)])
+            loss, first = _forward(learner, parameters, batch, [counter, reads, callers])
         end = streams.mark("model", seed)
         nodes = _autograd_nodes(loss)
         _check_depends_on(nodes, [*learner.model.parameters(), *parameters.values()])
+        tell_of_callers(callers)
         activation_bytes = _count_activations(nodes, parameters.values())
         streams.rewind("model", seed, start)
         for draw in recorder.draws:

@@ -1,7 +1,6 @@
 """Reads: whether a pass reads tensors in whose place it was given others, or those of the caller's own model."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,17 +47,23 @@ class Reads(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def callers_left_alone(learner: Learner) -> Iterator[None]:
-    """Warn where a pass reads the parameters of the caller's own model, of which members are copies.
+def reads_of_callers(learner: Learner) -> Reads:
+    """Reads of the parameters of the caller's own model, of which members are copies.
 
     Args:
         learner: whose pass it is.
     """
     model = learner.task.model
     own = dict(model.named_parameters()) if isinstance(model, nn.Module) and model is not learner.model else {}
-    with Reads({name: own[name] for name in learner.parameters if name in own}) as reads:
-        yield
+    return Reads({name: own[name] for name in learner.parameters if name in own})
+
+
+def tell_of_callers(reads: Reads) -> None:
+    """Warn where a pass has read the parameters of the caller's own model.
+
+    Args:
+        reads: from `reads_of_callers`.
+    """
     if reads.names:
         warn_of_stumble(
             f"The loss or a metric reads {next(iter(reads.names))!r} of the model that the task was given, which no "
