@@ -268,6 +268,7 @@ def test_interrupted_check_has_no_verdict():
     with pytest.raises(vs.Interrupted) as caught:
         vs.check(make_task(pressing(60)), num_steps=20)
     assert caught.value.result is None
+    assert "there is no result" in str(caught.value)
     press, calls = presses(10**9, F.cross_entropy)
     assert vs.check(make_task(press), num_steps=5).is_equal
     for at in np.linspace(5, calls.qsize(), 7).astype(int).tolist():

@@ -87,7 +87,8 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, result: Any | None, checkpoint: Path | None = None) -> None:
         where = "" if checkpoint is None else f", and it goes on from {checkpoint} when it is called again"
-        super().__init__(f"the run was interrupted; what it had computed is in `.result`{where}")
+        what = "there is no result" if result is None else "what it had computed is in `.result`"
+        super().__init__(f"the run was interrupted; {what}{where}")
         self.result = result
         self.checkpoint = checkpoint
 
