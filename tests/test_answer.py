@@ -333,6 +333,12 @@ def test_strategy_is_the_most_thorough_that_is_paid_for(budget):
     assert all(own.cost(len(scan.window(own.spacing)), 1000) > budget for own in dearer)
 
 
+@pytest.mark.parametrize(("num_steps", "budget"), [(10, 24), (40, 6), (60, 4), (NUM_STEPS, 4)])
+def test_brief_run_may_cost_more_runs(num_steps, budget):
+    answer = find_lr(num_steps=num_steps)
+    assert answer.cost <= answer.budget == budget
+
+
 def test_scan_takes_its_share_of_the_budget_at_most():
     for budget in (1.0, 2.0, 4.0, 8.0):
         spacing = scan_spacing(budget, 1000)

@@ -29,7 +29,7 @@ from vecsweep.execution import ExecutionOptions, check_choice, check_name
 from vecsweep.observers.observer import Observer
 from vecsweep.origin import tell_origin
 from vecsweep.plan import cross
-from vecsweep.race import num_seeds_for
+from vecsweep.race import budget_for, num_seeds_for
 from vecsweep.request import Request
 from vecsweep.results import Answer
 from vecsweep.results.ranking import Setting, mode_of
@@ -48,7 +48,7 @@ def find_lr(
     schedules: Schedules | None = None,
     vary: Mapping[str, Sequence[float]] | None = None,
     seeds: Seeds | None = None,
-    budget: float = 4.0,
+    budget: float | None = None,
     tolerance: float = TOLERANCE,
     monitor: str | None = None,
     mode: Mode | None = None,
@@ -75,6 +75,7 @@ def find_lr(
             on, and three from 11.
         budget: the work that may be spent, in runs of one member, 0.5 to 20 or more: it decides how many learning rates
             start, how many go on, and below about 2 that the race ends early, at an eighth or a quarter of the run.
+            None for 4, or what 240 steps of one member come to where the run is shorter than 60.
         tolerance: the share of what training gains that does not matter; learning rates within it are as good.
         monitor: the metric to go by, "val_loss" or another "val_<name>"; None for "val_loss" where the task has
             `val_batches`, else the mean of a member's last quarter of losses, "train_loss".
@@ -114,9 +115,8 @@ def find_lr(
             "`schedule` and `schedules` cannot both be given: the one is a single schedule, the other several."
         )
     named = check_schedules([schedule] if schedules is None else schedules)
-    if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
-        raise ValueError(f"`budget` must be a positive number of runs; got {budget!r}. Pass 4, say.")
-    seed_list = check_seeds(num_seeds_for(budget) if seeds is None else seeds, options, task)
+    _check_budget(budget)
+    asked = check_seeds(1 if seeds is None else seeds, options, task)
     if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be a share between 0 and 1; got {tolerance!r}. Pass {TOLERANCE}.")
     if task.is_one_pass:
@@ -134,15 +134,25 @@ def find_lr(
     direction = mode_of(metric, mode)
     about = tell_origin(find_lr, given, task, options)
     request = Request(task, options, audience=check_callbacks(callbacks), about=about)
-    span = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
-    varied = check_vary(vary, request.template(seed_list[0])) if vary is not None else {}
+    span = request.span(num_steps, epochs, seed=asked[0], needs_epochs=needs_epochs(named))
+    varied = check_vary(vary, request.template(asked[0])) if vary is not None else {}
+    allowed = budget_for(span.num_steps) if budget is None else float(budget)
+    seed_list = check_seeds(num_seeds_for(allowed), options, task) if seeds is None else asked
     combinations = [
         Setting(1.0, own.schedule, tuple(own.hyper.items())) for own in cross(np.ones(1), list(named), [0], varied)
     ]
     if checkpoint is not None:  # each part begins with them
         given["weights"] = weights_of(task, seed_list, options)
     with connected_once(), journal_of(find_lr, options, given) as journal:
-        search = Search(replace(request, journal=journal), named, seed_list, span, metric, direction, float(budget))
+        search = Search(replace(request, journal=journal), named, seed_list, span, metric, direction, allowed)
         scans = search.scan(combinations)
         race = search.race(scans)
         return search.answer(scans, race, tolerance)
+
+
+def _check_budget(budget: float | None) -> None:
+    """Raise if a budget is no positive number of runs."""
+    if budget is None:
+        return
+    if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
+        raise ValueError(f"`budget` must be a positive number of runs; got {budget!r}. Pass 4, say.")

@@ -20,7 +20,7 @@ from vecsweep.results.ranking import Setting
 
 SCANNED = (1e-6, 1e2)  # the range of the first scan
 SCAN_SHARE = 1 / 32  # of the run
-LEAST_SCAN_STEPS = 8
+_LEAST_SCAN_STEPS = 4
 BELOW, ABOVE = 1.5, 0.5  # decades around the best of the scan
 _TO_CLIFF = 1.6  # decades: a best that is further below the cliff is noise
 UNFELT = 0.02  # of what untrained weights score; training that gains less has shown nothing
@@ -79,6 +79,8 @@ STRATEGIES = (  # each takes more work than the one before it
 # Exponents: the best lr of a run is that of a share of it times share ** exponent. See `suggest/horizon.py`; of several
 # values these were best for races that ended early.
 _DRIFT, _DRIFT_ANNEALED = 0.3, 1 / 8
+_BUDGET = 4.0
+_LEAST_STEPS = 240  # of one member, that a budget comes to: a scan is much of a run that is shorter than 60 steps
 _SEEDS_FROM = (7.0, 11.0)  # a budget, from which on it goes into another seed
 _NEAR_ENOUGH = 0.15  # decades between neighbours
 _SCAN_SPACINGS = (0.4, 0.6, 0.8, 1.0)  # decades, the finest of which the scan takes its share of the budget at most
@@ -112,6 +114,15 @@ def scan_spacing(budget: float, num_steps: int, num_combinations: int = 1) -> fl
     return next((own for own in _SCAN_SPACINGS if costs[own] <= _SCANNED_SHARE * budget), coarsest)
 
 
+def budget_for(num_steps: int) -> float:
+    """Choose a budget, in runs of one member: 4, and for a run of so few steps that a scan takes much of them, more.
+
+    Args:
+        num_steps: of the run.
+    """
+    return max(_BUDGET, _LEAST_STEPS / num_steps)
+
+
 def num_seeds_for(budget: float) -> int:
     """Choose how many seeds a race has: more of them steady the answer better than a finer look."""
     return 1 + sum(budget >= least for least in _SEEDS_FROM)
@@ -141,7 +152,7 @@ def survivors(num: int, keep: float) -> int:
 
 def scan_steps(num_steps: int) -> int:
     """How many steps a scan takes."""
-    return min(num_steps, max(LEAST_SCAN_STEPS, round(SCAN_SHARE * num_steps)))
+    return min(num_steps, max(_LEAST_SCAN_STEPS, round(SCAN_SHARE * num_steps)))
 
 
 def scan_lrs(spacing: float, low: float = SCANNED[0], high: float = SCANNED[1]) -> FloatArray:

@@ -3,6 +3,7 @@
     python bench/quality/judge.py                     # held-out problems, every method: the table of README
     python bench/quality/judge.py --all --seeds 1     # all problems
     python bench/quality/judge.py --methods "find_lr 4" --problems text
+    python bench/quality/judge.py --brief             # runs of 40 and 96 steps
 
 *Regret* is (loss at the suggested lr - best) / (loss untrained - best), by the truth's mean over its seeds, linear in
 log lr between its learning rates. *Spread* is the standard deviation of a problem's suggestions over seeds, in decades.
@@ -46,7 +47,7 @@ class Suggested(NamedTuple):
 Method = Callable[[Problem, vs.Task, int], Suggested]
 
 
-def _find_lr(budget: float) -> Method:
+def _find_lr(budget: float | None) -> Method:
     def method(problem: Problem, task: vs.Task, seed: int) -> Suggested:
         answer = vs.find_lr(
             task, num_steps=problem.num_steps, schedule=problem.schedule, budget=budget, seed=seed, progress=False
@@ -154,6 +155,7 @@ METHODS: dict[str, Method] = {
     "find_lr 4": _find_lr(4.0),
     "find_lr 4, the raw winner": _winner,
     "find_lr 8": _find_lr(8.0),
+    "find_lr": _find_lr(None),
 }
 
 
@@ -238,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--all", action="store_true", help="problems that methods were tuned on, too")
     parser.add_argument("--tuned", action="store_true", help="those alone")
+    parser.add_argument("--brief", action="store_true", help="the brief runs in place of the longer ones")
     parser.add_argument("--problems", default="", metavar="TEXT", help="of tasks with this in their name")
     parser.add_argument("--methods", default="", metavar="TEXT", help="with this in their name")
     parser.add_argument("--seeds", type=int, default=5)
@@ -251,6 +254,7 @@ def main() -> None:
         for problem in problems()
         if options.problems in problem.task
         and problem.name in truths
+        and problem.is_brief == options.brief
         and (options.all or problem.is_held_out != options.tuned)
     ]
     plain = plain_seconds(own)
@@ -263,7 +267,11 @@ def main() -> None:
     for name, method in METHODS.items():
         if options.methods not in name:
             continue
-        row = rows[name] = judge(method, own, truths, options.seeds)
+        try:
+            row = rows[name] = judge(method, own, truths, options.seeds)
+        except ValueError as error:  # too little a budget for some of them
+            print(f"| {name} | {error} |", flush=True)
+            continue
         doubts = ["-" if row[key] is None else f"{row[key]:.0%}" for key in ("bad_doubted", "good_doubted")]
         print(
             f"| {name} | {row['median']:.4f} | {row['mean']:.3f} | {row['p90']:.3f} | {row['worst']:.2f} | "

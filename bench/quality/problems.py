@@ -33,6 +33,10 @@ RUNS = {  # steps and schedule
     "short cosine": (192, "cosine"),
     "long constant": (512, "constant"),
     "long one-cycle": (512, "one-cycle"),
+    "brief constant": (96, "constant"),
+    "brief one-cycle": (96, "one-cycle"),
+    "briefest constant": (40, "constant"),
+    "briefest cosine": (40, "cosine"),
 }
 HELD_OUT = ("digits_bn", "mnist_mlp", "mnist_frozen", "text_bag", "diabetes", "digits_noisy")
 
@@ -59,6 +63,11 @@ class Problem:
     def schedule(self) -> str:
         """By its name in `vecsweep.schedules`."""
         return RUNS[self.run][1]
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether the run is so short that a scan takes much of the budget; these have a table of their own."""
+        return self.run.startswith("brief")
 
     @property
     def is_held_out(self) -> bool:
@@ -322,9 +331,10 @@ TASKS: dict[str, tuple[Callable[[], Parts], tuple[str, str]]] = {  # with the op
 
 
 def problems() -> Iterator[Problem]:
-    """Each task with its optimizers, each optimizer with a short run and a long one, in turn constant and annealed."""
+    """Each task with its optimizers, each optimizer with runs of four lengths, in turn constant and annealed."""
+    odd = ("short constant", "long one-cycle", "brief constant", "briefest cosine")
+    even = ("short cosine", "long constant", "brief one-cycle", "briefest constant")
     for number, (task, (_, optimizers)) in enumerate(TASKS.items()):
         for place, optimizer in enumerate(optimizers):
-            runs = ("short constant", "long one-cycle") if (number + place) % 2 else ("short cosine", "long constant")
-            for run in runs:
+            for run in odd if (number + place) % 2 else even:
                 yield Problem(task, optimizer, run)

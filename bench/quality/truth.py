@@ -36,7 +36,7 @@ def train(problem: Problem) -> dict[str, object]:
         schedules=[problem.schedule],
         seeds=NUM_SEEDS,
         num_steps=problem.num_steps,
-        val_every=max(1, problem.num_steps // 64),
+        val_every=max(8, problem.num_steps // 64),
         divergence_factor=None,
     )
     values = runs.metrics["val_loss"].reshape(-1, len(lrs), NUM_SEEDS)

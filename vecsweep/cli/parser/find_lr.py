@@ -47,7 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     search = parser.add_argument_group("how it is found")
     search.add_argument(
-        "--budget", type=float, metavar="RUNS", help="the work that may be spent, in runs of one member (default: 4)"
+        "--budget",
+        type=float,
+        metavar="RUNS",
+        help="the work that may be spent, in runs of one member (default: 4; more for a run of less than 60 steps)",
     )
     add_seeds(search)
     search.add_argument(
