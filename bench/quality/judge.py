@@ -47,19 +47,16 @@ class Suggested(NamedTuple):
 Method = Callable[[Problem, vs.Task, int], Suggested]
 
 
-def _find_lr(budget: float | None) -> Method:
+def _find_lr(budget: float | None, *, is_raw: bool = False) -> Method:
+    """Our answer, or the lr of the winner that it is read off."""
+
     def method(problem: Problem, task: vs.Task, seed: int) -> Suggested:
         answer = vs.find_lr(
             task, num_steps=problem.num_steps, schedule=problem.schedule, budget=budget, seed=seed, progress=False
         )
-        return Suggested(answer.lr, answer.cost, answer.doubts)
+        return Suggested(answer.winner.setting.lr if is_raw else answer.lr, answer.cost, answer.doubts)
 
     return method
-
-
-def _winner(problem: Problem, task: vs.Task, seed: int) -> Suggested:
-    answer = vs.find_lr(task, num_steps=problem.num_steps, schedule=problem.schedule, seed=seed, progress=False)
-    return Suggested(answer.winner.setting.lr, answer.cost, answer.doubts)
 
 
 def _ramp(
@@ -153,7 +150,7 @@ METHODS: dict[str, Method] = {
     "find_lr 1": _find_lr(1.0),
     "find_lr 2": _find_lr(2.0),
     "find_lr 4": _find_lr(4.0),
-    "find_lr 4, the raw winner": _winner,
+    "find_lr 4, the raw winner": _find_lr(4.0, is_raw=True),
     "find_lr 8": _find_lr(8.0),
     "find_lr": _find_lr(None),
 }
