@@ -51,7 +51,7 @@ class Request:
     journal: Journal | None = None
 
     def template(self, seed: int) -> Optimizer:
-        """A copy of the task's optimizer."""
+        """The task's optimizer, to be read; see `run.template_of`."""
         return template_of(self.task, seed, self.execution)
 
     def span(

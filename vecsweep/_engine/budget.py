@@ -35,6 +35,11 @@ def check_room(footprint: Footprint, num_members: int, device: torch.device) -> 
         )
 
 
+def is_memory_told() -> bool:
+    """Whether anybody reads what `tell_memory` logs."""
+    return _LOGGER.isEnabledFor(logging.INFO)
+
+
 def tell_memory(footprint: Footprint, num_members: int, num_at_once: int, device: torch.device) -> None:
     """Log what a run takes, and what there is; the record says by `is_much` whether that is a good part of it.
 
@@ -44,10 +49,9 @@ def tell_memory(footprint: Footprint, num_members: int, num_at_once: int, device
         num_at_once: that are stepped together.
         device: on which they train.
     """
-    if _LOGGER.isEnabledFor(logging.INFO):
-        free, total = free_bytes(device), footprint.total(num_members, num_at_once)
-        is_much = free is None or total > _MUCH * free
-        _LOGGER.info("memory: %s", footprint.describe(num_members, num_at_once, free), extra={"is_much": is_much})
+    free, total = free_bytes(device), footprint.total(num_members, num_at_once)
+    is_much = free is None or total > _MUCH * free
+    _LOGGER.info("memory: %s", footprint.describe(num_members, num_at_once, free), extra={"is_much": is_much})
 
 
 def in_words(error: Exception, footprint: Footprint, num_members: int) -> Exception:

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import replace
 
-from vecsweep._engine.budget import check_room, in_words, tell_memory
+from vecsweep._engine.budget import check_room, in_words, is_memory_told, tell_memory
 from vecsweep._engine.caller.lending import have_same_special
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.keeping.snapshot import Manner
@@ -127,6 +127,8 @@ class Engines:
         return Footprint.of(self._learners, update, seen.changed_buffers, seen.activation_bytes)
 
     def _tell_memory(self) -> None:
+        if not is_memory_told():
+            return
         at_once, engine = 1, self.engine
         if isinstance(engine, Vectorized):
             at_once = max(map(len, self.divide(self._plan)))

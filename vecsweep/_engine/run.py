@@ -21,7 +21,7 @@ from vecsweep._engine.data.sources import num_seeds_at_once
 from vecsweep._engine.keeping.record import Observer, Part, Record, Start, join
 from vecsweep._engine.keeping.snapshot import Keeper, summarize
 from vecsweep._engine.loop import Loop
-from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.learner import Learner, check_given
 from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.ways.choices import Timing
 from vecsweep._engine.ways.trials import time_each
@@ -144,7 +144,10 @@ def count_batches(task: Task, seed: int, execution: Execution, most: int | None)
 
 
 def template_of(task: Task, seed: int, execution: Execution) -> Optimizer:
-    """A copy of the task's optimizer, over a copy of its model."""
+    """The task's optimizer, to be read and not stepped: its own, or what its function makes for a copy of the model."""
+    if isinstance(task.model, nn.Module) and isinstance(task.optimizer, Optimizer):
+        check_given(task.model, task.optimizer)
+        return task.optimizer
     streams = Streams(_device_of(task, execution))
     with streams.borrowed(), modes_set_aside():
         return Learner.build(task, seed, streams, execution).optimizer

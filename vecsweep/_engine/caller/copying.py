@@ -1,6 +1,7 @@
 """Copies of the caller's models and optimizers: whole, where Python's own would leave something out."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,7 +39,9 @@ def copy_model(
     memo: dict[int, Any] = {
         id(leaf): leaf.detach().clone()
         for module in model.modules()
-        for leaf in pytree.tree_leaves(vars(module))
+        for value in vars(module).values()
+        if not _is_void(value)
+        for leaf in pytree.tree_leaves(value)
         if isinstance(leaf, Tensor) and not leaf.is_leaf
     }
     memo |= (exchanged := share((lent or {}).values()))
@@ -64,11 +67,17 @@ def copy_model(
         if isinstance(module, nn.RNNBase) and not any(id(p) in shared for p in module.parameters()):
             module.flatten_parameters()  # which cuDNN wants in one piece, and warns at each pass of others
         vars(module).pop("_compiled_call_impl", None)  # of `model.compile()`
-        if hasattr(module, _PACKS):
+        if _PACKS in vars(module):
             setattr(module, _PACKS, False)
         for name, part in module.named_children():
-            setattr(module, name, _compiled_from(part))
+            if (plain := _compiled_from(part)) is not part:
+                setattr(module, name, plain)
     return copied, None if optimizer is None else copy_optimizer(optimizer, memo)
+
+
+def _is_void(value: Any) -> bool:
+    """Whether an attribute of a module has nothing to go through, as most have: they hold no hooks, or a flag."""
+    return value is None or type(value) is bool or (type(value) in (dict, OrderedDict, set) and not value)
 
 
 def set_to_train(model: nn.Module) -> None:

@@ -149,10 +149,9 @@ class Reach:
             self._pending.append((Label("the closure variable", name, owner), cell))
         yield Label("the default", "", owner), Defaults(function)
         yield Label("the attribute", function.__qualname__), Attributes(function)
-        codes = list(_codes_in(function.__code__))
-        named = Globals(function.__globals__, frozenset(name for code in codes for name in _globals_of(code)))
+        of_globals, of_modules = _names_in(function.__code__)
+        named = Globals(function.__globals__, of_globals)
         yield Label("the global", ""), named
-        of_modules = frozenset(name for code in codes for name in code.co_names)
         for key, value in named.items().items():
             if isinstance(value, types.ModuleType) and self._is_callers_module(value):
                 yield Label("the global", f"{key}."), Globals(vars(value), of_modules)
@@ -200,8 +199,9 @@ def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
             yield from _codes_in(constant)
 
 
-def _globals_of(code: types.CodeType) -> Iterator[str]:
-    """The names that it looks up or writes outside: not those of attributes, which are in `co_names`, too."""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in _GLOBAL_CODES:
-            yield instruction.argval
+@functools.lru_cache(1024)
+def _names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The names that a function looks up or writes outside, and those with the names of attributes among them."""
+    codes = list(_codes_in(code))
+    outside = (i.argval for own in codes for i in dis.get_instructions(own) if i.opname in _GLOBAL_CODES)
+    return frozenset(outside), frozenset(name for own in codes for name in own.co_names)

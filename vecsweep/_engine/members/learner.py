@@ -102,11 +102,7 @@ class Learner:
         """
         template = task.optimizer if isinstance(task.optimizer, Optimizer) else None
         if isinstance(task.model, nn.Module):
-            _check_trainable(task.model)
-            if template is not None:
-                check_template(template)
-                _check_steps_by_its_class(template)
-                _groups(task.model, template)  # checked while both are the caller's, so that the message fits
+            check_given(task.model, template)
             model, optimizer = copy_model(task.model, template, lent=lendable(task.model))
         else:
             streams.use("weights", seed)
@@ -218,6 +214,24 @@ class Learner:
         """Set the hyperparameters of the next update; `lr` is that of the first parameter group."""
         for group, own in zip(self.groups, self.optimizer.param_groups, strict=True):
             own.update(group.hyper(hyper))
+
+
+def check_given(model: nn.Module, template: Optimizer | None) -> None:
+    """Refuse a model that cannot be trained, and an optimizer that no member can have a copy of.
+
+    Args:
+        model: the caller's own, and not a copy, so that the message fits.
+        template: over its parameters; None where a function makes one.
+
+    Raises:
+        TypeError: one of them is of a kind that cannot be copied, or stepped.
+        ValueError: they do not go together, or hold what a copy would not.
+    """
+    _check_trainable(model)
+    if template is not None:
+        check_template(template)
+        _check_steps_by_its_class(template)
+        _groups(model, template)
 
 
 def _own_metric(metric: Metric, device: torch.device | str | None, dtype: torch.dtype | None) -> Metric:

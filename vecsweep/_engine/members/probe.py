@@ -82,8 +82,9 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         draws_numbers = not is_same_state(repeated, end)
         keeps = bool(watch.changes())
         kept, changed, member_buffers = list[str](), frozenset(first), frozenset[str]()
-        others: dict[str, Tensor] = {name: _clone(1.1 * p + 0.01) for name, p in parameters.items()}
+        others = dict[str, Tensor]()
         if keeps or learner.constants:
+            others = {name: _clone(1.1 * p + 0.01) for name, p in parameters.items()}
             watch.restore()
             streams.rewind("model", seed, start)
             with checkpoints_run_through():  # and autograd, because a loss may take gradients itself

@@ -1,5 +1,6 @@
 """How much work a model's step is: counted and not timed, so that the same call is always carried out the same way."""
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -77,8 +78,7 @@ class WorkCounter(TorchDispatchMode):
         self.num_convolutions += func._overloadpacket is _CONVOLUTION
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.flops += count(*args, **kwargs, out_val=result)
-        is_view = any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
-        if not is_view:
+        if not _is_view(func):
             leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
             self.num_bytes += sum(leaf.nbytes for leaf in leaves if leaf.layout == torch.strided)
         return result
@@ -86,3 +86,9 @@ class WorkCounter(TorchDispatchMode):
     def work(self, num_parameters: int) -> Work:
         """What went by, of a step that updates so many parameters."""
         return Work(self.num_operators, self.flops, self.num_bytes, num_parameters, self.num_convolutions)
+
+
+@functools.cache
+def _is_view(func: Any) -> bool:
+    """Whether an operator only looks at the memory of what it is given."""
+    return any(a.alias_info is not None and not a.alias_info.is_write for a in func._schema.arguments)
