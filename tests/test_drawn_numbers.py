@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vecsweep as vs
+from vecsweep._engine.caller.rng import Streams
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -144,3 +145,39 @@ def test_what_a_step_draws_leaves_the_callers_generators_alone():
     vs.sweep(task, lrs=LRS, num_steps=4, engine="vectorized")
     assert np.array_equal(np.random.get_state()[1], before[0])
     assert random.getstate() == before[1]
+
+
+def test_streams_stand_where_they_were_marked_whatever_is_drawn_meanwhile():
+    # Normal numbers of NumPy come in pairs, of which it keeps the second: a mark between the two holds it.
+    streams, chosen = Streams(torch.device("cpu")), random.Random(1)
+    draws = (np.random.randn, np.random.rand, random.random, lambda: torch.rand(()), lambda: np.random.seed(7))
+    marks = []
+    with streams.borrowed():
+        for _ in range(3000):
+            step = chosen.random()
+            if step < 0.5:
+                chosen.choice(draws)()
+            elif step < 0.75:
+                mark = streams.mark("model", 0)
+                marks.append((mark, np.random.get_state(), random.getstate(), torch.get_rng_state()))
+            elif marks:
+                mark, *expected = chosen.choice(marks[-5:])
+                streams.rewind("model", 0, mark)
+                numpy, python, own = expected
+                assert all(map(np.array_equal, np.random.get_state(), numpy))
+                assert random.getstate() == python
+                assert torch.equal(torch.get_rng_state(), own)
+
+
+def test_streams_stand_where_they_were_marked_under_another_generator_of_numpy():
+    streams, before = Streams(torch.device("cpu")), np.random.get_bit_generator()
+    with streams.borrowed():
+        mark = streams.mark("model", 0)
+        first = np.random.rand(3)
+        np.random.set_bit_generator(np.random.PCG64(1))
+        try:
+            np.random.rand(3)
+        finally:
+            np.random.set_bit_generator(before)
+        streams.rewind("model", 0, mark)
+        assert np.array_equal(np.random.rand(3), first)
