@@ -4,7 +4,7 @@ Not here: batches themselves, how they are copied and moved (`batches.py`).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -137,7 +137,7 @@ class Windows:
         for seed, own in taken.items():
             while len(own) < num_steps:
                 before = self._read[seed]
-                with self._reading(seed):
+                with nullcontext() if self.streams[seed].is_quiet else self._reading(seed):
                     own.append(tuple(self.streams[seed].take() for _ in range(self._num_accumulated)))
                 if len(own) == 1:
                     self.moved[seed] = self._read[seed]

@@ -18,7 +18,7 @@ from vecsweep._engine.data.fingerprint import Fingerprint, fingerprint
 from vecsweep._engine.data.layouts import has_strides
 from vecsweep._engine.data.loaders import END, next_batch, opened
 from vecsweep._engine.data.packing import VALUES, Packed, pack, tree_flatten, tree_map
-from vecsweep._engine.data.sources import is_fresh, length_of, own_loader, read_over
+from vecsweep._engine.data.sources import is_fresh, is_quiet, length_of, own_loader, read_over
 from vecsweep._engine.data.waypoints import Waypoint, Waypoints
 from vecsweep._errors import warn_of_trouble
 from vecsweep._types import Batch
@@ -62,6 +62,9 @@ class BatchStream:
         has_new_workers: whether each epoch has worker processes of its own, whose random numbers another stream can
             then draw again.
         hides_progress: of going on from a place to which many batches lead, as tqdm has it.
+
+    Attributes:
+        is_quiet: whether reading neither draws random numbers nor changes anything.
     """
 
     def __init__(
@@ -79,6 +82,7 @@ class BatchStream:
     ) -> None:
         self._task = task
         self._source = own_loader(task.batches, has_new_workers=has_new_workers)
+        self.is_quiet = is_quiet(self._source)
         self._seed = seed
         self._streams = streams
         self._device = device
@@ -141,10 +145,13 @@ class BatchStream:
     def _load_more(self) -> bool:
         """Load one more batch of this epoch; False where it has ended."""
         assert self._iterator is not None
-        self._streams.use("batches", self._seed)
         if self._is_over:
             return False
-        batch = next_batch(self._iterator)
+        if self.is_quiet:
+            batch = next(self._iterator, END)
+        else:
+            self._streams.use("batches", self._seed)
+            batch = next_batch(self._iterator)
         self._is_over = batch is END
         if self._is_over:
             self._check_length()
@@ -165,7 +172,8 @@ class BatchStream:
 
     def _begin(self) -> None:
         """Start over on the batches."""
-        self._epoch = self._streams.mark("batches", self._seed)
+        if self._epoch is None or not self.is_quiet:
+            self._epoch = self._streams.mark("batches", self._seed)
         self._iterator = opened(self._task.iterate(self._seed, self._source))
         self._is_over = False
         self._num_loaded = 0

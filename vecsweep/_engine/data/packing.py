@@ -86,6 +86,12 @@ def unpack(batch: Batch) -> Batch:
     )
 
 
+def is_flat(batch: Batch) -> bool:
+    """Whether a batch is tensors side by side, as most loaders yield, or one."""
+    leaves = batch.values() if type(batch) is dict else batch if type(batch) in (tuple, list) else (batch,)
+    return all(type(leaf) is Tensor for leaf in leaves)
+
+
 def tree_flatten(batch: Batch) -> tuple[list[Any], Hashable]:
     """PyTorch's own, but at once for tensors side by side, as most loaders yield: it takes longer than a small step."""
     kind: Any = type(batch)  # mypy takes no class for hashable

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 from vecsweep._bars import Bar
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.data.loaders import END, loaders_ended, next_batch, opened
+from vecsweep._engine.data.packing import is_flat
 from vecsweep._engine.data.waypoints import is_stateful
 from vecsweep._errors import warn_of_stumble
 from vecsweep._interrupts import raised_at_once
@@ -36,13 +37,22 @@ def is_fresh(source: Any) -> bool:
     it has yielded. That cannot be seen in time: at the buffer's second appearance its first content is gone.
     """
     if isinstance(source, list | tuple):
-        return type(source).__iter__ in (list.__iter__, tuple.__iter__)
+        return _is_plain(source)
     return (
         isinstance(source, DataLoader)
         and type(source).__iter__ is DataLoader.__iter__
         and source.collate_fn is default_collate
         and source.batch_sampler is not None
     )
+
+
+def is_quiet(source: Any) -> bool:
+    """Whether nobody's code runs as batches are read and moved, so that it neither draws nor changes anything."""
+    return isinstance(source, list | tuple) and _is_plain(source) and all(map(is_flat, source))
+
+
+def _is_plain(source: list[Batch] | tuple[Batch, ...]) -> bool:
+    return type(source).__iter__ in (list.__iter__, tuple.__iter__)
 
 
 def own_loader(batches: Any, *, has_new_workers: bool = False) -> Any:
