@@ -515,6 +515,7 @@ def test_steps_that_are_longer_to_trace_are_batched_where_the_run_pays_for_it():
     assert choose_for(work, 16, 100, 2) is None
     assert choose_for(work, 2, 20, 2).way.engine == "sequential"
     assert choose_for(work._replace(num_operators=400), 16, 100, 2).way.engine == "parallel"
+    assert choose_for(work._replace(num_operators=400, is_recurrent=True), 16, 100, 2) is None
     assert choose_for(work._replace(flops=10**9), 16, 100, 2).way.engine == "parallel"
 
 
@@ -590,3 +591,32 @@ def test_python_that_knows_no_memfd_is_told_so(monkeypatch):
     monkeypatch.setattr(parallel.sys, "platform", "darwin")
     with pytest.warns(vs.FallbackWarning, match="need Linux"):
         assert vs.sweep(make_task(), lrs=[1e-3, 1e-2], num_steps=3, engine="parallel").engine.startswith("sequential")
+
+
+class Listener(nn.Module):
+    """A recurrent layer over 30 steps: hundreds of small operators."""
+
+    def __init__(self):
+        super().__init__()
+        self.recurrent = nn.GRU(8, 16, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
+def test_recurrent_members_are_batched_where_the_run_pays_for_the_trace():
+    torch.manual_seed(0)
+    batches = [(torch.randn(16, 30, 8), torch.randint(2, (16,))) for _ in range(2)]
+    task = vs.Task(Listener(), batches, F.cross_entropy, lambda params: torch.optim.Adam(params, lr=1e-3))
+    assert vs.sweep(task, lrs=[1e-4, 1e-3], num_steps=4).engine.startswith("sequential")
+    found = vs.sweep(task, lrs=np.geomspace(1e-4, 1e-2, 8), num_steps=40)
+    assert found.engine.startswith("vectorized")
+    own = copy.deepcopy(task.model)
+    optimizer = torch.optim.Adam(own.parameters(), lr=1e-2)
+    for t in range(40):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(own(batches[t % 2][0]), batches[t % 2][1])
+        loss.backward()
+        optimizer.step()
+        assert found.train_loss[t, 7] == pytest.approx(loss.item(), rel=1e-3)

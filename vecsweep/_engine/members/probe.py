@@ -128,7 +128,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     elif hooked := _hooked(learner):
         obstacle = f"gradients pass through a hook of {hooked}"
     num_parameters = sum(p.numel() for p in learner.parameters.values())
-    work = counter.work(num_parameters)
+    work = counter.work(learner.model, num_parameters)
     return Probe(
         recorder.draws,
         changed,

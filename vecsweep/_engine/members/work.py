@@ -4,7 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -32,6 +32,7 @@ class Work(NamedTuple):
         num_bytes: that a forward pass writes.
         num_parameters: that are updated.
         num_convolutions: of the operators.
+        is_recurrent: whether there are recurrent layers, of whose many operators it is known what batching makes.
     """
 
     num_operators: int
@@ -39,6 +40,7 @@ class Work(NamedTuple):
     num_bytes: int
     num_parameters: int
     num_convolutions: int = 0
+    is_recurrent: bool = False
 
     @property
     def overhead_s(self) -> float:
@@ -55,7 +57,8 @@ class Work(NamedTuple):
     @property
     def is_mostly_overhead(self) -> bool:
         """Whether most of a step is what batched members have in common; of very many operators that is not known."""
-        return self.overhead_s > self.step_s / 2 and self.num_operators <= _MOST_OPERATORS
+        is_known = self.num_operators <= _MOST_OPERATORS or self.is_recurrent
+        return self.overhead_s > self.step_s / 2 and is_known
 
     @property
     def is_light(self) -> bool:
@@ -83,9 +86,10 @@ class WorkCounter(TorchDispatchMode):
             self.num_bytes += sum(leaf.nbytes for leaf in leaves if leaf.layout == torch.strided)
         return result
 
-    def work(self, num_parameters: int) -> Work:
-        """What went by, of a step that updates so many parameters."""
-        return Work(self.num_operators, self.flops, self.num_bytes, num_parameters, self.num_convolutions)
+    def work(self, model: nn.Module, num_parameters: int) -> Work:
+        """What went by, of a step of a model that updates so many parameters."""
+        is_recurrent = any(isinstance(module, nn.RNNBase | nn.RNNCellBase) for module in model.modules())
+        return Work(self.num_operators, self.flops, self.num_bytes, num_parameters, self.num_convolutions, is_recurrent)
 
 
 @functools.cache
