@@ -323,12 +323,13 @@ class Loop:
         starts = {seed: self.streams.mark("model", seed) for seed in window[0]}
         if isinstance(self.engine, Vectorized):
             self.engine.num_done = start
-        pending, ran = list(groups), list[_Ran]()
+        pending, ran, is_first = list(groups), list[_Ran](), True
         while pending:
             group = pending.pop(0)
             seeds = dict.fromkeys(group.seeds)
-            for seed in seeds:
-                self.streams.rewind("model", seed, starts[seed])
+            if not is_first:  # they stand there
+                self._go_back({seed: starts[seed] for seed in seeds})
+            is_first = False
             columns = group.columns
             hyper = {name: values[start : start + len(window), columns] for name, values in self.tally.hyper.items()}
             self.is_even = False

@@ -115,9 +115,11 @@ class SequentialChunk:
         starts = {seed: streams.mark("model", seed) for seed in {member.seed for member in self._members}}
         ends = dict[int, State]()
         curves = []
+        standing: State | None = next(reversed(starts.values()))  # as the generators are; to set them takes long
         for i, member in enumerate(self._members):
-            streams.rewind("model", member.seed, member.stream or starts[member.seed])
-            streams.use("model", member.seed)
+            if (start := member.stream or starts[member.seed]) is not standing:
+                streams.rewind("model", member.seed, start)
+                streams.use("model", member.seed)
             with self._engine.alone(member.outside, member.seed):
                 steps = [
                     member.step(batches[member.seed], {name: float(values[t, i]) for name, values in hyper.items()})
@@ -125,12 +127,14 @@ class SequentialChunk:
                 ]
             member.zero_grad()  # the next member needs as much memory
             curves.append(steps)
+            standing = None
             if member.is_alive:  # a member that diverged has not drawn all
-                end = streams.mark("model", member.seed)
+                standing = end = streams.mark("model", member.seed)
                 common = ends.setdefault(member.seed, end)
                 member.stream = common if is_same_state(common, end) else end  # once in memory
         for seed, end in (starts | ends).items():
-            streams.rewind("model", seed, end)
+            if end is not standing:
+                streams.rewind("model", seed, end)
         loss, alive, *norms = np.array(curves).transpose(2, 1, 0)  # [member, step, 2 and the norms]
         device = self._members[0].device
         return Curve(
