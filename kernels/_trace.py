@@ -139,7 +139,12 @@ class _Tape(TorchDispatchMode):
                 raise DataDependentError("a number is taken out of a tensor")
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
-        node = self._graph.call_function(_LIFT_COPY if func is _LIFT else func, inputs, named)
+        target = _LIFT_COPY if func is _LIFT else func
+        # With a name and without arguments: it would make up the one, and look through the others, a tenth of a trace.
+        node = self._graph.create_node("call_function", target, name=func._overloadpacket.__name__)
+        node.args = inputs
+        if named:
+            node.kwargs = named
         is_drawn = torch.Tag.nondeterministic_seeded in func.tags
         if func is _LIFT or (self._known.issuperset(node.all_input_nodes) and not is_drawn):
             self._known.add(node)
