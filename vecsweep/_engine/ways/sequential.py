@@ -196,7 +196,8 @@ class _Member:
         self.outside = engine.outside.translate(engine.outside.of_own(member.kept), engine.outside)
         with torch.no_grad():
             for name, value in member.parameters.items():
-                self._learner.parameters[name].copy_(value)
+                if not value.is_set_to(self._pattern.parameters[name]):  # whose copy it is
+                    self._learner.parameters[name].copy_(value)
             tensors = dict(self._learner.model.named_parameters()) | dict(self._learner.model.named_buffers())
             for name, value in member.buffers.items():
                 tensors[name].data = value.clone()
