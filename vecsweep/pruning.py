@@ -47,9 +47,9 @@ def step_of(share: float, num_steps: int) -> int:
 
 
 def steps_of(rungs: Collection[float], course: Course, span: Span) -> frozenset[int]:
-    """The updates of a span, its end aside, after which there are rungs of a course."""
+    """The updates of a span after which there are rungs of a course."""
     ends = {course.begin + step_of(share, course.num_steps) for share in rungs}
-    return frozenset(step - span.begin for step in ends if span.begin < step < span.begin + span.num_steps)
+    return frozenset(step - span.begin for step in ends if span.begin < step <= span.begin + span.num_steps)
 
 
 def pruning(

@@ -163,9 +163,10 @@ class Request:
         return Evaluation(at, steps, self.has_train_metrics, self.stopping)
 
     def pruned_at(self, span: Span, evaluation: Evaluation, course: Course) -> frozenset[int]:
-        """After which steps of a span members are pruned; the last is the end of all that are left."""
+        """After which steps of a span members are pruned; the end of their course is that of all who are left."""
         steps = steps_of(self.rungs, course, span) if self.rungs else evaluation.followed
-        return frozenset(steps) - {span.num_steps}
+        is_over = span.begin + span.num_steps >= course.begin + course.num_steps
+        return steps - {span.num_steps} if is_over else steps
 
     def regular(self, begin: int, end: int, steps_per_epoch: float | None) -> set[int]:
         """The steps, after `begin` and up to `end`, that evaluations come after wherever phases end."""

@@ -178,7 +178,8 @@ class Search:
             if (rung := at.get(len(runs.train_loss))) is not None:
                 scores = self._scores(runs, self.metric)
                 alive = {own: score for own, score in scores.items() if self._is_in(runs, by_setting[own])}
-                going_on = race.judge(rung, alive)
+                best = race.judge(rung, alive)
+                going_on = best if rung < last else going_on
             return [i for own in going_on for i in by_setting[own]]
 
         # One of torch's schedulers may follow a metric, epoch by epoch; others need none between the rungs.
