@@ -202,3 +202,14 @@ def test_seeds_that_cannot_train_at_the_same_time_cannot_be_compared():
     loader = DataLoader(TensorDataset(*data(32, 1)), batch_size=8, num_workers=9)
     with pytest.raises(ValueError, match="too many workers"):
         sweep(make_task(batches=loader), lrs=[0.1, 0.2], seeds=2, epochs=2, prune="halving")
+
+
+def test_step_at_which_an_extension_meets_bad_data_is_that_of_the_whole_run():
+    inputs = torch.randn(8, 4, 3)
+    inputs[6] = torch.nan
+    batches = [(own, own[:, :1]) for own in inputs]
+    task = vs.Task(nn.Linear(3, 1), batches, F.mse_loss, optimizer=lambda params: torch.optim.SGD(params, lr=0.1))
+    runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=8, until=5, progress=False)
+    with pytest.warns(RuntimeWarning, match="All 2 members of seed 0 diverged at step 6, whose batch holds NaN"):
+        gone_on = runs.extend()
+    assert [member.diverged_at for member in gone_on.members] == [6, 6]

@@ -177,12 +177,14 @@ class Plan:
         hyper: hyperparameters by name, each `[step, member]`; "lr" is always among them. "beta1" and "beta2" stand for
             the two of `betas`.
         feedback: of members, by their index, whose further hyperparameters depend on what they measure.
+        begin: the step of the run that is the first of the plan; what is told of steps counts from it.
         seeds: `[member]`, of the members; listed once, because it is asked for member by member.
     """
 
     members: tuple[Member, ...]
     hyper: Hyper
     feedback: dict[int, Feedback] = field(default_factory=dict)
+    begin: int = 0
     seeds: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -207,6 +209,7 @@ class Plan:
             tuple(self.members[i] for i in members),
             {name: values[:, list(members)] for name, values in self.hyper.items()},
             {positions[i]: feedback for i, feedback in self.feedback.items() if i in positions},
+            self.begin,
         )
 
     @classmethod
@@ -321,7 +324,7 @@ def draw_up(
             default = np.full(span.num_steps, defaults.get(name, np.nan))
             hyper[name][:, block] = np.stack([rows.get(name, default) for rows in columns], 1)
         planned.clear()
-    return Plan(tuple(members), hyper, feedback)
+    return Plan(tuple(members), hyper, feedback, span.begin)
 
 
 def set_by(course: Course, lr: float, span: Span, template: Optimizer) -> set[str]:

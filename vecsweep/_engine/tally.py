@@ -85,8 +85,8 @@ class Tally:
         self.diverged_at[np.array(group.members)[is_new]] = start + (~alive[:, is_new]).argmax(axis=0)
         for k in filter(is_new.__getitem__, failures):
             i = group.members[k]
-            step = int(self.diverged_at[i])
-            self.failures.note(float(self.hyper["lr"][step, i]), self._plan.seeds[i], step, failures[k])
+            step, seed = int(self.diverged_at[i]), self._plan.seeds[i]
+            self.failures.note(float(self.hyper["lr"][step, i]), seed, self._plan.begin + step, failures[k])
         return np.flatnonzero(is_new).tolist(), np.flatnonzero(alive[-1] & was_alive).tolist()
 
     def warn(self, window: Window, start: int) -> None:
@@ -98,8 +98,9 @@ class Tally:
                 num = int((self.diverged_at[own] == at[0]).sum())
                 who = f"All {num} members" if num > 1 else "The member"
                 warn_of_trouble(
-                    f"{who} of seed {seed} diverged at step {at[0]}, whose batch holds NaN or infinity, or no "
-                    "sample: look at the data, not at the learning rates. Steps, and batches, are counted from 0."
+                    f"{who} of seed {seed} diverged at step {self._plan.begin + at[0]}, whose batch holds NaN or "
+                    "infinity, or no sample: look at the data, not at the learning rates. Steps, and batches, are "
+                    "counted from 0."
                 )
         self.failures.tell(is_end=False)
 
