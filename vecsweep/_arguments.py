@@ -1,5 +1,6 @@
 """What the verbs accept, checked at the call: each function returns what the rest of the library takes."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, SupportsIndex, get_args
 
@@ -26,9 +27,18 @@ RESTARTABLE = "Pass a list, a DataLoader, or the generator function itself."
 NamedSchedules = dict[str, Schedule | TorchSchedule]
 
 
-def check_task(task: Task | Callable[[], Task], execution: ExecutionOptions) -> tuple[Task, Execution]:
-    """Return the task and the options of a call; on a cluster, a function may stand for the task that it makes."""
-    options = Execution.of(execution)
+def check_task(
+    task: Task | Callable[[], Task], execution: ExecutionOptions, verb: Callable[..., Any]
+) -> tuple[Task, Execution]:
+    """Return the task and the options of a call; on a cluster, a function may stand for the task that it makes.
+
+    Args:
+        task: as it was given.
+        execution: likewise.
+        verb: that was called, whose own options are told to whoever names another.
+    """
+    parameters = inspect.signature(verb).parameters.values()
+    options = Execution.of(execution, [own.name for own in parameters if own.kind is own.KEYWORD_ONLY])
     if options.cluster is not None:
         check_ray()
         if not isinstance(task, Task) and callable(task) and not isinstance(task, type):

@@ -11,6 +11,7 @@ from typing import Any, Unpack, get_args
 
 import numpy as np
 
+from vecsweep import batch_sizes
 from vecsweep._arguments import (
     RESTARTABLE,
     check_callbacks,
@@ -70,7 +71,7 @@ def find_lr(
         num_steps: likewise in optimizer updates, in place of `epochs`.
         schedule: what its learning rate follows, as in `vecsweep.sweep`.
         schedules: several, to be compared, in place of `schedule`.
-        vary: values of other hyperparameters of the optimizer, to be compared, as in `vecsweep.sweep`.
+        vary: values of other hyperparameters of the optimizer, to be compared, as in `vecsweep.sweep`; no batch sizes.
         seeds: how many seeds the race is run with, or the seeds themselves; None for one, for two from a budget of 7
             on, and three from 11.
         budget: the work that may be spent, in runs of one member, 0.5 to 20 or more: it decides how many learning rates
@@ -109,7 +110,7 @@ def find_lr(
         True
     """
     given = locals()
-    task, options = check_task(task, execution)
+    task, options = check_task(task, execution, find_lr)
     if schedules is not None and not (isinstance(schedule, str) and schedule == "constant"):
         raise ValueError(
             "`schedule` and `schedules` cannot both be given: the one is a single schedule, the other several."
@@ -135,6 +136,11 @@ def find_lr(
     about = tell_origin(find_lr, given, task, options)
     request = Request(task, options, audience=check_callbacks(callbacks), about=about)
     span = request.span(num_steps, epochs, seed=asked[0], needs_epochs=needs_epochs(named))
+    if isinstance(vary, Mapping) and batch_sizes.NAME in vary:
+        raise ValueError(
+            "`vary` must not hold the batch size in a race. Find a learning rate for each size, with a task of its "
+            'own, or compare sizes at given ones: `sweep(task, lrs=[...], vary={"batch_size": [16, 64]})`.'
+        )
     varied = check_vary(vary, request.template(asked[0])) if vary is not None else {}
     allowed = budget_for(span.num_steps) if budget is None else float(budget)
     seed_list = check_seeds(num_seeds_for(allowed), options, task) if seeds is None else asked

@@ -177,7 +177,7 @@ def check(
         >>> check(task, lrs=[0.01, 0.1], num_steps=5).is_equal
         True
     """
-    task, options = check_task(task, execution)
+    task, options = check_task(task, execution, check)
     options = replace(options, progress=False, engine="vectorized", divergence_factor=None)
     num_steps = check_count("num_steps", num_steps)
     if task.is_one_pass:

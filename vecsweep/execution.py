@@ -159,11 +159,17 @@ class Execution:
         return None if self.progress is None else not self.progress
 
     @classmethod
-    def of(cls, options: ExecutionOptions) -> "Execution":
-        """Check the options of a call; an unknown name is a TypeError that says which are known."""
-        known = [field.name for field in fields(cls)]
+    def of(cls, options: ExecutionOptions, others: Sequence[str] = ()) -> "Execution":
+        """Check the options of a call; an unknown name is a TypeError that says which are known.
+
+        Args:
+            options: by name.
+            others: names that the call takes besides.
+        """
+        own = [field.name for field in fields(cls)]
+        known = [*others, *own]
         for name in options:
-            if name not in known:
+            if name not in own:
                 raise TypeError(f"{name!r} is not an option.{did_you_mean(name, known)} The options are {known}.")
         return cls(**options)
 

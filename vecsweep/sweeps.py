@@ -136,7 +136,7 @@ def sweep(
         (5, 4)
     """
     given = locals()
-    task, options = check_task(task, execution)
+    task, options = check_task(task, execution, sweep)
     rates, named = check_lrs(lrs), check_schedules(schedules)
     seed_list = check_seeds(seeds, options, task)
     if folds is not None:
@@ -295,7 +295,7 @@ def range_test(
         Smith, Cyclical learning rates for training neural networks, 2015, https://arxiv.org/abs/1506.01186
     """
     given = locals()
-    task, options = check_task(task, execution)
+    task, options = check_task(task, execution, range_test)
     about = tell_origin(range_test, given, task, options)
     request = Request(task, options, audience=check_callbacks(callbacks), about=about)
     check_choice("method", method, get_args(Method))
