@@ -204,6 +204,24 @@ def test_what_else_is_compared_is_named_with_what_it_matters():
         assert name in str(answer)
 
 
+def test_what_matters_is_told_of_those_that_started_alike():
+    """Of two settings that train alike, one is the winner's, around which others race later."""
+    answer = find_lr(make_task("sgd", scale=1.7), vary={"weight_decay": [0.0, 1e-12]}, budget=8)
+    late = [trial for trial in answer.trials if trial.is_late]
+    started = {member.setting for member in answer.runs[1].members}
+    assert late
+    assert all(trial.setting not in started for trial in late)
+    assert answer.winner in late
+    assert min(trial.gap for trial in answer.trials if not trial.is_late) > 0.01
+    assert max(answer.mattered()["weight_decay"].values()) < 1e-6
+
+
+def test_comparison_that_ended_early_is_doubted():
+    early, whole = (find_lr(schedules=["constant", "cosine"], budget=budget) for budget in (3, 6))
+    assert any("compared after 25% of the run" in doubt for doubt in early.doubts)
+    assert not any("was compared" in doubt for doubt in (*whole.doubts, *find_lr(budget=1).doubts))
+
+
 def test_without_validation_the_training_loss_decides():
     answer = find_lr(make_task(val_batches=None, metrics={}))
     assert answer.metric == "train_loss"
@@ -252,6 +270,53 @@ def test_task_that_nothing_trains_is_refused():
         find_lr(task)
 
 
+@pytest.mark.parametrize("monitor", ["val_loss", "val_share"])
+def test_metric_that_is_never_finite_is_named(monitor):
+    inputs, targets = data(64, 2)
+    val_batches = [(inputs * math.nan if monitor == "val_loss" else inputs, targets)]
+    metrics = {"share": lambda outputs, targets: outputs.sum() * 0 / 0}
+    with pytest.raises(ValueError, match=f"Nothing can be judged by '{monitor}'"):
+        find_lr(make_task(val_batches=val_batches, metrics=metrics), monitor=monitor, mode="min")
+
+
+def spoiled_at(step):
+    """A task whose run meets NaN at one step."""
+    task = make_task()
+    batches = [task.batches[k % len(task.batches)] for k in range(NUM_STEPS)]
+    batches[step] = (batches[step][0] * math.nan, batches[step][1])
+    return make_task(batches=batches)
+
+
+@pytest.mark.filterwarnings("ignore:.*diverged at step:RuntimeWarning")
+@pytest.mark.parametrize("step", [22, 50, 100, 159])
+def test_race_that_nobody_ends_alive_names_the_best_so_far_and_has_no_model(step):
+    answer = find_lr(spoiled_at(step))
+    end = max(rung for rung in (1 / 8, 1 / 4, 1 / 2) if rung * NUM_STEPS <= step)
+    scored = {own.setting: own.scores[own.rungs.index(end)] for own in answer.trials if end in own.rungs}
+    assert answer.winner.setting == min(scored, key=scored.__getitem__)
+    assert answer.interval[0] <= answer.lr <= answer.interval[1] < math.inf
+    assert math.isinf(answer.winner.gap)
+    assert not answer.finished
+    assert any(f"left after {end:.0%} of the run diverged later" in doubt for doubt in answer.doubts)
+    assert "where the budget did" not in str(answer)
+    texts = [text.get_text() for text in answer.plot().get_legend().get_texts()]
+    rungs = [rung for rung in (1 / 8, 1 / 4, 1 / 2) if rung <= end]
+    assert [text for text in texts if text.startswith("after")] == [f"after {NUM_STEPS * r:.0f} steps" for r in rungs]
+    with pytest.raises(ValueError, match=f"the run diverged at step {step} of {NUM_STEPS}"):
+        answer.model()
+
+
+@pytest.mark.filterwarnings("ignore:The member of seed 0 diverged at step 100:RuntimeWarning")
+def test_model_that_diverges_in_what_was_left_of_the_run_is_refused(tmp_path):
+    answer = find_lr(spoiled_at(100), budget=1.2)
+    assert not answer.finished
+    assert "The race ended at 25% of the run" in str(answer)
+    for ask in (answer.model, lambda: answer.save_model(tmp_path / "model")):
+        with pytest.raises(ValueError, match="the run diverged at step 100 of 160"):
+            ask()
+    assert not list(tmp_path.iterdir())
+
+
 def test_task_that_learns_nothing_is_doubted():
     inputs, _ = data(1024, 1)
     labels = torch.randint(2, (2, 1024), generator=torch.Generator().manual_seed(3))
@@ -287,6 +352,8 @@ def test_picture_shows_each_rung_and_the_answer():
         ({"mode": "less"}, ValueError, "`mode`"),
         ({"schedule": "cosine", "schedules": ["constant"]}, ValueError, "cannot both be given"),
         ({"vary": {"lr": [0.1]}}, ValueError, "`lrs`|lr"),
+        ({"vary": {"batch_size": [8, 16]}}, ValueError, "a task of its own"),
+        ({"epoch": 3}, TypeError, "Did you mean 'epochs'"),
     ],
 )
 def test_wrong_argument_is_told(options, error, what):

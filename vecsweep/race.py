@@ -262,11 +262,13 @@ class Race:
     def gaps(self, start: float) -> dict[Setting, float]:
         """How far each is behind the best at its last rung, as a share of what training had gained there.
 
+        Rungs that nobody came to alive tell nobody from another.
+
         Args:
             start: what untrained weights score.
         """
         found: dict[Setting, float] = {}
-        for own in self.scores.values():
+        for own in (self.scores[rung] for rung in self.scores if rung <= self.end):
             best = min(own.values(), default=math.inf)
             gain = max(start - best, 1e-12 * max(abs(start), 1e-300))
             found |= {

@@ -89,7 +89,13 @@ class Search:
             courses = {name: self._squeezed(name, num_steps) for name in self.named}
             runs = self._train(settings, self.seeds[:1], courses, Span(0, num_steps, None), request)
             self.scans.append(runs)
-            for setting, score in self._scores(runs, metric).items():
+            scores = self._scores(runs, metric)
+            if not any(map(math.isfinite, scores.values())) and (runs.diverged_at < 0).any():
+                raise ValueError(
+                    f"Nothing can be judged by {metric!r}: it is not finite at any learning rate, also where the "
+                    "training losses are. Look for NaN in the validation data, and at what the metric divides by."
+                )
+            for setting, score in scores.items():
                 scans[replace(setting, lr=1.0)].scores[setting.lr] = score
             missing = {own: lrs for own, scan in scans.items() if (lrs := scan.missing(spacing)).size}
         if not any(math.isfinite(score) for scan in scans.values() for score in scan.scores.values()):
@@ -142,7 +148,8 @@ class Search:
         winner = race.winner
         gaps = race.gaps(self.start)
         noise = self._noise(race, self.start)
-        trials = [self._trial(race, own, gaps[own], sign) for own in gaps]
+        started = {member.setting for member in self.races[0].members}
+        trials = [self._trial(race, own, gaps[own], sign, is_late=own not in started) for own in gaps]
         trials.sort(key=lambda trial: (trial.setting != winner, -trial.rungs[-1], trial.gap))
         alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
         lrs, behind = (np.array(values) for values in ([own.lr for own in alike], [gaps[own] for own in alike]))
@@ -243,10 +250,11 @@ class Search:
         """Whether a setting has not been taken out of the race."""
         return all(runs.members[i].stopped_at is None for i in members)
 
-    def _trial(self, race: Race, setting: Setting, gap: float, sign: int) -> Trial:
+    def _trial(self, race: Race, setting: Setting, gap: float, sign: int, *, is_late: bool) -> Trial:
         measured = [(rung, own[setting]) for rung, own in race.scores.items() if setting in own]
         scores = tuple(sign * score if math.isfinite(score) else math.nan for _, score in measured)
-        return Trial(setting, tuple(rung for rung, _ in measured), scores, gap)
+        gap = math.inf if math.isnan(scores[-1]) else gap
+        return Trial(setting, tuple(rung for rung, _ in measured), scores, gap, is_late)
 
     def _noise(self, race: Race, start: float) -> float:
         """What chance does to the difference of two settings, as a share of what training gains.
@@ -305,6 +313,12 @@ class Search:
             doubts.append(
                 f"The best, {winner.lr:.3g}, stands right below {alike[place + 1].lr:.3g}, which diverged. Take a "
                 "lower one where the run will differ from this."
+            )
+        last = race.strategy.rungs[-1]
+        if last < 1.0 and any(not is_alike(own, winner) for own in gaps):
+            doubts.append(
+                f"What was compared besides the lr was compared after {last:.0%} of the run: what matters later, such "
+                "as how a schedule ends, has not shown. Raise `budget`."
             )
         good = [k for k, own in enumerate(alike) if gaps[own] <= _BAD * tolerance]
         if good and any(gaps[own] > _BAD * tolerance for own in alike[good[0] : good[-1]]):

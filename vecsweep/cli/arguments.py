@@ -43,13 +43,13 @@ def add_json(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="print one JSON document, nothing else")
 
 
-def add_seeds(parser: Any) -> None:
+def add_seeds(parser: Any, default: str = "1") -> None:
     """Add --seeds."""
     parser.add_argument(
         "--seeds",
         type=seeds,
         metavar="N",
-        help="how many seeds, or the seeds themselves as in 3,4,5 (default: 1)",
+        help=f"how many seeds, or the seeds themselves as in 3,4,5 (default: {default})",
     )
 
 

@@ -21,17 +21,21 @@ def run(arguments: argparse.Namespace) -> int:
     with saved_if_stopped(Path("find-lr-interrupted.npz")):
         answer = vs.find_lr(task, vary=merged(arguments.vary), callbacks=progress_lines(), **options)
     say, files = sayer(arguments), dict[str, str | None]()
-    if arguments.model is not None:  # before anything is made of it
-        with writing(arguments.model):
-            files["model"] = str(answer.save_model(arguments.model))
-    say(str(answer))
-    if arguments.png is not None:
-        files["png"] = str(save_picture(answer.plot(), arguments.png))
-    if arguments.report is not None:
-        with writing(arguments.report):
-            files["report"] = str(answer.to_html(arguments.report))
-    if files:
-        say("")
-    tell_files(files, say)
-    print_json({"task": arguments.task, **describe_answer(answer), **files}, arguments)
+    try:
+        try:
+            if arguments.model is not None:  # before anything is made of it
+                with writing(arguments.model):
+                    files["model"] = str(answer.save_model(arguments.model))
+        finally:
+            say(str(answer))
+        if arguments.png is not None:
+            files["png"] = str(save_picture(answer.plot(), arguments.png))
+        if arguments.report is not None:
+            with writing(arguments.report):
+                files["report"] = str(answer.to_html(arguments.report))
+        if files:
+            say("")
+        tell_files(files, say)
+    finally:  # what was found is told, whatever becomes of the files
+        print_json({"task": arguments.task, **describe_answer(answer), **files}, arguments)
     return 0

@@ -51,6 +51,8 @@ def plot_race(
             for own in trials
             if rung in own.rungs and np.isfinite(own.scores[own.rungs.index(rung)])
         ]
+        if not points:  # all have diverged
+            continue
         alpha = _FAINTEST + (1 - _FAINTEST) * (place + 1) / len(rungs)
         steps = f"after {max(1, round(rung * num_steps))} steps"
         ax.plot(*zip(*points, strict=True), "o-", color=BLUE, alpha=alpha, markersize=4, linewidth=1.5)

@@ -82,10 +82,12 @@ class Answer:
         told = (
             f"From {low:.3g} to {high:.3g} it is as good, within {margin}. Found at the cost of {self.cost:.2g} runs."
         )
-        early = f"The race ended at {self.winner.rungs[-1]:.0%} of the run, where the budget did."
+        early = f" The race ended at {self.winner.rungs[-1]:.0%} of the run, where the budget did."
+        if self.finished or math.isnan(self.winner.scores[-1]):  # the doubts say that all diverged
+            early = ""
         lines = [
             f"lr {self.lr:.3g}{with_what}, for {self._run_in_words()}.",
-            told if self.finished else f"{told} {early}",
+            told + early,
             *(f"Doubt: {doubt}" for doubt in self.doubts),
             "",
             *self._table(),
@@ -98,7 +100,7 @@ class Answer:
     @property
     def finished(self) -> bool:
         """Whether the winner has been trained to the end of the run."""
-        return self.winner.rungs[-1] == 1.0
+        return self.winner.rungs[-1] == 1.0 and not math.isnan(self.winner.scores[-1])
 
     def model(self, *, copy_frozen: bool = False) -> nn.Module:
         """Return a module with the winner's weights, trained to the end of the run; of several seeds, the first's.
@@ -107,6 +109,9 @@ class Answer:
 
         Args:
             copy_frozen: as in `Sweep.model`.
+
+        Raises:
+            ValueError: the winner diverged before the end of the run.
         """
         runs, i = self._winners_run()
         return runs.model(i, copy_frozen=copy_frozen)
@@ -126,15 +131,20 @@ class Answer:
     def mattered(self) -> dict[str, dict[str | float, float]]:
         """Return what each thing that was compared besides the lr does: by its name and value, the least gap.
 
+        Gaps are those to the best that started: only its own combination was looked at closer later on.
+
         Example:
             `answer.mattered()["schedule"]["cosine"]`
         """
         columns: dict[str, dict[str | float, float]] = {}
-        for trial in self.trials:
+        started = [trial for trial in self.trials if not trial.is_late]
+        alike = {trial.setting for trial in self._alike()}
+        least = min((own.gap for own in started if own.setting in alike and math.isfinite(own.gap)), default=0.0)
+        for trial in started:
             parts: dict[str, str | float] = {"schedule": trial.setting.schedule, **dict(trial.setting.hyper)}
             for name, value in parts.items():
                 column = columns.setdefault(name, {})
-                column[value] = min(column.get(value, math.inf), trial.gap)
+                column[value] = min(column.get(value, math.inf), max(0.0, trial.gap - least))
         return {name: column for name, column in columns.items() if len(column) > 1}
 
     def curve(self) -> tuple[FloatArray, FloatArray]:
@@ -205,13 +215,20 @@ class Answer:
 
     def _winners_run(self) -> tuple[Sweep, int]:
         """The sweep that the winner was trained in, to its end, and the winner's place there."""
-        for runs in reversed(self.runs):
-            for i, member in enumerate(runs.members):
-                if member.setting == self.winner.setting and member.diverged_at is None and member.stopped_at is None:
-                    if len(runs.train_loss) >= self.num_steps:
-                        return runs, i
-                    return runs._take([i]).extend(num_steps=self.num_steps - len(runs.train_loss)), 0
-        raise ValueError("There is no trained model: the winner's weights are not here. Raise `budget`.")
+        runs, i = next(
+            (runs, i)
+            for runs in reversed(self.runs)
+            for i, member in enumerate(runs.members)
+            if member.setting == self.winner.setting
+        )
+        if runs.members[i].diverged_at is None and len(runs.train_loss) < self.num_steps:
+            runs, i = runs._take([i]).extend(num_steps=self.num_steps - len(runs.train_loss)), 0
+        if (step := runs.members[i].diverged_at) is not None:
+            raise ValueError(
+                f"There is no trained model: at lr {self.winner.setting.lr:.3g} the run diverged at step {step} of "
+                f"{self.num_steps}. Train with a lower one, or clip gradients (`max_grad_norm`)."
+            )
+        return runs, i
 
     def _run_in_words(self) -> str:
         return f"{self.num_steps} steps of {self.schedule!r}"

@@ -14,9 +14,11 @@ class Trial(NamedTuple):
         scores: the metric there, `[rung]`, the mean over seeds; NaN where a seed diverged.
         gap: how far it was behind the best at its last rung, as a share of what training had gained there: 0 for the
             best, 1 for as bad as untrained; infinite where it diverged.
+        is_late: whether it came to the race later, to look closer at the best of those that had started.
     """
 
     setting: Setting
     rungs: tuple[float, ...]
     scores: tuple[float, ...]
     gap: float
+    is_late: bool = False

@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUNS",
         help="the work that may be spent, in runs of one member (default: 4; more for a run of less than 60 steps)",
     )
-    add_seeds(search)
+    add_seeds(search, default="1; 2 from a budget of 7 on, 3 from 11")
     search.add_argument(
         "--tolerance", type=float, metavar="SHARE", help="of what training gains that does not matter (default: 0.02)"
     )
