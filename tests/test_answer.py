@@ -1,6 +1,7 @@
 """find_lr: the learning rate that it names, held against plain loops at every learning rate, and what it costs."""
 
 import copy
+import errno
 import json
 import math
 from itertools import pairwise
@@ -381,6 +382,22 @@ def test_command_says_the_answer_and_writes_what_is_asked_for(tmp_path, capsys):
     assert weights.exists()
     assert main(["find-lr", "digits", "--num-steps", "64", "--budget", "1.5"]) == 0
     assert "The race ended" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("told", ["lr ", '"lr":'])
+def test_command_tells_the_answer_whose_model_cannot_be_written(told, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("sklearn")
+    torch.set_default_dtype(torch.float32)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(vs.Answer, "save_model", full)
+    arguments = ["digits", "--num-steps", "64", "--model", str(tmp_path / "best.safetensors")]
+    assert main(["find-lr", *arguments, *["--json"] * told.startswith('"')]) == 2
+    shown = capsys.readouterr()
+    assert told in shown.out
+    assert "No space left on device" in shown.err
 
 
 # What decides, without training.
