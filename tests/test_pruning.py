@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.optim.lr_scheduler import ExponentialLR
+from torch.optim.lr_scheduler import ExponentialLR, ReduceLROnPlateau
 from torch.utils.data import DataLoader, TensorDataset
 
 import vecsweep as vs
@@ -213,3 +213,28 @@ def test_step_at_which_an_extension_meets_bad_data_is_that_of_the_whole_run():
     with pytest.warns(RuntimeWarning, match="All 2 members of seed 0 diverged at step 6, whose batch holds NaN"):
         gone_on = runs.extend()
     assert [member.diverged_at for member in gone_on.members] == [6, 6]
+
+
+def test_halving_by_the_training_loss_leaves_patience_and_plateaus_their_evaluations():
+    task, watched = make_task(val_batches=None), "mean_train_loss"
+    how = {"prune": "halving", "monitor": watched}
+    stopped = sweep(task, **how, mode="max", patience=1)
+    means = stopped.metrics[watched]
+    at = {step: row for row, step in enumerate(stopped.evaluated_at.tolist())}
+    for i, member in enumerate(stopped.members):
+        own = [means[at[step], i] for step in range(STEPS_PER_EPOCH, 1 + EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH)]
+        falls = next((k for k in range(1, EPOCHS) if own[k] <= max(own[:k])), None)
+        if member.diverged_at is None and falls is not None:
+            assert member.stopped_at <= (falls + 1) * STEPS_PER_EPOCH
+
+    options = {"mode": "max", "patience": 0, "factor": 0.5}
+    runs = sweep(task, **how, schedules=[vs.schedules.plateau(watched, **options)])
+    alive = next(i for i, member in enumerate(runs.members) if member.stopped_at is member.diverged_at is None)
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=LRS[alive])
+    scheduler = ReduceLROnPlateau(optimizer, **options)
+    at = {step: row for row, step in enumerate(runs.evaluated_at.tolist())}
+    for step in range(STEPS_PER_EPOCH, EPOCHS * STEPS_PER_EPOCH, STEPS_PER_EPOCH):
+        scheduler.step(runs.metrics[watched][at[step], alive])
+        assert runs.lr[step, alive] == optimizer.param_groups[0]["lr"]
+    assert runs.lr[-1, alive] < runs.lr[0, alive]

@@ -588,6 +588,16 @@ def test_validation_is_needed_where_it_is_asked_for():
         vs.sweep(task, lrs=[0.1], epochs=1, patience=2)
 
 
+def test_evaluations_without_validation_come_as_often_as_whoever_looks_at_them_needs():
+    task, how = make_task(val_batches=None, metrics={}), {"lrs": [0.1, 0.2], "num_steps": 8, "val_every": 3}
+    asked = []
+    vs.sweep(task, prune=lambda so_far: asked.append(len(so_far.train_loss)) or range(2), **how)
+    assert asked == [3, 6]
+    runs = vs.sweep(task, schedules=[vs.schedules.plateau("mean_train_loss")], **how)
+    assert runs.evaluated_at.tolist() == [3, 6, 8]
+    np.testing.assert_allclose(runs.metrics["mean_train_loss"][0], runs.train_loss[:3].mean(axis=0))
+
+
 def test_branch_from_a_diverged_member_is_refused():
     runs = vs.sweep(make_task(), lrs=[0.1, 1e308], epochs=1)
     with pytest.raises(ValueError, match=r"`i` must be a member that did not diverge; member 1, at lr 1e\+308, did at"):

@@ -90,9 +90,10 @@ def check_lrs(lrs: Any, name: str = "lrs") -> FloatArray:
             where = f" at index {i}" if rates.size > 1 else ""
             remedy = f" Drop it, or pass {abs(rate):.3g}." if np.isfinite(rate) and rate < 0 else " Drop it."
             raise ValueError(f"`{name}` must be positive and finite; got {rate}{where}.{remedy}")
-    repeated = [rate for i, rate in enumerate(rates) if rate in rates[:i]]
-    if repeated:
-        raise ValueError(f"`{name}` must differ from each other; got {repeated[0]:g} again. Pass `seeds` for repeats.")
+    distinct, counts = np.unique(rates, return_counts=True)
+    if distinct.size < rates.size:
+        again = distinct[counts > 1][0]
+        raise ValueError(f"`{name}` must differ from each other; got {again:g} again. Pass `seeds` for repeats.")
     return rates
 
 
@@ -109,7 +110,7 @@ def check_seeds(seeds: Seeds, execution: Execution, task: Task) -> list[int]:
     """Return the seeds themselves."""
     if isinstance(seeds, SupportsIndex) and not isinstance(seeds, bool | np.ndarray | Tensor):
         num = check_count("seeds", seeds, most=MOST_MEMBERS)
-        check_count("seed", execution.seed + num, most=MOST_SEED)
+        check_count("seed", execution.seed + num - 1, least=0, most=MOST_SEED)
         listed = [execution.seed + i for i in range(num)]
     else:
         if not isinstance(seeds, Sequence | np.ndarray) or isinstance(seeds, str | bytes) or np.ndim(seeds) == 0:
@@ -171,6 +172,11 @@ def _name_of(schedule: Any) -> str:
 def needs_epochs(schedules: NamedSchedules) -> bool:
     """Whether one of the schedules has to know how long an epoch is."""
     return any(isinstance(own, TorchSchedule) and own.interval == "epoch" for own in schedules.values())
+
+
+def follow_metrics(schedules: NamedSchedules, template: Optimizer) -> bool:
+    """Whether one of the schedules is fed what members measure."""
+    return any(isinstance(own, TorchSchedule) and own.start(template, 1.0).is_fed for own in schedules.values())
 
 
 def check_vary(vary: Mapping[str, Sequence[float]], template: Optimizer) -> dict[str, list[float]]:

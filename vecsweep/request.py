@@ -50,6 +50,12 @@ class Request:
     about: dict[str, str] = field(default_factory=dict)
     journal: Journal | None = None
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether members are evaluated again and again, whatever their schedules follow."""
+        asks_often = self.stopping is not None or (self.prune is not None and not self.rungs)
+        return self.task.val_batches is not None or self.has_train_metrics or asks_often
+
     def template(self, seed: int) -> Optimizer:
         """The task's optimizer, to be read; see `run.template_of`."""
         return template_of(self.task, seed, self.execution)
@@ -85,9 +91,7 @@ class Request:
         if self.task.is_one_pass and (epochs is not None or needs_epochs or begin):
             what = "`epochs` needs" if epochs is not None else "Going on needs" if begin else "The schedule needs"
             raise ValueError(f"{what} batches that can be read again; got an iterator. {RESTARTABLE}")
-        asks_often = self.stopping is not None or (self.prune is not None and not self.rungs)
-        has_evaluations = self.task.val_batches is not None or self.has_train_metrics or asks_often
-        is_by_epochs = needs_epochs or (has_evaluations and self.val_every is None and not self.task.is_one_pass)
+        is_by_epochs = needs_epochs or (self.evaluates and self.val_every is None and not self.task.is_one_pass)
         per_step = self.execution.accumulation_steps
         if steps_per_epoch is None and (epochs is not None or is_by_epochs or self.has_train_metrics):
             most = None if num_steps is None else (begin + num_steps) * per_step
@@ -140,16 +144,14 @@ class Request:
         followed = {feedback.metric: "A schedule" for feedback in plan.feedback.values()}
         if self.stopping is not None:
             followed[self.stopping.metric] = "`patience`"
-        if self.rung_metric is not None:
-            followed[self.rung_metric] = "`prune`"
-        for name, who in followed.items():
+        compared = {} if self.rung_metric is None else {self.rung_metric: "`prune`"}
+        for name, who in (followed | compared).items():
             if name not in measured:
                 raise ValueError(
                     f"{who} follows {name!r}, which is not measured; there is {', '.join(measured)}. Give the task "
                     "`val_batches` and `metrics`, or follow another."
                 )
         at_rungs = frozenset[int]() if course is None else steps_of(self.rungs, course, span)
-        followed.pop(self.rung_metric or "", None)
         if len(measured) == 1 and not followed and (self.prune is None or self.rungs):
             return Evaluation(tuple(sorted(at_rungs | {span.num_steps})) if at_rungs else ())
         if self.task.is_one_pass and self.val_every is None and followed:

@@ -19,6 +19,7 @@ from vecsweep._arguments import (
     check_seeds,
     check_task,
     check_vary,
+    follow_metrics,
     needs_epochs,
 )
 from vecsweep._interrupts import held
@@ -153,8 +154,6 @@ def sweep(
         val_every = check_count("val_every", val_every)
     if mode is not None:
         check_choice("mode", mode, get_args(Mode))
-    if val_every is not None and task.val_batches is None and not train_metrics and patience is None:
-        raise ValueError(f"`val_every` needs `val_batches` in the task; got {val_every} and none of them.")
     if train_metrics and not task.metrics:
         raise ValueError("`train_metrics` needs `metrics` in the task; got none.")
     if train_metrics and task.is_one_pass:
@@ -187,6 +186,8 @@ def sweep(
         check_record(record),
         tell_origin(sweep, given, task, options),
     )
+    if val_every is not None and not request.evaluates and not follow_metrics(named, request.template(seed_list[0])):
+        raise ValueError(f"`val_every` needs `val_batches` in the task; got {val_every} and none of them.")
     whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
     span = whole if until is None else _part(request, whole, until, is_in_epochs=epochs is not None)
     varied = check_vary(vary, request.template(seed_list[0])) if vary is not None else {}
