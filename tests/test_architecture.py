@@ -80,8 +80,8 @@ LAYERS = {
     ],
     "engine": [
         "_engine _engine.caller _engine.data _engine.graphs _engine.keeping _engine.members _engine.ways",
-        """_engine.caller.lending _engine.caller.memory _engine.caller.modes _engine.caller.places _engine.caller.rng
-        _engine.caller.rebinding _engine.caller.room""",
+        """_engine.caller.casting _engine.caller.lending _engine.caller.memory _engine.caller.modes
+        _engine.caller.places _engine.caller.rng _engine.caller.rebinding _engine.caller.room""",
         "_engine.caller.copying _engine.caller.wholes",
         "_engine.caller.reach",
         "_engine.caller.watch",

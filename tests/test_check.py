@@ -205,6 +205,10 @@ def adam(params):
     return torch.optim.Adam(params, lr=0.03)
 
 
+def sgd(params):
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -243,7 +247,33 @@ def masked_step(model, batch):
     return F.cross_entropy(model(batch["x"]) * (torch.rand(3) < 0.9), batch["y"])
 
 
+class Turned(nn.Module):
+    """Turns its inputs by phases that it keeps as complex numbers, as rotary embeddings do."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("phases", torch.polar(torch.ones(3), torch.tensor([0.1, 0.5, 2.0])))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        turned = torch.view_as_complex(x.unflatten(1, (3, 2)).contiguous()) * self.phases
+        return self.head(torch.view_as_real(turned).flatten(1).to(self.head.weight.dtype))
+
+
+class Spectral(nn.Module):
+    """Weighs frequencies by complex numbers, as neural operators do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = nn.Parameter(0.3 * torch.randn(4, 3, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (torch.fft.rfft(x) @ self.weights).abs()
+
+
 HEALTHY = {
+    "complex weights": (lambda: vs.Task(Spectral(), batches_of(), F.cross_entropy, optimizer=sgd), {}),
+    "complex buffers": (lambda: vs.Task(Turned(), batches_of(), F.cross_entropy, optimizer=adam), {}),
     "several seeds, batches of each": (lambda: task_of(nn.Dropout(0.3), batches=noisy), {"seeds": 2}),
     "a function that builds the model": (
         lambda: vs.Task(lambda: nn.Linear(6, 3), batches_of(), F.cross_entropy, optimizer=adam),

@@ -236,7 +236,7 @@ def _compare(task: Task, plan: Plan, how: Execution, dtype: torch.dtype | None) 
         raise record.error
     if not record.is_complete:
         raise Interrupted(None)  # half a comparison would say that the two are equal
-    own = next(iter(here(record.states[:1])[0].parameters.values())).dtype
+    own = next(iter(here(record.states[:1])[0].parameters.values())).dtype.to_real()
     name = how.precision or str(own).removeprefix("torch.")
     tolerance = _HALF_TOLERANCE if how.precision else _OWN_TOLERANCE.get(own, _HALF_TOLERANCE)
     compared = _Compared(name, tolerance, record, [], [])
@@ -278,7 +278,9 @@ def _computed(loop: PlainLoop, model: nn.Module, seed: int, *, is_training: bool
 
 
 def _array(tensor: Tensor) -> FloatArray:
-    return tensor.detach().to_dense().double().cpu().numpy()
+    plain = tensor.detach().to_dense()
+    plain = torch.view_as_real(plain.resolve_conj()) if plain.is_complex() else plain
+    return plain.double().cpu().numpy()
 
 
 def _curve_deviation(

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from vecsweep import _interrupts as interrupts
+from vecsweep._engine.caller.casting import cast, place_
 from vecsweep._engine.caller.copying import copy_model, forget_, set_to_train
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.caller.watch import Watch
@@ -122,7 +123,7 @@ class PlainLoop:
                 with self._computing(model):
                     made = model(batch[0]) if task.training_step is None else task.loss(model, batch)
                 leaves = [leaf.detach() for leaf in pytree.tree_leaves(made) if isinstance(leaf, Tensor)]
-                computed += [leaf for leaf in leaves if leaf.is_floating_point()]
+                computed += [leaf for leaf in leaves if leaf.is_floating_point() or leaf.is_complex()]
         return computed
 
     def _build(self, seed: int) -> tuple[Task, nn.Module, Optimizer]:
@@ -131,7 +132,7 @@ class PlainLoop:
         template = task.optimizer if isinstance(task.optimizer, Optimizer) else None
         self._streams.restart("weights", seed)
         model, optimizer = copy_model(task.model if isinstance(task.model, nn.Module) else task.model(), template)
-        model.to(device=self._execution.place, dtype=self._dtype)
+        place_(model, self._execution.place, self._dtype)
         set_to_train(model)
         if optimizer is None:
             assert callable(task.optimizer)
@@ -145,7 +146,8 @@ class PlainLoop:
         if not isinstance(self._task.loss_fn, nn.Module):
             return self._task
         loss_fn, _ = copy_model(self._task.loss_fn)
-        return replace(self._task, loss_fn=loss_fn.to(device=device, dtype=self._dtype))
+        place_(loss_fn, device, self._dtype)
+        return replace(self._task, loss_fn=loss_fn)
 
     def _batches(self, seed: int, device: torch.device) -> Iterator[Batch]:
         """The caller's batches as they come, over and over."""
@@ -161,8 +163,7 @@ class PlainLoop:
 
     def _placed(self, leaf: Any, device: torch.device) -> Any:
         if isinstance(leaf, Tensor):  # a copy, because a loss may write into it
-            dtype = self._dtype if leaf.is_floating_point() else None
-            return leaf.to(device=device, dtype=dtype, copy=True)
+            return cast(leaf.to(device=device, copy=True), self._dtype)
         return leaf.to(device) if hasattr(leaf, "to") else leaf
 
     @contextmanager

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
 
+from vecsweep._engine.caller.casting import cast
 from vecsweep._engine.caller.rng import State, Streams
 from vecsweep._engine.data.fingerprint import Fingerprint, fingerprint
 from vecsweep._engine.data.layouts import has_strides
@@ -250,7 +251,7 @@ def move(batch: Batch, device: torch.device, dtype: torch.dtype | None, *, is_fr
 
     def own(leaf: Any, moved: Any) -> Any:
         if isinstance(leaf, Tensor):
-            moved = moved.to(dtype) if dtype and moved.is_floating_point() else moved
+            moved = cast(moved, dtype)
             return (
                 moved.detach().clone().requires_grad_(moved.requires_grad) if moved is leaf and not is_fresh else moved
             )

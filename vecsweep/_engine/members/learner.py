@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from vecsweep._engine.caller.casting import place_
 from vecsweep._engine.caller.copying import copy_model, forget_, set_to_train, uncompiled
 from vecsweep._engine.caller.lending import Seal, is_special, lendable
 from vecsweep._engine.caller.rng import Streams
@@ -112,7 +113,7 @@ class Learner:
             _check_trainable(built)
             # The function may return a module that the caller keeps.
             model, optimizer = copy_model(built, lent=lendable(built))
-        model.to(device=execution.place, dtype=dtype)
+        place_(model, execution.place, dtype)
         if any(parameter.device.type == "mps" for parameter in model.parameters()):
             raise ValueError(
                 "`model` must be where there is float64, for the bookkeeping of losses; it is on 'mps', which has "
@@ -135,7 +136,9 @@ class Learner:
             optimizer.train()  # type: ignore[attr-defined]
         task = replace(task, loss_fn=uncompiled(task.loss_fn), training_step=uncompiled(task.training_step))
         if isinstance(task.loss_fn, nn.Module):  # it may hold class weights, which go where the model goes
-            task = replace(task, loss_fn=copy.deepcopy(task.loss_fn).to(device=execution.place, dtype=dtype))
+            loss_fn = copy.deepcopy(task.loss_fn)
+            place_(loss_fn, execution.place, dtype)
+            task = replace(task, loss_fn=loss_fn)
         metrics = {name: _own_metric(metric, execution.place, dtype) for name, metric in task.metrics.items()}
         learner = cls(replace(task, metrics=metrics), model, optimizer, execution.precision)
         learner.frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
@@ -237,7 +240,9 @@ def check_given(model: nn.Module, template: Optimizer | None) -> None:
 def _own_metric(metric: Metric, device: torch.device | str | None, dtype: torch.dtype | None) -> Metric:
     """A copy of a metric that may keep something; a function is its own."""
     copied = copy.deepcopy(metric)
-    return copied.to(device=device, dtype=dtype) if isinstance(copied, nn.Module) else copied
+    if isinstance(copied, nn.Module):
+        place_(copied, device, dtype)
+    return copied
 
 
 def _groups(model: nn.Module, optimizer: Optimizer) -> tuple[Group, ...]:
