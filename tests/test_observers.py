@@ -10,6 +10,7 @@ from torch import nn
 
 import vecsweep as vs
 from vecsweep.observers import Observer
+from vecsweep.observers._tracker import Tracker
 
 X, Y = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
 BATCHES = [(X[start : start + 8], Y[start : start + 8]) for start in range(0, 40, 8)]
@@ -49,6 +50,23 @@ class Notes(Observer):
 
     def of(self, kind):
         return [rest[0] if len(rest) == 1 else tuple(rest) for name, *rest in self.told if name == kind]
+
+
+class Kept(Tracker):
+    """Keeps what a tracker would write."""
+
+    def __init__(self):
+        super().__init__("group", 1000)
+        self.rows = {}
+
+    def _open(self, name, settings, known):
+        return self.rows.setdefault(name, []), name
+
+    def _log(self, opened, rows):
+        opened += rows
+
+    def _close(self, opened, fields, status):
+        opened.append(fields)
 
 
 class Failing(Observer):
@@ -229,3 +247,17 @@ def test_callbacks_and_a_tensorboard_folder_go_together(tmp_path):
     vs.sweep(task_of(), lrs=[0.1], epochs=1, tensorboard=tmp_path, callbacks=[notes])
     assert len(notes.of("end")) == 1
     assert [run.name for run in tmp_path.iterdir()] == ["lr=0.1 schedule=constant seed=0"]
+
+
+def test_metric_beside_one_that_is_nan_is_tracked():
+    tracker, first = Kept(), {"nothing": lambda outputs, targets: outputs.sum() * torch.nan}
+    task = task_of(
+        metrics=first | {"zero": lambda outputs, targets: outputs.sum() * 0}, val_batches=[(X * torch.nan, Y)]
+    )
+    vs.sweep(task, lrs=[0.1, 1e308], num_steps=5, val_every=5, callbacks=[tracker])
+    task = task_of(metrics=first | {"mean": lambda outputs, targets: outputs.mean()})
+    runs = vs.sweep(task, lrs=[0.1, 1e308], num_steps=5, val_every=5, callbacks=[tracker := Kept()])
+    rows = next(iter(tracker.rows.values()))
+    assert rows[-2] == (5, {"val_loss": runs.metrics["val_loss"][0, 0], "val_mean": runs.metrics["val_mean"][0, 0]})
+    losses = [step for step, values in list(tracker.rows.values())[1][:-1] if "train_loss" in values or "lr" in values]
+    assert losses == np.flatnonzero(~np.isnan(runs.train_loss[:, 1])).tolist()

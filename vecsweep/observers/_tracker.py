@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from vecsweep._types import FloatArray, Hyper
+from vecsweep.execution import check_count
 from vecsweep.observers.observer import Observer, Run
 from vecsweep.results.curves import Curves
 
@@ -31,10 +32,8 @@ class Tracker(Observer, ABC):
     """
 
     def __init__(self, group: str | None, max_points: int) -> None:
-        if not isinstance(max_points, int) or max_points < 1:
-            raise ValueError(f"`max_points` must be a whole number of at least 1; got {max_points!r}.")
         self.group = time.strftime("%Y-%m-%d %H:%M:%S") if group is None else group
-        self.max_points = max_points
+        self.max_points = check_count("max_points", max_points)
         self._known: dict[str, str] = {}  # what a tracker calls the run of a name
         self._run = Run((), 0, 0)
         self._opened: list[Any] = []
@@ -90,9 +89,9 @@ class Tracker(Observer, ABC):
             self._open_all()
         for i, rows in enumerate(self._rows):
             for k, step in enumerate(steps):
-                values = {name: float(own[k, i]) for name, own in columns.items()}
-                if not math.isnan(next(iter(values.values()), math.nan)):
-                    rows.append((step, {name: value for name, value in values.items() if not math.isnan(value)}))
+                values = {name: float(own[k, i]) for name, own in columns.items() if not math.isnan(own[k, i])}
+                if values and ("train_loss" in values or "train_loss" not in columns):  # an lr goes on where it ended
+                    rows.append((step, values))
         if time.monotonic() - self._flushed_at >= _FLUSH_S:
             self._flush()
 
