@@ -181,6 +181,15 @@ def test_origin_is_kept_in_a_file_and_by_what_goes_on(tmp_path):
     assert runs.extend(num_steps=2).about == runs.about
     found = vs.range_test(make_task(), num_lrs=3, num_steps=4)
     assert found.about["call"] == "vecsweep.range_test(task, num_lrs=3, num_steps=4)"
+    vs.sweep(task := make_task(), lrs=[0.1], num_steps=4).save(tmp_path / "whole")
+    whole = vs.load(tmp_path / "whole", task=task)
+    assert whole.extend(num_steps=2).about == whole.about == runs.about
+
+
+def test_origin_names_no_folder_and_nobody_who_looks_on(tmp_path):
+    how = {"checkpoint": tmp_path / "kept", "checkpoint_every": "1 steps", "callbacks": [vs.observers.Observer()]}
+    runs = vs.sweep(make_task(), lrs=[0.1], num_steps=4, restart=True, **how)
+    assert runs.about["call"] == "vecsweep.sweep(task, lrs=[0.1], num_steps=4)"
 
 
 def test_planned_learning_rate_of_a_stopped_member_follows_its_schedule(tmp_path):

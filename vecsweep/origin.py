@@ -13,7 +13,8 @@ from vecsweep._version import __version__
 from vecsweep.execution import Execution
 from vecsweep.task import Task
 
-_LEFT_OUT = ("task", "tensorboard", "progress")  # what says nothing of the numbers, and paths of the user's machine
+# What says nothing of the numbers: who looks on, and where it is kept, which are paths of the user's machine.
+_LEFT_OUT = ("task", "tensorboard", "callbacks", "checkpoint", "checkpoint_every", "restart", "progress")
 
 
 def tell_origin(verb: Callable[..., Any], given: Mapping[str, Any], task: Task, execution: Execution) -> dict[str, str]:

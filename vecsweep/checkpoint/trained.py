@@ -4,7 +4,7 @@ import errno
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def read_trained(path: Path, task: Task, schedules: Schedules | None, prune: Pru
     if runs.folds is not None:
         task = of_folds(task, check_folds(task, runs.folds))
     try:
-        request = _unpack_request(value["request"], task, prune)
+        request = replace(_unpack_request(value["request"], task, prune), about=runs.about)
         members = tuple(Member(**member) for member in value["members"])
         given = None if schedules is None else check_schedules(schedules)
         packed = {name: own if given is None else given.get(name, own) for name, own in value["schedules"].items()}
