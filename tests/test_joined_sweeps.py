@@ -86,3 +86,13 @@ def test_sweeps_that_cannot_be_compared_are_refused(parts):
         vs.join({"small": parts[3]}, "width")
     with pytest.raises(ValueError, match=r"must be at least one; got none"):
         vs.join({}, "width")
+    with pytest.raises(TypeError, match=r"`sweeps` must be a dict from numbers to sweeps"):
+        vs.join(list(parts.values()), "width")
+    for name in ("step", "train_loss", "member"):
+        with pytest.raises(ValueError, match=rf"must be a new one; the sweeps have '{name}'"):
+            vs.join(parts, name)
+
+
+def test_numbers_of_numpy_tell_sweeps_apart_too(parts):
+    runs = vs.join(dict(zip(np.array(list(parts)), parts.values(), strict=True)), "width")
+    assert [m.setting for m in runs.members] == [m.setting for m in vs.join(parts, "width").members]

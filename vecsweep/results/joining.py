@@ -8,6 +8,7 @@ import numpy as np
 from torch import nn
 
 from vecsweep._types import FloatArray
+from vecsweep.execution import is_number
 from vecsweep.results.going_on import Fork
 from vecsweep.results.sweep import Sweep
 
@@ -26,6 +27,7 @@ def join(sweeps: Mapping[float, Sweep], name: str) -> Sweep:
         All members. It gives models, can be extended and branched as the sweeps themselves, which stay as they are.
 
     Raises:
+        TypeError: an argument is of the wrong kind.
         ValueError: the sweeps differ in their steps, evaluations, folds or in what was varied, or have that name
             already.
 
@@ -132,13 +134,17 @@ def _side_by_side(columns: Sequence[FloatArray]) -> FloatArray:
 
 
 def _check(sweeps: Mapping[float, Sweep], name: str) -> None:
+    if not isinstance(sweeps, Mapping) or not all(isinstance(runs, Sweep) for runs in sweeps.values()):
+        raise TypeError(f"`sweeps` must be a dict from numbers to sweeps, as in {{8: a, 16: b}}; got {sweeps!r:.80}.")
+    if not isinstance(name, str) or not name:
+        raise TypeError(f"`name` must be what the sweeps are told apart by, such as 'rank'; got {name!r:.80}.")
     if not sweeps:
         raise ValueError("`sweeps` must be at least one; got none.")
     of_first, first = next(iter(sweeps.items()))
     for value, runs in sweeps.items():
-        if type(value) not in (int, float) or not np.isfinite(value):
+        if not is_number(value):
             raise ValueError(f"`sweeps` must be told apart by numbers; got {value!r}. Number them.")
-        if name in {"lr", "schedule", "seed", *runs.hyper, *runs.metrics}:
+        if name in {"train_loss", *runs._columns, *runs.hyper, *runs.norms, *runs.metrics}:
             raise ValueError(f"`name` must be a new one; the sweeps have {name!r} of their own. Choose another.")
         for what, own, others in (
             ("steps", len(runs.train_loss), len(first.train_loss)),
