@@ -409,6 +409,12 @@ def test_final_values_of_members_that_all_diverged_are_said_to_be_missing():
     assert "All 2 members diverged" in ax.texts[0].get_text()
 
 
+def test_final_values_none_of_which_is_finite_are_said_to_be_so():
+    ax = scored(records([0.1, 1.0]), [np.inf, np.inf]).plot(kind="final")
+    ax.figure.draw_without_rendering()
+    assert ax.texts[0].get_text() == "No final val_loss is finite."
+
+
 def test_plan_has_the_lr_of_each_setting_at_each_step():
     members = records([0.1, 0.2], seeds=2)
     lr = np.linspace(1, 0.5, 20)[:, None] * [m.lr for m in members]

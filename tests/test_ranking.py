@@ -189,6 +189,20 @@ def test_ranking_of_nothing_but_divergence_has_no_ties():
     assert "1 of 1 diverged" in str(ranking)
 
 
+def test_infinite_values_are_worse_than_all_others_and_no_tie():
+    ranking = make_runs([[np.inf, 0.5, 0.4], [0.1, 0.2, 0.3], [0.2, 0.1, 0.4]]).ranking()
+    assert ranking.best.setting.lr == 0.1
+    assert [standing.is_tied for standing in ranking.standings] == [True, True, False]
+    worst = make_runs([[np.inf, np.inf], [np.inf, np.inf]], seeds=[0, 1]).ranking()
+    assert [standing.is_tied for standing in worst.standings] == [False, False]
+
+
+def test_settings_that_differ_in_far_digits_are_told_apart():
+    runs = make_runs([[0.5, 0.6, 0.4], [0.1, 0.2, 0.3]])
+    members = tuple(member._replace(lr=0.1 + 1e-6 * (member.lr > 0.05), schedule="cosine") for member in runs.members)
+    assert dataclasses.replace(runs, members=members).ranking().names == ["lr 0.1", "lr 0.1"]
+
+
 def test_table_names_settings_by_what_differs():
     lines = str(make_runs([[0.5, 0.6, 0.4], [0.1, 0.2, 0.3]]).ranking()).splitlines()
     assert lines[1].startswith("* lr 0.1 ")

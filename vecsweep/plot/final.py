@@ -91,8 +91,9 @@ def plot_final(runs: Curves, ax: Axes | None = None, *, metric: str | None = Non
         _Point(positions[s.setting], s, final[list(s.members)][~np.isnan(final[list(s.members)])])
         for s in sorted(ranking.standings, key=lambda s: (positions[s.setting], s.members))
     ]
-    if np.isnan(final).all():
-        say_instead(ax, f"All {counted(len(runs.members), 'member')} diverged,\nfrom lr {lrs[0]:.3g} up.")
+    if not np.isfinite(final).any():
+        all_diverged = f"All {counted(len(runs.members), 'member')} diverged,\nfrom lr {lrs[0]:.3g} up."
+        say_instead(ax, all_diverged if (runs.diverged_at >= 0).all() else f"No final {metric} is finite.")
         return ax
     bottom, top = find_view(final, find_usual(runs, metric, final), ranking.mode)
     lowest, highest = float(np.nanmin(final)), float(np.nanmax(final))

@@ -8,7 +8,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vecsweep._types import Mode
-from vecsweep.plot._axes import add_grid, at_height, axes_for, draw_crosses, limit_values, neutral_color
+from vecsweep.plot._axes import EDGE, add_grid, at_height, axes_for, draw_crosses, limit_values, neutral_color
 from vecsweep.plot._looks import BLUE, VERMILION
 from vecsweep.results.trial import Trial
 from vecsweep.results.views import find_view
@@ -65,7 +65,7 @@ def plot_race(
     add_grid(ax)
     limit_values(ax, *find_view(np.append(values, start), start, mode))
     if lost := [own.setting.lr for own in trials if np.isnan(own.scores[-1])]:
-        draw_crosses(ax, lost, [at_height(ax, 0.965)] * len(lost))
+        draw_crosses(ax, lost, [at_height(ax, EDGE)] * len(lost))
         entries.append(Line2D([], [], linestyle="none", marker="x", color=neutral_color(ax), label="diverged"))
     entries += [
         Line2D([], [], linestyle=":", color=neutral_color(ax), label="untrained"),

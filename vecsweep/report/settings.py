@@ -18,21 +18,10 @@ _MOST_NUMBERS = 300  # of cells that are wide enough for their number
 _MOST_PAIRS = 10  # of things that vary
 
 
-def tell_apart(ranking: Ranking) -> list[str]:
-    """Name each setting of a ranking by what differs between them."""
-    settings = [standing.setting for standing in ranking.standings]
-    varying = find_varying(settings)
-    if not varying:
-        return [str(setting) for setting in settings]
-    return [", ".join(describe_value(name, value_of(own, name)) for name in varying) for own in settings]
-
-
 def chart_ranking(ranking: Ranking) -> Chart | None:
     """Return the differences to the best setting with their intervals; None where there are none."""
     rows = [
-        (name, own)
-        for name, own in zip(tell_apart(ranking), ranking.standings, strict=True)
-        if math.isfinite(own.difference)
+        (name, own) for name, own in zip(ranking.names, ranking.standings, strict=True) if math.isfinite(own.difference)
     ][:_MOST_COMPARED]
     if len(rows) < 2:
         return None
@@ -114,7 +103,7 @@ def table_ranking(ranking: Ranking) -> Table:
             told[own.is_tied],
             own.num_diverged,
         )
-        for place, (name, own) in enumerate(zip(tell_apart(ranking), ranking.standings, strict=True), start=1)
+        for place, (name, own) in enumerate(zip(ranking.names, ranking.standings, strict=True), start=1)
     ]
     columns = ("place", "setting", f"mean {ranking.metric}", "median", "lowest", "highest")
     return Table(
@@ -162,7 +151,6 @@ def _figure_of_heatmap(
         "reversescale": ranking.mode == "min",
         "colorbar": {"title": {"text": ranking.metric, "side": "right"}, "thickness": 14, "outlinewidth": 0},
         "texttemplate": "%{z:.3~g}" if means.size <= _MOST_NUMBERS else "",
-        "hovertemplate": "column %{x}, row %{y}: %{z:.4~g}<extra></extra>",
         "hoverongaps": False,
         "xgap": 1,
         "ygap": 1,

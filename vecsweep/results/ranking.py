@@ -126,10 +126,9 @@ class Ranking:
         return str(self)
 
     def _repr_html_(self) -> str:
-        names = _tell_apart([standing.setting for standing in self.standings])
         rows = [
             ("*" if own.is_tied else "", name, own.mean, own.low, own.high, self._difference(own))
-            for name, own in zip(names, self.standings, strict=True)
+            for name, own in zip(self.names, self.standings, strict=True)
         ]
         columns = ("", "setting", self.metric, "lowest", "highest", "to the best")
         return html_table(columns, rows) + html_paragraph(self.note)
@@ -138,6 +137,11 @@ class Ranking:
     def best(self) -> Standing:
         """The setting with the best mean."""
         return self.standings[0]
+
+    @property
+    def names(self) -> list[str]:
+        """What differs between the settings, of each, in words."""
+        return tell_apart([standing.setting for standing in self.standings])
 
     @property
     def tied(self) -> tuple[Standing, ...]:
@@ -160,13 +164,12 @@ class Ranking:
         )
 
     def __str__(self) -> str:
-        names = _tell_apart([standing.setting for standing in self.standings])
-        width = max(map(len, names))
+        width = max(map(len, self.names))
         rows = [f"  {'':{width}}  {self.metric:>12}  {'lowest':>10}  {'highest':>10}  to the best"]
         rows += [
             f"{'*' if standing.is_tied else ' '} {name:<{width}}  {cell(standing.mean):>12}  "
             f"{cell(standing.low):>10}  {cell(standing.high):>10}  {self._difference(standing)}".rstrip()
-            for name, standing in zip(names, self.standings, strict=True)
+            for name, standing in zip(self.names, self.standings, strict=True)
         ]
         return "\n".join([*rows, self.note])
 
@@ -203,6 +206,14 @@ def mode_of(metric: str, mode: Mode | None) -> Mode:
     raise ValueError(
         f'`mode` must be "min" or "max" for {metric!r}: its name does not tell whether less or more of it is better.'
     )
+
+
+def tell_apart(settings: Sequence[Setting]) -> list[str]:
+    """Name settings by what differs between them; a single one by all of it."""
+    values = [(own.lr, own.schedule, *(value for _, value in own.hyper)) for own in settings]
+    differs = [len(set(column)) > 1 for column in zip(*values, strict=True)]
+    differs = differs if any(differs) else [True] * len(differs)
+    return [", ".join(part for part, is_told in zip(own.parts, differs, strict=True) if is_told) for own in settings]
 
 
 def group_by_setting(settings: Sequence[Setting]) -> dict[Setting, tuple[int, ...]]:
@@ -244,10 +255,11 @@ def rank(
     whole = [values for values in several if not np.isnan(values).any()]
     are_alike = bool(whole) and all((values == values[0]).all() for values in whole)
     best = {seeds[i]: final[i] for i in groups[order[0]]}
-    differences = {
-        setting: np.array([final[i] - best[seeds[i]] for i in members if seeds[i] in best])
-        for setting, members in groups.items()
-    }
+    with np.errstate(invalid="ignore"):  # of two that are infinite
+        differences = {
+            setting: np.array([final[i] - best[seeds[i]] for i in members if seeds[i] in best])
+            for setting, members in groups.items()
+        }
     margins = _margins([differences[setting] for setting in order[1:]], confidence)
     standings = []
     for setting, margin in zip(order, (0.0 if len(best) > 1 else float("nan"), *margins), strict=True):
@@ -256,13 +268,6 @@ def rank(
         own = differences[setting]
         difference = float(own.mean()) if own.size else float("nan")
         margin = float("nan") if are_alike or np.isnan(difference) else margin
-        is_tied: bool | None = None
-        if np.isnan(difference):
-            is_tied = False
-        elif not np.isnan(margin):
-            is_tied = abs(difference) <= margin
-        if setting is order[0] and not np.isnan(difference):
-            is_tied = True
         standings.append(
             Standing(
                 setting=setting,
@@ -275,10 +280,17 @@ def rank(
                 num_missing=int(np.isnan(values).sum()),
                 difference=difference,
                 margin=margin,
-                is_tied=is_tied,
+                is_tied=_is_tied(difference, margin, is_best=setting is order[0]),
             )
         )
     return Ranking(metric, mode, confidence, len(set(seeds)), are_alike, tuple(standings), repeat)
+
+
+def _is_tied(difference: float, margin: float, *, is_best: bool) -> bool | None:
+    """Whether chance cannot tell a setting from the best; None where nothing is known of chance."""
+    if not np.isfinite(difference):
+        return False
+    return True if is_best else None if np.isnan(margin) else abs(difference) <= margin
 
 
 def _margins(differences: Sequence[FloatArray], confidence: float) -> list[float]:
@@ -289,7 +301,7 @@ def _margins(differences: Sequence[FloatArray], confidence: float) -> list[float
         confidence: of all intervals together.
     """
     margins = [float("nan")] * len(differences)
-    known = [k for k, own in enumerate(differences) if own.size > 1 and not np.isnan(own).any()]
+    known = [k for k, own in enumerate(differences) if own.size > 1 and np.isfinite(own).all()]
     if not known:
         return margins
     from scipy.special import fdtri, stdtrit  # quantiles; a fifth of a second to import, for those who rank
@@ -311,10 +323,3 @@ def _margins(differences: Sequence[FloatArray], confidence: float) -> list[float
             variance, own_freedom = 2 * float((rest**2).sum()) / freedom, freedom
         margins[k] = float(stdtrit(own_freedom, (1 + together) / 2)) * float(np.sqrt(variance / differences[k].size))
     return margins
-
-
-def _tell_apart(settings: Sequence[Setting]) -> list[str]:
-    """Name settings by what differs between them; a single one by all of it."""
-    columns = list(zip(*(setting.parts for setting in settings), strict=True))
-    differing = [column for column in columns if len(set(column)) > 1] or columns
-    return [", ".join(parts) for parts in zip(*differing, strict=True)]
