@@ -20,6 +20,12 @@ def test_frame_has_the_rows_of_records_in_their_order():
     pd.testing.assert_frame_equal(frame, pd.DataFrame(records), check_dtype=False)
 
 
+def test_epochs_that_are_no_whole_steps_are_those_of_records():
+    runs = make_runs()
+    object.__setattr__(runs, "steps_per_epoch", 10 / 3)
+    assert runs.to_pandas()["epoch"].tolist() == [row["epoch"] for row in runs.records()]
+
+
 def test_mean_over_seeds_is_what_pandas_says():
     runs = make_runs(seeds=3)
     last = runs.to_pandas().query("metric == 'val_loss' and step == 40")

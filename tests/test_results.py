@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -443,6 +444,22 @@ def test_records_count_epochs_where_their_length_is_known(steps_per_epoch, epoch
     assert [row["epoch"] for row in rows if row["metric"] == "train_loss"] == epochs
 
 
+@pytest.mark.parametrize(("num_batches", "accumulated"), [(10, 3), (7, 3), (11, 10), (49, 10), (100, 7)])
+def test_step_that_begins_an_epoch_is_of_it_also_where_epochs_are_no_whole_steps(num_batches, accumulated):
+    runs = make_sweep(np.ones((500, 1)), steps_per_epoch=num_batches / accumulated)
+    epochs = [row["epoch"] for row in runs.records() if row["metric"] == "train_loss"]
+    assert epochs == [step * accumulated // num_batches for step in range(500)]
+
+
+def test_table_of_curves_is_utf8_whatever_the_locale(tmp_path, monkeypatch):
+    write, latin = Path.open, {"encoding": "latin-1"}  # as some systems have it where nothing is said
+    monkeypatch.setattr(
+        Path, "open", lambda path, mode="r", **how: write(path, mode, **({} if "b" in mode else latin) | how)
+    )
+    path = make_sweep([[1.0]], schedule="décroît").to_csv(tmp_path / "runs.csv")
+    assert "décroît" in path.read_bytes().decode()
+
+
 @pytest.mark.parametrize("name", RESULTS)
 def test_records_are_the_same_from_a_file(name, tmp_path):
     result = RESULTS[name]()
@@ -630,6 +647,17 @@ def test_model_of_a_loaded_result_is_refused(tmp_path):
     runs = make_sweep(np.ones((1, 2)), _trained=types.SimpleNamespace(model=lambda i, **_: nn.Linear(1, 1)))
     with pytest.raises(ValueError, match="a file does not hold them"):
         vs.load(runs.save(tmp_path / "runs.npz")).model(0)
+
+
+@pytest.mark.parametrize(
+    "chosen", [range(1, 3), {0.1, 1.0}, (rate for rate in (0.1, 1.0)), np.array([0.1, 1.0])], ids=type
+)
+def test_members_are_selected_by_any_collection(chosen):
+    runs = make_sweep(np.ones((1, 3)))
+    own = runs.select(member=chosen) if isinstance(chosen, range) else runs.select(lr=chosen)
+    assert [member.lr for member in own.members] == [0.1, 1.0]
+    with pytest.raises(ValueError, match=r"`lr` must be one that members have; got none\. There is 0\.01, 0\.1, 1"):
+        runs.select(lr=[])
 
 
 def test_model_of_a_range_test_is_refused():

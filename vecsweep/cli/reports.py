@@ -29,8 +29,9 @@ _PURPOSES = {  # by rule
 
 def format_curve(found: RangeTest) -> str:
     """Return a table of learning rates, evenly picked, with the loss that each leads to."""
-    picked = np.linspace(0, len(found.lrs) - 1, min(_MAX_ROWS, len(found.lrs))).round().astype(int)
-    rows = [f"{found.lrs[i]:>9.3g}  {cell(found.scores[i]):>8}  {_divergence(found, i)}".rstrip() for i in picked]
+    lrs, scores = found.lrs, found.scores
+    picked = np.linspace(0, len(lrs) - 1, min(_MAX_ROWS, len(lrs))).round().astype(int)
+    rows = [f"{lrs[i]:>9.3g}  {cell(scores[i]):>8}  {_divergence(found, i)}".rstrip() for i in picked]
     return "\n".join((f"{'lr':>9}  {'loss':>8}  diverged", *rows))
 
 

@@ -109,7 +109,7 @@ def write_csv(path: str | os.PathLike[str], names: Sequence[str], rows: Iterable
     """Write rows under a line of the columns' names, as they come."""
 
     def write(part: Path) -> None:
-        with part.open("x", newline="") as file:
+        with part.open("x", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(names)
             writer.writerows(rows)

@@ -78,7 +78,7 @@ class Answer:
     def __str__(self) -> str:
         low, high = self.interval
         with_what = "".join(f", {name} {value:.4g}" for name, value in self.hyper.items())
-        margin = f"{self.tolerance:.0%} of what training gains{' and chance' if self.noise else ''}"
+        margin = f"{100 * self.tolerance:.3g}% of what training gains{' and chance' if self.noise else ''}"
         told = (
             f"From {low:.3g} to {high:.3g} it is as good, within {margin}. Found at the cost of {self.cost:.2g} runs."
         )
@@ -149,14 +149,8 @@ class Answer:
 
     def curve(self) -> tuple[FloatArray, FloatArray]:
         """Return the learning rates of the best combination, ascending, and how far each is behind: `[lr]` both."""
-        own = sorted(
-            (trial.setting.lr, trial.gap)
-            for trial in self.trials
-            if (trial.setting.schedule, trial.setting.hyper)
-            == (self.winner.setting.schedule, self.winner.setting.hyper)
-        )
-        lrs, gaps = zip(*own, strict=True)
-        return np.array(lrs), np.array(gaps)
+        own = self._alike()
+        return np.array([trial.setting.lr for trial in own]), np.array([trial.gap for trial in own])
 
     def plot(self, ax: "Axes | None" = None) -> "Axes":
         """Draw the race: the metric against the learning rate at each rung, the answer and its interval.

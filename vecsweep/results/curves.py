@@ -5,6 +5,7 @@ Losses are stored as they were, before each update and without smoothing.
 Not here: weights, pictures and files (`sweep.py`), and curves of loss against learning rate (`range_test.py`).
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -20,6 +21,8 @@ from vecsweep.execution import check_name, is_number
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band, Ranking, Repeat, group_by_setting, mode_of, rank
 from vecsweep.suggest.basin import TOLERANCE, Basin, read_basin
+
+_ROUNDING = 1e-9  # of epochs, whose lengths in steps need not be whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)  # arrays are neither equal nor short
@@ -216,10 +219,8 @@ class Curves:
                 f"A basin is one of learning rates; these members have {len(combinations)} combinations of schedule "
                 'and hyperparameters, too. Take one of them, with `runs.select(schedule="cosine")`, say.'
             )
-        final = sign * self.final(metric)
-        lrs = np.array(sorted({member.lr for member in self.members}))
-        of_lrs = [[i for i, member in enumerate(self.members) if member.lr == lr] for lr in lrs.tolist()]
-        scores = np.array([final[members].mean() for members in of_lrs])
+        final, of_lrs = sign * self.final(metric), dict(sorted(self._by_lr().items()))
+        lrs, scores = np.array(list(of_lrs)), np.array([final[members].mean() for members in of_lrs.values()])
         if np.isnan(scores).all():
             raise ValueError("There is no basin: a seed of each learning rate diverged. Lower the learning rates.")
         best = float(np.nanmin(scores))
@@ -247,12 +248,13 @@ class Curves:
                 known = [key for key in rows[0] if not key.endswith("_at")]
                 raise ValueError(f"Members differ in {', '.join(known)}; got {name!r}.")
             wanted = wanted.tolist() if isinstance(wanted, np.ndarray | np.generic | Tensor) else wanted
-            listed = list(wanted) if isinstance(wanted, list | tuple) else [wanted]
+            listed = list(wanted) if isinstance(wanted, Iterable) and not isinstance(wanted, str) else [wanted]
             found = [i for i in keep if any(_is_equal(rows[i][name], value) for value in listed)]
             if not found:
                 there = ", ".join(dict.fromkeys(_text(rows[i][name]) for i in keep))
                 raise ValueError(
-                    f"`{name}` must be one that members have; got {', '.join(map(_text, listed))}. There is {there}."
+                    f"`{name}` must be one that members have; got {', '.join(map(_text, listed)) or 'none'}. There is "
+                    f"{there}."
                 )
             keep = found
         return self._take(keep)
@@ -337,10 +339,11 @@ class Curves:
                 is_measured = metric in self.metrics
                 kept = ~np.isnan(values[:, i]) if is_measured else steps < end
                 own_steps = steps[kept]
+                epochs = self._epochs(own_steps, is_measured=is_measured)
                 yield from zip(
                     *map(repeat, own),
                     own_steps.tolist(),
-                    self._epochs(own_steps, is_measured=is_measured),
+                    repeat(None) if epochs is None else epochs.tolist(),
                     repeat(metric),
                     values[kept, i].tolist(),
                     (own_steps == (-1 if member.diverged_at is None else member.diverged_at)).tolist(),
@@ -356,12 +359,19 @@ class Curves:
     def _metric(self, metric: str | None) -> str:
         return metric if metric is not None else "val_loss" if "val_loss" in self.metrics else "train_loss"
 
-    def _epochs(self, steps: IntArray, *, is_measured: bool) -> Iterable[int | None]:
-        """The epochs that steps are in; of measurements, those that they come at the end of."""
+    def _epochs(self, steps: IntArray, *, is_measured: bool) -> IntArray | None:
+        """The epochs that steps are in, `[step]`, of measurements those that they end; None if unknown."""
         if self.steps_per_epoch is None:
-            return repeat(None)
-        epochs: list[int] = (np.maximum(0, steps - is_measured) // self.steps_per_epoch).astype(np.int64).tolist()
-        return epochs
+            return None
+        epochs = np.maximum(0, steps - is_measured) / self.steps_per_epoch
+        return np.floor(epochs + _ROUNDING).astype(np.int64)
+
+    def _by_lr(self) -> dict[float, list[int]]:
+        """The members of each learning rate, in the order in which those first come."""
+        members = dict[float, list[int]]()
+        for i, member in enumerate(self.members):
+            members.setdefault(member.lr, []).append(i)
+        return members
 
     def _take(self, members: Sequence[int]) -> Self:
         """The same with some members only."""
@@ -379,7 +389,7 @@ class Curves:
 
 def _is_equal(own: Any, wanted: Any) -> bool:
     if isinstance(own, float) and isinstance(wanted, int | float):
-        return bool(np.isclose(own, wanted, rtol=1e-9, atol=0))
+        return math.isclose(own, wanted, rel_tol=1e-9)
     return bool(own == wanted)
 
 

@@ -58,8 +58,7 @@ def _columns_of(runs: Curves, metric: str) -> dict[str, Any]:
         is_there = steps[:, None] < ends
     member, row = np.nonzero(is_there.T)
     step = steps[row]
-    per_epoch = runs.steps_per_epoch
-    epoch = np.full(len(step), np.nan) if per_epoch is None else np.maximum(0, step - is_measured) // per_epoch
+    epoch = runs._epochs(step, is_measured=is_measured)
     names = runs.members[0].hyper
     diverged_at = runs.diverged_at[member]
     return {
@@ -69,7 +68,7 @@ def _columns_of(runs: Curves, metric: str) -> dict[str, Any]:
         **{name: np.array([own.hyper[name] for own in runs.members])[member] for name in names},
         "seed": np.array([own.seed for own in runs.members])[member],
         "step": step,
-        "epoch": epoch,
+        "epoch": np.full(len(step), np.nan) if epoch is None else epoch,
         "metric": np.full(len(step), metric, dtype=object),
         "value": values[row, member],
         "diverged": step == diverged_at,

@@ -55,7 +55,7 @@ class RangeTest(Sweep):
         """The learning rates tested, `[lr]`, ascending."""
         if self.method == "ramp":
             return self.lr[:, 0]
-        return np.array(list(dict.fromkeys(member.lr for member in self.members)))
+        return np.array(list(self._by_lr()))
 
     @property
     def scores_by_seed(self) -> FloatArray:
@@ -79,8 +79,7 @@ class RangeTest(Sweep):
         if self.method == "ramp":
             return self.scores_by_seed.mean(axis=1)
         own = self.final("train_loss")
-        of_lrs = [[i for i, member in enumerate(self.members) if member.lr == lr] for lr in self.lrs.tolist()]
-        return np.array([own[members].mean() for members in of_lrs])
+        return np.array([own[members].mean() for members in self._by_lr().values()])
 
     def suggest(
         self,
