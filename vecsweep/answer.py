@@ -3,7 +3,6 @@
 Not here: what is trained for it and what is read off that (`search.py`); who races, and who goes on (`race.py`).
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +25,7 @@ from vecsweep._interrupts import held
 from vecsweep._types import Mode, Schedules, Seeds
 from vecsweep.checkpoint.arguments import journal_of
 from vecsweep.cluster.session import connected_once
-from vecsweep.execution import ExecutionOptions, check_choice, check_name
+from vecsweep.execution import ExecutionOptions, check_choice, check_name, is_number
 from vecsweep.observers.observer import Observer
 from vecsweep.origin import tell_origin
 from vecsweep.plan import cross
@@ -118,7 +117,7 @@ def find_lr(
     named = check_schedules([schedule] if schedules is None else schedules)
     _check_budget(budget)
     asked = check_seeds(1 if seeds is None else seeds, options, task)
-    if not isinstance(tolerance, int | float) or isinstance(tolerance, bool) or not 0 < tolerance < 1:
+    if not is_number(tolerance) or not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be a share between 0 and 1; got {tolerance!r}. Pass {TOLERANCE}.")
     if task.is_one_pass:
         raise ValueError(f"A race reads the batches again and again; got an iterator. {RESTARTABLE}")
@@ -158,7 +157,5 @@ def find_lr(
 
 def _check_budget(budget: float | None) -> None:
     """Raise if a budget is no positive number of runs."""
-    if budget is None:
-        return
-    if not isinstance(budget, int | float) or isinstance(budget, bool) or not 0 < budget < math.inf:
+    if budget is not None and (not is_number(budget) or budget <= 0):
         raise ValueError(f"`budget` must be a positive number of runs; got {budget!r}. Pass 4, say.")

@@ -56,7 +56,7 @@ def look_at_batch(task: Task, batch: Batch) -> None:
             "The first batch is a single sample: its target has no axis. If `batches` is a data set, wrap it: "
             "`DataLoader(dataset, batch_size=32, shuffle=True)`."
         )
-    elif targets.is_floating_point() or targets.numel() < _LEAST:
+    elif targets.is_floating_point() or targets.is_complex() or targets.numel() < _LEAST:
         return
     elif bool((targets == targets.flatten()[0]).all()):
         warn_of_stumble(

@@ -189,4 +189,4 @@ def _save(path: Sweep, folder: Path) -> dict[str, str | None]:
 
 
 def _dump(part: Path, document: object) -> None:
-    part.write_text(json.dumps(document, indent=2) + "\n")
+    part.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -252,7 +252,7 @@ class FoundLr:
         if rule is None:
             rule = "steepest" if is_ramp else "basin"
         curve = smooth_as_lightning(losses) if rule == "lightning" else smooth(losses, RAMP_SMOOTHING * is_ramp)
-        kept = slice(skip_begin, len(lrs) - skip_end)
+        kept = slice(skip_begin, max(0, len(lrs) - skip_end))
         lrs, curve = lrs[kept], curve[kept]
         num_finite = int(np.isfinite(curve).sum())
         if num_finite < 2:

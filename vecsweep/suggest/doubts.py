@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float64]
+from vecsweep._types import FloatArray
 
 MIN_POINTS = 10  # a suggestion from fewer finite points is doubted
 FAR = 10  # times beyond an end of the range; nearer suggestions are as good as others, see docs/answers.md

