@@ -425,6 +425,14 @@ def test_extension_leaves_out_what_diverged_or_stopped():
         runs.select(lr=1e308).extend(epochs=1)
 
 
+def test_member_that_ended_keeps_its_last_hyperparameters_where_others_go_on():
+    runs = vs.sweep(make_task(), lrs=[0.02, 1e308], vary={"weight_decay": [0.0, 0.1]}, num_steps=6)
+    more = runs.extend(num_steps=4)
+    assert [member.diverged_at is None for member in more.members] == [True, True, False, False]
+    np.testing.assert_array_equal(more.hyper["weight_decay"], np.tile([0.0, 0.1, 0.0, 0.1], (10, 1)))
+    np.testing.assert_array_equal(more.lr, np.tile([0.02, 0.02, 1e308, 1e308], (10, 1)))
+
+
 @every_device
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

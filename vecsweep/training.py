@@ -332,7 +332,7 @@ def _record_of(member: Member, diverged_at: int | None = None, stopped_at: int |
 
 
 def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str, float]) -> Sweep:
-    """Put what some members did after what all did before; the others have NaN there, and their last lr.
+    """Put what some members did after what all did before; the others have NaN there, and their last hyperparameters.
 
     Args:
         before: of all members.
@@ -341,6 +341,7 @@ def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str
         defaults: the optimizer's own hyperparameters, which held where a phase says nothing of them.
     """
     members = list(before.members)
+    ended = sorted(set(range(len(members))) - set(alive))
     for i, member in zip(alive, now.members, strict=True):
         members[i] = member
 
@@ -348,12 +349,15 @@ def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str
         old: FloatArray | None,  # [row, member]
         new: FloatArray | None,  # [row, member that went on]
         num_rows: tuple[int, int],
-        fill: FloatArray | float,
+        fill: float = np.nan,
+        *,
+        is_held: bool = False,
     ) -> FloatArray:
-        whole = blank(sum(num_rows), len(members))
-        whole[:] = fill
+        whole = blank(sum(num_rows), len(members), fill)
         if old is not None:
             whole[: num_rows[0]] = old
+        if old is not None and is_held:
+            whole[num_rows[0] :, ended] = old[-1, ended]
         if new is not None:
             whole[num_rows[0] :, list(alive)] = new
         return whole
@@ -363,19 +367,19 @@ def _join(before: Sweep, now: Sweep, alive: Sequence[int], defaults: Mapping[str
     return replace(
         now,
         members=tuple(members),
-        lr=after(before.lr, now.lr, num_steps, before.lr[-1]),
-        train_loss=after(before.train_loss, now.train_loss, num_steps, np.nan),
+        lr=after(before.lr, now.lr, num_steps, is_held=True),
+        train_loss=after(before.train_loss, now.train_loss, num_steps),
         metrics={
-            name: after(before.metrics.get(name), now.metrics.get(name), num_evaluations, np.nan)
+            name: after(before.metrics.get(name), now.metrics.get(name), num_evaluations)
             for name in dict.fromkeys((*before.metrics, *now.metrics))
         },
         evaluated_at=np.concatenate([before.evaluated_at, now.evaluated_at]),
         hyper={
-            name: after(before.hyper.get(name), now.hyper.get(name), num_steps, defaults[name])
+            name: after(before.hyper.get(name), now.hyper.get(name), num_steps, defaults[name], is_held=True)
             for name in dict.fromkeys((*before.hyper, *now.hyper))
         },
         norms={
-            name: after(before.norms.get(name), now.norms.get(name), num_steps, np.nan)
+            name: after(before.norms.get(name), now.norms.get(name), num_steps)
             for name in dict.fromkeys((*before.norms, *now.norms))
         },
         phases=(*before.phases, *now.phases),
