@@ -296,7 +296,7 @@ def test_curve_that_never_rises_has_no_bounds(accuracy):
         cyclical_bounds(LRS, accuracy)
 
 
-@pytest.mark.parametrize("tolerance", [0, 1, -0.1, NAN])
+@pytest.mark.parametrize("tolerance", [0, 1, -0.1, NAN, "0.05"])
 def test_tolerance_is_a_share(tolerance):
     with pytest.raises(ValueError, match="`tolerance` must be between 0 and 1"):
         cyclical_bounds(LRS, np.linspace(0.1, 0.9, 13), tolerance=tolerance)

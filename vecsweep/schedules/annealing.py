@@ -12,7 +12,16 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from vecsweep._types import FloatArray
-from vecsweep.schedules.schedule import EDGE, Curve, Schedule, as_function, check_fraction, check_number, describe
+from vecsweep.schedules.schedule import (
+    EDGE,
+    Curve,
+    Schedule,
+    as_function,
+    check_fraction,
+    check_number,
+    check_numbers,
+    describe,
+)
 
 _MULTIPLE = "Pass a multiple of the lr, such as 0.1."
 
@@ -172,7 +181,9 @@ def combine(fractions: Sequence[float], schedules: Sequence[Schedule | Curve]) -
         `combine_scheds` of fastai.
     """
     remedy = "Pass the fraction of the run that each schedule has."
-    parts = [check_number("fractions", fraction, "above 0", remedy) for fraction in fractions]
+    parts = check_numbers("fractions", fractions, "above 0", remedy)
+    if not isinstance(schedules, Sequence):
+        raise TypeError(f"`schedules` must be a list of schedules, one for each fraction; got {schedules!r:.80}.")
     followed = [as_function(schedule, "schedules") for schedule in schedules]
     if not parts or len(parts) != len(followed):
         raise ValueError(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vecsweep._types import FloatArray
-from vecsweep.schedules.schedule import EDGE, Schedule, check_length, check_number, check_total, describe
+from vecsweep.schedules.schedule import EDGE, Schedule, check_length, check_number, check_numbers, check_total, describe
 
 
 def step_decay(every: float, gamma: float = 0.1, *, total: float = 1.0) -> Schedule:
@@ -72,7 +72,7 @@ def multi_step(milestones: Sequence[float], gamma: float = 0.1, *, total: float 
     """
     total, gamma = check_total(total), _gamma(gamma)
     remedy = "Pass where the lr falls, in the unit of `total`."
-    reached = np.array([check_number("milestones", milestone, "above 0", remedy) for milestone in milestones])
+    reached = np.array(check_numbers("milestones", milestones, "above 0", remedy))
     if np.any(np.diff(reached) <= 0):
         raise ValueError(f"`milestones` must ascend; got {reached.tolist()}. Sort them, and drop what is there twice.")
     for milestone in reached[reached >= total * (1 - EDGE)]:

@@ -5,7 +5,7 @@ Not here: the families (`annealing.py`, `policies.py`, `decay.py`, `cycles.py`),
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -234,6 +234,13 @@ def check_number(name: str, value: Any, bounds: Bounds, remedy: str) -> float:
     if not (math.isfinite(number) and _IS_INSIDE[bounds](number)):
         raise ValueError(f"`{name}` must be a finite number {bounds}; got {value}. {remedy}")
     return number
+
+
+def check_numbers(name: str, values: Any, bounds: Bounds, remedy: str) -> list[float]:
+    """Return several numbers as floats, or raise: it is no list of them, or one is not as `check_number` has it."""
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        raise TypeError(f"`{name}` must be a list of numbers; got {values!r:.80}. {remedy}")
+    return [check_number(name, value, bounds, remedy) for value in values]
 
 
 def check_fraction(name: str, value: Any) -> float:

@@ -46,7 +46,7 @@ def cyclical_bounds(lrs: ArrayLike, accuracies: ArrayLike, *, tolerance: float =
     Reference:
         Smith 2015, section 3.3, takes both by eye from such a curve.
     """
-    if not 0 < tolerance < 1:
+    if not isinstance(tolerance, int | float | np.number) or not 0 < tolerance < 1:
         raise ValueError(f"`tolerance` must be between 0 and 1; got {tolerance!r}. Pass 0.05, say.")
     tested, raw = validated(lrs, accuracies)
     is_finite = np.isfinite(raw)
