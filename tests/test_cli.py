@@ -28,7 +28,7 @@ from vecsweep import _names
 from vecsweep.__main__ import command
 from vecsweep._types import EngineName, Method, Precision, Spacing
 from vecsweep.checking import Deviation
-from vecsweep.cli import main
+from vecsweep.cli import main, progress
 from vecsweep.cli.demos import DEMOS
 from vecsweep.execution import Execution
 from vecsweep.results import PlotKind
@@ -69,6 +69,11 @@ def mistaken():
 
 def mismatched():
     return make_task(lambda model, batch: torch.nn.functional.cross_entropy(model(batch), torch.tensor([0])))
+
+def measured():
+    import dataclasses
+    share = {"share": lambda model, batch: -model(batch).pow(2).mean()}
+    return dataclasses.replace(make_task(), val_batches=make_task().batches, metrics=share)
 
 def slow():
     def step(model, batch):
@@ -362,6 +367,14 @@ def test_sweep_ranks_what_it_compared_and_writes_everything(run, folder):
     assert len(list((folder / "boards").iterdir())) == 8
     model = vs.tasks.digits().model()
     assert load_model(model, folder / "best.safetensors") == (set(), [])
+
+
+def test_mode_of_a_metric_that_is_watched_too_is_that_of_both(run):
+    watched = ("--patience", 1, "--monitor", "val_share", "--mode", "max")
+    done = run("sweep", "own.py:measured", "--lrs", "0.01,0.1", "--epochs", 2, "--metric", "val_share", *watched)
+    assert done.status == 0, done.err
+    done = run("sweep", "own.py:measured", "--lrs", "0.01,0.1", "--epochs", 2, *watched)
+    assert (done.status, "`mode` must be" in done.err) == (2, True)
 
 
 def test_sweep_writes_no_file_unless_asked(run, folder):
@@ -677,11 +690,13 @@ def test_completion_without_its_package_is_told_in_a_line(run, monkeypatch):
     assert "pip install 'vecsweep[completion]'" in done.err
 
 
-def test_whatever_takes_over_two_seconds_says_so_in_a_pipe(folder):
-    command = [sys.executable, "-m", "vecsweep", "range-test", "own.py:slow", "--num-lrs", "2", "--num-steps", "320"]
+def test_training_says_every_few_seconds_how_far_it_is_where_there_is_no_terminal(run, monkeypatch):
+    told = list[str]()
+    monkeypatch.setattr(progress, "_EVERY_S", 0.2)
+    monkeypatch.setattr(progress, "tell", told.append)
     how = ("--engine", "sequential", "--start-lr", "1e-4", "--end-lr", "1e-3")
-    done = subprocess.run([*command, *how], capture_output=True, text=True, check=False)
-    assert re.search(r"^vecsweep: \d+ of 320 steps, 2 members left \.\.\.$", done.stderr, re.MULTILINE)
+    assert run("range-test", "own.py:slow", "--num-lrs", 2, "--num-steps", 64, *how).status == 0
+    assert any(re.fullmatch(r"\d+ of 64 steps, 2 members left \.\.\.", line) for line in told)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a single child process")

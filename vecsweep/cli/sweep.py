@@ -36,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     task = load_task(arguments.task)
     folder = None if arguments.output_dir is None else make_folder(arguments.output_dir)
     options = given(arguments, *_OPTIONS, "train_metrics", "tensorboard", *EXECUTION_OPTIONS, *CHECKPOINT_OPTIONS)
+    if arguments.mode is not None and options.get("monitor") == arguments.metric:
+        options["mode"] = arguments.mode
     with saved_if_stopped(Path("sweep-interrupted.npz") if folder is None else folder / "sweep.npz"):
         runs = vs.sweep(task, vary=merged(arguments.vary), callbacks=progress_lines(), **options)
     files = dict[str, str | None]()

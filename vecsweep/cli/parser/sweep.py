@@ -47,13 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = compared.add_mutually_exclusive_group(required=True)
     length.add_argument("--epochs", type=int, metavar="N", help="passes over the training data")
     length.add_argument("--num-steps", type=int, metavar="N", help="updates of each member, in place of --epochs")
-    parser.add_argument(
+    compared.add_argument(
         "--until", type=int, metavar="N", help="stop there, part-way through the schedules (default: at their end)"
     )
     judged = parser.add_argument_group("how it is judged")
     judged.add_argument("--metric", default=None, help="to rank by (default: val_loss, or train_loss without one)")
     judged.add_argument(
-        "--mode", choices=get_args(Mode), default=None, help="less or more is better (default: by its name)"
+        "--mode",
+        choices=get_args(Mode),
+        default=None,
+        help="less or more of --metric is better, and of --monitor where that is the same (default: by its name)",
     )
     judged.add_argument("--val-every", type=int, metavar="N", help="updates between evaluations (default: an epoch)")
     judged.add_argument(
