@@ -45,7 +45,7 @@ LAYERS = {
         "tasks",
     ],
     "plans": [
-        "schedules.lengths schedules.stand_in",
+        "evaluation schedules.lengths schedules.stand_in",
         "schedules.torch_schedulers",
         "schedules.schedule",
         "schedules.annealing schedules.cycles schedules.decay",

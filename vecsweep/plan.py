@@ -1,20 +1,20 @@
 """Plan: the hyperparameters of a sweep as matrices [step, member]. Every feature of vecsweep is a plan.
 
-Not here: what learning rates may follow (`schedules.py`), how plans are checked (`sweeps.py`) and trained (`_engine`).
+Not here: what learning rates may follow (`schedules/`), when members are evaluated (`evaluation.py`), how arguments are
+checked (`_arguments.py`) and plans trained (`_engine`).
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.optim import Optimizer
 
 from vecsweep._arrays import blank, column_blocks
 from vecsweep._hyper import plain_options
-from vecsweep._types import FloatArray, Hyper, IntArray, Mode, NormName, Spacing
+from vecsweep._types import FloatArray, Hyper, Spacing
 from vecsweep.schedules.schedule import Schedule, evaluate, evaluate_momentum
 from vecsweep.schedules.torch_schedulers import RunningScheduler, TorchSchedule
 
@@ -47,93 +47,6 @@ class Feedback:
 
     metric: str
     start: Callable[[], RunningScheduler]
-
-
-@dataclass(frozen=True, slots=True)
-class Stopping:
-    """When a member that no longer improves is stopped.
-
-    Attributes:
-        metric: that is watched.
-        mode: "min" if less of it is better, else "max".
-        patience: evaluations without a new best one.
-    """
-
-    metric: str
-    mode: Mode
-    patience: int
-
-    def are_due(
-        self,
-        history: FloatArray,  # [evaluation, member], one evaluation at least
-    ) -> NDArray[np.bool_]:
-        """Which members with this history are to be stopped: `[member]`."""
-        is_missing = np.isnan(history)  # no value is no improvement
-        best = np.where(is_missing, np.inf, history if self.mode == "min" else -history).argmin(axis=0)
-        num_since = len(history) - np.where(is_missing.all(axis=0), 0, best + 1)
-        return num_since >= self.patience
-
-
-@dataclass(frozen=True, slots=True)
-class SoFar:
-    """What the members of a run did up to some step.
-
-    Attributes:
-        num_done: updates.
-        loss: `[step, member]`; NaN where a member had ended.
-        hyper: what the updates used, each `[step, member]`.
-        metrics: what was measured, each `[evaluation, member]`; NaN likewise.
-        diverged_at: `[member]`, the step at which it diverged; -1 if it did not.
-        stopped_at: `[member]`, the updates it had taken when it was stopped; -1 if it was not.
-    """
-
-    num_done: int
-    loss: FloatArray
-    hyper: Hyper
-    metrics: dict[str, FloatArray]
-    diverged_at: IntArray
-    stopped_at: IntArray
-
-
-@dataclass(frozen=True, slots=True)
-class Pruning:
-    """When members are compared, so that only some go on.
-
-    Attributes:
-        steps: after how many updates; members are evaluated there.
-        metric: that is measured for it; None if what is measured anyway will do.
-        keep: says which go on, by their positions.
-    """
-
-    steps: frozenset[int]
-    metric: str | None
-    keep: Callable[[SoFar], Collection[int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """When members are evaluated.
-
-    Attributes:
-        steps: how many updates each evaluation comes after, ascending.
-        followed: those of them that schedules and `stopping` look at; at the end of a phase there may be another.
-        has_train_metrics: whether the metrics are measured on the training batches, too.
-        stopping: which members are stopped; None for none.
-        pruning: which others are; None for none.
-        recorded: the norms that are noted at each step.
-    """
-
-    steps: tuple[int, ...] = ()
-    followed: frozenset[int] = frozenset()
-    has_train_metrics: bool = False
-    stopping: Stopping | None = None
-    pruning: Pruning | None = None
-    recorded: tuple[NormName, ...] = ()
-
-    @property
-    def num(self) -> int:
-        """How many evaluations there are."""
-        return len(self.steps)
 
 
 @dataclass(frozen=True, slots=True)

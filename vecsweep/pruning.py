@@ -10,7 +10,8 @@ from functools import partial
 import numpy as np
 
 from vecsweep._types import Mode
-from vecsweep.plan import Course, Pruning, SoFar, Span
+from vecsweep.evaluation import Pruning, SoFar
+from vecsweep.plan import Course, Span
 from vecsweep.results import Sweep
 from vecsweep.results.ranking import group_by_setting
 

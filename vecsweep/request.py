@@ -9,9 +9,10 @@ from vecsweep._arguments import RESTARTABLE
 from vecsweep._engine.run import count_batches, template_of
 from vecsweep._types import NormName
 from vecsweep.checkpoint.journal import Journal
+from vecsweep.evaluation import Evaluation, Stopping
 from vecsweep.execution import Execution, check_count
 from vecsweep.observers.audience import Audience
-from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping
+from vecsweep.plan import Course, Plan, Span
 from vecsweep.pruning import Prune, steps_of
 from vecsweep.task import Task
 

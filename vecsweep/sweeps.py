@@ -25,12 +25,13 @@ from vecsweep._arguments import (
 from vecsweep._interrupts import held
 from vecsweep._types import Lrs, Method, Mode, NormName, Schedules, Seeds, Spacing
 from vecsweep.checkpoint.arguments import journal_of
+from vecsweep.evaluation import Evaluation, Stopping
 from vecsweep.execution import MOST_MEMBERS, ExecutionOptions, check_choice, check_count, check_flag, check_name
 from vecsweep.folds import by_fold, check_folds
 from vecsweep.observers.observer import Observer
 from vecsweep.observers.tensorboard import TensorBoard
 from vecsweep.origin import tell_origin
-from vecsweep.plan import Course, Evaluation, Plan, Span, Stopping, cross, spaced
+from vecsweep.plan import Course, Plan, Span, cross, spaced
 from vecsweep.pruning import RUNGS, Prune, halve
 from vecsweep.request import Request
 from vecsweep.results import RangeTest, Sweep

@@ -26,9 +26,10 @@ from vecsweep.checkpoint.arguments import pack
 from vecsweep.checkpoint.journal import Journal
 from vecsweep.checkpoint.trained import Trained, write_trained
 from vecsweep.cluster import train
+from vecsweep.evaluation import Evaluation, SoFar
 from vecsweep.folds import folds_of
 from vecsweep.observers.observer import Run
-from vecsweep.plan import Course, Evaluation, Member, Plan, SoFar, Span, cross, draw_up, set_by
+from vecsweep.plan import Course, Member, Plan, Span, cross, draw_up, set_by
 from vecsweep.pruning import pruning
 from vecsweep.request import Request
 from vecsweep.results import MemberRecord, Sweep

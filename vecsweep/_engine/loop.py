@@ -44,8 +44,9 @@ from vecsweep._engine.ways.sequential import Sequential
 from vecsweep._engine.ways.vectorized import Vectorized
 from vecsweep._engine.windows import Windows
 from vecsweep._types import FloatArray
+from vecsweep.evaluation import Evaluation
 from vecsweep.execution import Execution
-from vecsweep.plan import Evaluation, Plan
+from vecsweep.plan import Plan
 from vecsweep.stumbles import explained
 from vecsweep.task import Task
 

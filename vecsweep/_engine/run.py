@@ -26,8 +26,9 @@ from vecsweep._engine.plain import PlainLoop
 from vecsweep._engine.ways.choices import Timing
 from vecsweep._engine.ways.trials import time_each
 from vecsweep._interrupts import held
+from vecsweep.evaluation import Evaluation
 from vecsweep.execution import Execution
-from vecsweep.plan import Evaluation, Plan
+from vecsweep.plan import Plan
 from vecsweep.task import Task
 from vecsweep.tasks.recut import Recut
 

@@ -17,7 +17,8 @@ from vecsweep._engine.keeping.record import Observer
 from vecsweep._engine.ways.contract import Seen, Window
 from vecsweep._errors import warn_of_trouble
 from vecsweep._types import FloatArray
-from vecsweep.plan import Evaluation, Plan, Pruning, SoFar, Stopping
+from vecsweep.evaluation import Evaluation, Pruning, SoFar, Stopping
+from vecsweep.plan import Plan
 
 
 class Tally:

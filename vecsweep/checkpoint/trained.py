@@ -19,9 +19,10 @@ from vecsweep.checkpoint.arguments import pack, unpack
 from vecsweep.checkpoint.disk import flush, read_folder, remove, write_folder
 from vecsweep.checkpoint.journal import RESULT
 from vecsweep.checkpoint.snapshots import pack_end, pack_state, unpack_end, unpack_state, written_by
+from vecsweep.evaluation import Stopping
 from vecsweep.execution import Execution
 from vecsweep.folds import check_folds, of_folds
-from vecsweep.plan import Course, Member, Stopping
+from vecsweep.plan import Course, Member
 from vecsweep.pruning import Prune, halve
 from vecsweep.request import Request
 from vecsweep.results import Sweep, load

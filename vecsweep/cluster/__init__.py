@@ -12,8 +12,9 @@ import torch
 from vecsweep._engine import run
 from vecsweep._engine.keeping.record import Observer, Record, Start
 from vecsweep.checkpoint.keeper import FolderKeeper
+from vecsweep.evaluation import Evaluation
 from vecsweep.execution import Cluster, Execution
-from vecsweep.plan import Evaluation, Plan
+from vecsweep.plan import Plan
 from vecsweep.task import Task
 
 

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 
 from vecsweep._engine.keeping.record import Observer, Start
+from vecsweep.evaluation import Evaluation
 from vecsweep.execution import Cluster, Execution
-from vecsweep.plan import Evaluation, Plan
+from vecsweep.plan import Plan
 from vecsweep.task import Task
 
 

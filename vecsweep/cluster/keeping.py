@@ -22,7 +22,8 @@ from vecsweep.checkpoint.snapshots import snapshots_in, unpack_end
 from vecsweep.checkpoint.stored import OpenFolder, Stored, opened
 from vecsweep.cluster.job import Job
 from vecsweep.cluster.joining import Part, learners_here
-from vecsweep.plan import Evaluation, Plan
+from vecsweep.evaluation import Evaluation
+from vecsweep.plan import Plan
 
 _DEALT = "shards.json"
 

@@ -6,7 +6,8 @@ from vecsweep._engine.keeping.record import Start
 from vecsweep._engine.ways.workers import Answer
 from vecsweep._types import FloatArray, Hyper
 from vecsweep.cluster.keeping import Place
-from vecsweep.plan import Evaluation, Plan, SoFar
+from vecsweep.evaluation import Evaluation, SoFar
+from vecsweep.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

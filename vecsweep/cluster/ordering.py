@@ -7,7 +7,7 @@ from vecsweep.cluster.job import Job
 from vecsweep.cluster.keeping import Place
 from vecsweep.cluster.news import Order
 from vecsweep.cluster.sending import pack
-from vecsweep.plan import SoFar
+from vecsweep.evaluation import SoFar
 
 
 def order_of(job: Job, members: Sequence[int], kept: Mapping[int, Collection[int]], place: Place | None) -> Order:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vecsweep._engine.keeping.record import Record
 from vecsweep._types import FloatArray, Hyper
-from vecsweep.plan import Plan, Pruning, SoFar
+from vecsweep.evaluation import Pruning, SoFar
+from vecsweep.plan import Plan
 
 
 @dataclass(slots=True)

@@ -27,8 +27,8 @@ from vecsweep.checkpoint.stored import forget
 from vecsweep.cluster.keeping import Place, ShardKeeper
 from vecsweep.cluster.news import Asked, Ended, Greeting, Left, Losses, Metrics, News, Order
 from vecsweep.cluster.sending import pack, unpack
+from vecsweep.evaluation import SoFar
 from vecsweep.execution import Execution
-from vecsweep.plan import SoFar
 from vecsweep.task import Task
 
 _LONGEST_S = 5.0  # that news are waited for

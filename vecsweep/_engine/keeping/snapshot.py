@@ -23,8 +23,9 @@ from vecsweep._engine.ways.choices import Engine
 from vecsweep._errors import warn_of_fallback
 from vecsweep._types import FloatArray, Hyper, IntArray
 from vecsweep._version import __version__
+from vecsweep.evaluation import Evaluation
 from vecsweep.execution import Execution
-from vecsweep.plan import Evaluation, Plan
+from vecsweep.plan import Plan
 from vecsweep.several import parts_of
 
 _NUM_LOOKED_AT = 17  # steps of a plan

@@ -18,7 +18,8 @@ from vecsweep._engine.members.ensemble import MemberState, OptimizerState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._engine.ways.choices import Engine
 from vecsweep._errors import ResultFileError
-from vecsweep.plan import Evaluation, Plan
+from vecsweep.evaluation import Evaluation
+from vecsweep.plan import Plan
 
 
 def check_sound(snapshot: Snapshot, learners: Mapping[int, Learner], plan: Plan, evaluation: Evaluation) -> None:
