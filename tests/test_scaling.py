@@ -20,7 +20,7 @@ from vecsweep._engine.run import train
 from vecsweep.execution import Execution
 from vecsweep.plan import Member, Plan
 
-BATCHES = [(torch.randn(4, 3), torch.randint(2, (4,))) for _ in range(4)]
+BATCHES = [(torch.randn(4, 3), torch.tensor([0, 1, 1, 0])) for _ in range(4)]
 KINDS = {
     "plain": {},
     "evaluated": {"val_every": 8},
