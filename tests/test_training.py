@@ -594,6 +594,10 @@ def test_validation_is_needed_where_it_is_asked_for():
         vs.sweep(task, lrs=[0.1], epochs=1, train_metrics=True)
     with pytest.raises(ValueError, match="follows 'val_loss', which is not measured; there is mean_train_loss"):
         vs.sweep(task, lrs=[0.1], epochs=1, patience=2)
+    with pytest.raises(
+        ValueError, match="`monitor` is what `patience` and \"halving\" go by; got 'val_loss' and neither"
+    ):
+        vs.sweep(make_task(), lrs=[0.1], epochs=1, monitor="val_loss", prune=lambda so_far: [0])
 
 
 def test_evaluations_without_validation_come_as_often_as_whoever_looks_at_them_needs():

@@ -159,34 +159,16 @@ def sweep(
         raise ValueError("`train_metrics` needs `metrics` in the task; got none.")
     if train_metrics and task.is_one_pass:
         raise ValueError(f"`train_metrics` reads the training batches again; got an iterator. {RESTARTABLE}")
-    stopping: Stopping | None = None
-    rungs: tuple[float, ...] = ()
-    rung_metric: str | None = None
-    if patience is not None:
-        patience = check_count("patience", patience)
-        monitored = monitor or "val_loss"
-        stopping = Stopping(monitored, mode_of(monitored, mode), patience)
-    if isinstance(prune, str) and prune == "halving":
-        rung_metric = monitor or ("mean_train_loss" if task.val_batches is None else "val_loss")
-        rungs = RUNGS
-        prune = partial(halve, metric=rung_metric, mode=mode_of(rung_metric, mode))
-    elif prune is not None and not callable(prune):
-        raise ValueError(f'`prune` must be "halving" or a function of the sweep so far; got {prune!r:.80}.')
-    if tensorboard is not None and not isinstance(tensorboard, str | os.PathLike):
-        raise TypeError(f"`tensorboard` must be the path of a folder, or None; got {tensorboard!r:.80}.")
     request = Request(
         task,
         options,
         val_every,
         train_metrics,
-        stopping,
-        check_callbacks(_with_tensorboard(callbacks, tensorboard)),
-        prune,
-        rungs,
-        rung_metric,
-        check_record(record),
-        tell_origin(sweep, given, task, options),
+        recorded=check_record(record),
+        about=tell_origin(sweep, given, task, options),
     )
+    request = _watched(request, patience, prune, monitor, mode)
+    request = replace(request, audience=check_callbacks(_with_tensorboard(callbacks, tensorboard)))
     if val_every is not None and not request.evaluates and not follow_metrics(named, request.template(seed_list[0])):
         raise ValueError(f"`val_every` needs `val_batches` in the task; got {val_every} and none of them.")
     whole = request.span(num_steps, epochs, seed=seed_list[0], needs_epochs=needs_epochs(named))
@@ -198,12 +180,43 @@ def sweep(
         return begin(replace(request, journal=journal), members, courses, span)
 
 
+def _watched(
+    request: Request,
+    patience: int | None,
+    prune: Literal["halving"] | Prune | None,
+    monitor: str | None,
+    mode: Mode | None,
+) -> Request:
+    """The request with who is stopped part-way, and by which metric."""
+    is_halving = isinstance(prune, str) and prune == "halving"
+    if prune is not None and not is_halving and not callable(prune):
+        raise ValueError(f'`prune` must be "halving" or a function of the sweep so far; got {prune!r:.80}.')
+    if monitor is not None and patience is None and not is_halving:
+        raise ValueError(
+            f'`monitor` is what `patience` and "halving" go by; got {monitor!r} and neither of them. Leave it out; '
+            f"`runs.ranking({monitor!r})` orders by it."
+        )
+    if patience is not None:
+        metric = monitor or "val_loss"
+        stopping = Stopping(metric, mode_of(metric, mode), check_count("patience", patience))
+        request = replace(request, stopping=stopping)
+    if callable(prune):
+        request = replace(request, prune=prune)
+    if not is_halving:
+        return request
+    metric = monitor or ("mean_train_loss" if request.task.val_batches is None else "val_loss")
+    halving = partial(halve, metric=metric, mode=mode_of(metric, mode))
+    return replace(request, prune=halving, rungs=RUNGS, rung_metric=metric)
+
+
 def _with_tensorboard(
     callbacks: Sequence[Observer] | None, folder: str | os.PathLike[str] | None
 ) -> Sequence[Observer] | None:
     """The observers, and one that writes to a folder for TensorBoard, if there is one."""
     if folder is None:
         return callbacks
+    if not isinstance(folder, str | os.PathLike):
+        raise TypeError(f"`tensorboard` must be the path of a folder, or None; got {folder!r:.80}.")
     check_callbacks(callbacks)
     return [*(callbacks or ()), TensorBoard(folder)]
 
