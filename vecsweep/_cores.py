@@ -17,10 +17,10 @@ def find_load(share: float = 1.0) -> str | None:
     is_chosen = os.environ.get("OMP_NUM_THREADS") == "1" or any(name in os.environ for name in _SETTINGS)
     if is_chosen or not hasattr(os, "getloadavg"):
         return None
-    load, num_cores = os.getloadavg()[0], _num_cores()
-    return f"{num_cores} cores with a load of {load:.1f}" if num_cores > 1 and load >= share * num_cores else None
+    load, num = os.getloadavg()[0], num_cores()
+    return f"{num} cores with a load of {load:.1f}" if num > 1 and load >= share * num else None
 
 
-def _num_cores() -> int:
-    """The cores that this process may use."""
+def num_cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from vecsweep import _cores
 from vecsweep.cluster.worker import Worker
 from vecsweep.execution import Cluster
 
@@ -210,10 +211,10 @@ def _start(cluster: Cluster) -> None:
                 "set RAY_AUTH_MODE=token."
             ) from error
         return
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_cpus = _cores.num_cores()
     num_gpus = 0 if cluster.kind == "cpu" else len(cluster.indices) or torch.cuda.device_count()
     if cluster.kind == "cpu":
-        num_cores = max(num_cores, cluster.num_workers or 0)
+        num_cpus = max(num_cpus, cluster.num_workers or 0)
     if cluster.kind == "cuda" and num_gpus == 0:
         raise ValueError(
             "`device` must be available; got 'cuda', and PyTorch sees no GPU. Leave it out, or pass 'cpu'."
@@ -221,7 +222,7 @@ def _start(cluster: Cluster) -> None:
     # What the first of the settings comes to, for a Ray that was imported before.
     before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
-        ray.init("local", num_cpus=max(num_cores, num_gpus), num_gpus=num_gpus, include_dashboard=False, **quiet)
+        ray.init("local", num_cpus=max(num_cpus, num_gpus), num_gpus=num_gpus, include_dashboard=False, **quiet)
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
