@@ -342,6 +342,7 @@ def test_picture_shows_each_rung_and_the_answer():
     [
         ({"budget": 0}, ValueError, "`budget`"),
         ({"budget": 0.1}, ValueError, "at least"),
+        ({"budget": np.float32(0.1)}, ValueError, "at least"),
         ({"budget": "4"}, ValueError, "`budget`"),
         ({"budget": 1, "vary": {"momentum": [0.1, 0.2, 0.3]}}, ValueError, "3 combinations"),
         ({"tolerance": 1}, ValueError, "`tolerance`"),

@@ -455,6 +455,25 @@ def test_bad_ranges_are_refused_before_any_work(options, error, message):
         vs.range_test(linear_task(never), **options)
 
 
+@pytest.mark.parametrize("number", [np.float32(1.5), np.float16(1.5), np.float64(1.5)])
+def test_numbers_of_numpy_are_options_too(number):
+    how = {"lrs": [0.1], "num_steps": 3}
+    runs = vs.sweep(linear_task(), max_grad_norm=number, divergence_factor=number, **how)
+    plain = vs.sweep(linear_task(), max_grad_norm=1.5, divergence_factor=1.5, **how)
+    np.testing.assert_array_equal(runs.train_loss, plain.train_loss)
+    with pytest.raises(ValueError, match="`max_grad_norm` must be a positive number"):
+        vs.sweep(linear_task(never), max_grad_norm=10**400, **how)
+
+
+def test_last_seed_that_generators_take_is_one():
+    runs = vs.sweep(linear_task(), lrs=[0.1], num_steps=1, seed=2**63 - 1)
+    assert [member.seed for member in runs.members] == [2**63 - 1]
+    with pytest.raises(
+        ValueError, match="`seed` must be no more than 9,223,372,036,854,775,807; got 9223372036854775808"
+    ):
+        vs.sweep(linear_task(never), lrs=[0.1], num_steps=1, seeds=2, seed=2**63 - 1)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU that is not there")
 def test_device_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="PyTorch sees no GPU"):

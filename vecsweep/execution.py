@@ -1,6 +1,6 @@
 """How a sweep is carried out, whatever it trains: the keyword options that every verb takes, in one place."""
 
-import sys
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, SupportsIndex, TypedDict, get_args
@@ -211,11 +211,12 @@ def _is_auto(value: object) -> bool:
 
 def is_number(value: Any) -> bool:
     """Whether this is a finite number."""
-    return (
-        isinstance(value, int | float | np.integer | np.floating)
-        and not isinstance(value, bool)
-        and bool(-sys.float_info.max <= value <= sys.float_info.max)
-    )
+    if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that is larger than any float
+        return False
 
 
 def _check_cluster(
