@@ -75,6 +75,12 @@ def measured():
     share = {"share": lambda model, batch: -model(batch).pow(2).mean()}
     return dataclasses.replace(make_task(), val_batches=make_task().batches, metrics=share)
 
+def folded():
+    import dataclasses
+    def batches(fold):
+        return [torch.full((4, 3), 1.0 + fold)]
+    return dataclasses.replace(make_task(), batches=batches, val_batches=batches)
+
 def slow():
     def step(model, batch):
         print("under way", flush=True)
@@ -367,6 +373,13 @@ def test_sweep_ranks_what_it_compared_and_writes_everything(run, folder):
     assert len(list((folder / "boards").iterdir())) == 8
     model = vs.tasks.digits().model()
     assert load_model(model, folder / "best.safetensors") == (set(), [])
+
+
+def test_sweep_cross_validates_where_it_is_asked_to(run):
+    done = run("sweep", "own.py:folded", "--lrs", "0.01,0.02", "--folds", 3, "--num-steps", 2, "--json")
+    assert [member["seed"] for member in strict_json(done.out)["members"]] == [0, 1, 2] * 2
+    done = run("sweep", "own.py:make_task", "--lrs", "0.01", "--folds", 3, "--num-steps", 2)
+    assert (done.status, "`folds` needs a task whose `batches` is a function of the fold" in done.err) == (2, True)
 
 
 def test_mode_of_a_metric_that_is_watched_too_is_that_of_both(run):

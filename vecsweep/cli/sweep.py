@@ -18,6 +18,7 @@ _OPTIONS = (
     "lrs",
     "schedules",
     "seeds",
+    "folds",
     "num_steps",
     "epochs",
     "until",

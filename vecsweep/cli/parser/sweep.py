@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_seeds(compared)
     compared.add_argument(
+        "--folds",
+        type=int,
+        metavar="N",
+        help="folds of cross-validation, of a task whose batches are functions of the fold (default: none)",
+    )
+    compared.add_argument(
         "--vary",
         type=varied,
         action="append",
