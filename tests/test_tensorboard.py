@@ -412,6 +412,17 @@ def test_missing_package_is_named_with_its_remedy_before_training(tmp_path, monk
     assert not (tmp_path / "runs").exists()
 
 
+def test_long_names_of_schedules_are_shortened_to_what_file_systems_take(tmp_path):
+    parts = [schedules.one_cycle(momentums=None)] * 6
+    named = [schedules.combine([1 / 6] * 6, [*parts[:5], last]) for last in (parts[5], schedules.cosine(1, 0))]
+    losses = [[1.0, 2.0, 3.0], [0.5, 1.5, 2.5]]
+    long = [MemberRecord(0.1, own.name, seed, None) for own, seed in ((named[0], 0), (named[0], 1), (named[1], 0))]
+    made_up(losses, long).to_tensorboard(tmp_path)
+    folders = list(tmp_path.iterdir())
+    assert sorted(tuple(scalars(folder)["train_loss"][1]) for folder in folders) == list(zip(*losses, strict=True))
+    assert all(len(folder.name) < 255 and folder.name.startswith("lr=0.1 schedule=combine") for folder in folders)
+
+
 def test_branches_have_folders_of_their_own_and_void_nothing(tmp_path):
     runs = vs.sweep(task_of(), lrs=[0.1], epochs=2, tensorboard=tmp_path)
     runs.branch(0, lrs=[0.1], epochs=1)

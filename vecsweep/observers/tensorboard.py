@@ -7,6 +7,7 @@ Not here: the curves themselves (`results`), and who hands them over as they com
 """
 
 import errno
+import hashlib
 import io
 import math
 import os
@@ -28,6 +29,7 @@ from vecsweep.results.curves import Curves
 
 _MAX_POINTS = 1000  # of a curve; TensorBoard shows no more of one either, unless it is told to
 _FLUSH_S = 2.0
+_MAX_NAME = 200  # characters of a folder's name, of which file systems take 255
 
 
 def write_sweep(runs: Curves, folder: str | os.PathLike[str]) -> Path:
@@ -162,8 +164,13 @@ def _import_tensorboard() -> None:
 
 
 def _folders(run: Run) -> list[str]:
-    """Name each member's folder, distinctly and so that any file system takes it."""
-    return [quote(name, safe=" +=()") for name in run.names]
+    """Name each member's folder, distinctly and so that any file system takes it: a long one by its ends and a digest."""
+    quoted = [quote(name, safe=" +=()") for name in run.names]
+    return [name if len(name) <= _MAX_NAME else f"{name[:150]}~{_digest(name)}~{name[-40:]}" for name in quoted]
+
+
+def _digest(name: str) -> str:
+    return hashlib.blake2b(name.encode(), digest_size=4).hexdigest()
 
 
 def _made(folder: Path) -> Path:
