@@ -164,7 +164,7 @@ def _import_tensorboard() -> None:
 
 
 def _folders(run: Run) -> list[str]:
-    """Name each member's folder, distinctly and so that any file system takes it: a long one by its ends and a digest."""
+    """Name each member's folder, distinctly, as any file system takes it: a long one by its ends and a digest."""
     quoted = [quote(name, safe=" +=()") for name in run.names]
     return [name if len(name) <= _MAX_NAME else f"{name[:150]}~{_digest(name)}~{name[-40:]}" for name in quoted]
 
