@@ -40,16 +40,16 @@ def lr_find(
 ) -> Any:
     """Suggest learning rates as fastai's `lr_find` does: from Smith's ramp, smoothed by 0.98 and without its ends.
 
-    Different from fastai: the model is never changed; the ramp reaches `end_lr`; a member ends at its first loss above
-    four times its best, not the first average; and with `seeds=R` R ramps are trained at once and averaged. For the
-    curve itself, call `vecsweep.range_test(task, method="ramp")`.
+    Different from fastai: the model is never changed; the ramp reaches `end_lr`; a member ends as
+    `divergence_factor=4` of `Execution` has it, not at an average above four times its best; and with `seeds=R` R
+    ramps are trained at once and averaged. For the curve itself, call `vecsweep.range_test(task, method="ramp")`.
 
     Args:
         task: what is trained; nothing of it is changed.
         start_lr: the first learning rate of the ramp.
         end_lr: the last.
         num_it: steps from one to the other.
-        stop_div: whether a ramp ends where its loss explodes.
+        stop_div: whether a ramp ends where its loss stays far above its start; otherwise only where it is not finite.
         suggest_funcs: a rule, or several, by their names in `vecsweep.suggest.RULES` ("steep" being "steepest"), or
             functions from lrs and losses to an lr, such as `vecsweep.suggest.valley`.
         seeds: how many seeds, or the seeds themselves.

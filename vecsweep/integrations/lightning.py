@@ -159,10 +159,10 @@ def lr_find(
 
     What differs from Lightning 2.6: both ends are tried (it leaves out the second of its learning rates:
     `min_lr * (max_lr / min_lr) ** ((step + 1) / num_training)` from the second step on); losses are the raw ones (it
-    keeps averages, the first of which is half of the first loss); a member ends where its raw loss exceeds
-    `early_stop_threshold`, not an average; batches start over when they run out, instead of ending the test after
-    `max_epochs`; parameter groups keep the ratios of their learning rates; no checkpoint is written, and the module
-    keeps its learning rate unless `update_attr` is True, which is Lightning's default.
+    keeps averages, the first of which is half of the first loss); a member ends where 16 of these in a row are too
+    high, not at one average; batches start over when they run out, instead of ending the test after `max_epochs`;
+    parameter groups keep the ratios of their learning rates; no checkpoint is written, and the module keeps its
+    learning rate unless `update_attr` is True, which is Lightning's default.
 
     Args:
         module: as in `make_task`.
@@ -174,8 +174,8 @@ def lr_find(
         max_lr: the largest.
         num_training: updates of each member: of a ramp, one for each learning rate.
         mode: "exponential" for equal ratios between learning rates, "linear" for equal differences.
-        early_stop_threshold: a member ends at a loss above its best plus `early_stop_threshold - 1` times its first;
-            None for never. It is the option `divergence_factor` by Lightning's name.
+        early_stop_threshold: the option `divergence_factor` of `Execution`, by Lightning's name: how far above its
+            start a member's losses must stay for it to end. None for never, unless a loss is not finite.
         update_attr: whether to set the learning rate of `module` to the suggestion.
         attr_name: of that attribute, in the module or its `hparams`; "" for `lr` or `learning_rate`.
         method: "ramp", as Lightning's, or "grid", a member for each learning rate.
