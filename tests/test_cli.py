@@ -735,22 +735,28 @@ def test_ctrl_c_saves_what_was_computed_and_returns_130(folder):
 
 
 BUSY = """
-import os, sys
+import atexit, os, sys
+atexit.register(lambda: print(os.environ.get('OMP_WAIT_POLICY')))
 os.getloadavg = lambda: ({load}, 0.0, 0.0)
 os.sched_getaffinity = lambda _: set(range(4))
-from vecsweep.cli import main
-from vecsweep.cli.demos import DEMOS
-main(["plot", "nowhere.npz"])
+{call}
 """
+BY_A_COMMAND = "from vecsweep.cli import main\nmain(['plot', 'nowhere.npz'])"
+ALONE = "from vecsweep.cli.busy import spare_busy_cores\nspare_busy_cores()"  # what the command calls, without PyTorch
 
 
 @pytest.mark.parametrize(
-    ("load", "chosen", "policy"),
-    [(4.5, {}, "PASSIVE"), (3.5, {}, None), (4.5, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")],
+    ("call", "load", "chosen", "policy"),
+    [
+        (BY_A_COMMAND, 4.5, {}, "PASSIVE"),
+        (ALONE, 4.5, {}, "PASSIVE"),
+        (ALONE, 3.5, {}, None),
+        (ALONE, 4.5, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+    ],
+    ids=["a command", "busy", "free", "chosen"],
 )
-def test_threads_sleep_while_they_wait_if_the_cores_are_busy(load, chosen, policy):
-    program = BUSY.format(load=load).replace("\nmain(", "\nimport atexit\natexit.register(SHOW)\nmain(")
-    program = program.replace("SHOW", "lambda: print(os.environ.get('OMP_WAIT_POLICY'))")
+def test_threads_sleep_while_they_wait_if_the_cores_are_busy(call, load, chosen, policy):
+    program = BUSY.format(load=load, call=call)
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "KMP_"))}
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=environment | chosen, capture_output=True, text=True, check=False)

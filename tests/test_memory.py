@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 import vecsweep as vs
 
-# Allocates and frees 200 MB again and again, and prints how many pages the system had to give for the cheapest of the
-# last times; at first a block may not fit where the one before it was, because something small has come to lie there.
+# Allocates and frees 48 MB again and again, more than the 32 that glibc learns to keep, and prints how many pages the
+# system had to give for the cheapest of the last times; at first a block may not fit where the one before it was,
+# because something small has come to lie there.
 FAULTS = """
 import resource
 import torch
@@ -17,7 +18,7 @@ import torch
 faults = []
 for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(50_000_000)
+    torch.ones(12_000_000)
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print({seen})
 """
@@ -51,7 +52,7 @@ from vecsweep._engine.caller import memory
 memory._LONG_RUN_S = 0  # what shorter runs leave may stay
 def step(model, batch):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(50_000_000)
+    torch.ones(12_000_000)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     return F.mse_loss(model(batch), batch)
 model = torch.nn.Linear(3, 3)
