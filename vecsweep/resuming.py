@@ -121,7 +121,7 @@ def load(
         if not path.exists():
             raise FileNotFoundError(f"There is nothing at {path}.")
         with fetched(path) as here:
-            return load(here, task)
+            return load(here, task, schedules=schedules, prune=prune)
     if not path.is_dir():
         if task is not None:
             raise ValueError(f"`task` goes with a folder, which holds weights; {path} is none. Leave it out.")

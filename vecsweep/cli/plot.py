@@ -2,21 +2,16 @@
 
 import argparse
 
-from vecsweep import RangeTest, load
+from vecsweep import RangeTest
 from vecsweep.cli.range_test import check_reading, write
-from vecsweep.cli.saving import save_picture
+from vecsweep.cli.saving import read_saved, save_picture
 from vecsweep.cli.saying import say_aloud, tell_files
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw a result."""
     check_reading(arguments.rule)
-    try:
-        found = load(arguments.file)
-    except OSError as error:
-        raise ValueError(
-            f"{arguments.file} cannot be read: {error.strerror}. Pass the file of a saved result."
-        ) from error
+    found = read_saved(arguments.file)
     picture = arguments.output or arguments.file.with_suffix(".png")
     if isinstance(found, RangeTest) and arguments.kind is None:
         files = write(found, None, picture, arguments.rule)

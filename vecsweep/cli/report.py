@@ -2,19 +2,13 @@
 
 import argparse
 
-from vecsweep import load
-from vecsweep.cli.saving import writing
+from vecsweep.cli.saving import read_saved, writing
 from vecsweep.cli.saying import say_aloud, tell_files
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write a report."""
-    try:
-        found = load(arguments.file)
-    except OSError as error:
-        raise ValueError(
-            f"{arguments.file} cannot be read: {error.strerror}. Pass the file of a saved result."
-        ) from error
+    found = read_saved(arguments.file)
     path = arguments.output or arguments.file.with_suffix(".html")
     with writing(path):
         found.to_html(path, metric=arguments.metric, mode=arguments.mode)

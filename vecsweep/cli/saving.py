@@ -1,4 +1,4 @@
-"""The files that commands write: results, pictures, and what a run had computed when it was stopped."""
+"""The files that commands read and write: results, pictures, and what a run had computed when it was stopped."""
 
 import os
 import tempfile
@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vecsweep import Interrupted, Sweep
+from vecsweep import Interrupted, Sweep, load
 from vecsweep.cli.waiting import tell
 from vecsweep.results._files import replace_file
 
@@ -43,6 +43,20 @@ def save_picture(axes: "Axes", path: Path) -> Path:
     kind = path.suffix.removeprefix(".") or None
     with writing(path):
         return replace_file(path, lambda part: figure.savefig(part, dpi=150, format=kind))
+
+
+def read_saved(path: Path) -> Sweep:
+    """Read a result that was saved.
+
+    Raises:
+        ValueError: there is none, or it cannot be read.
+    """
+    try:
+        return load(path)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read: {error.strerror or error}. Pass the file of a saved result."
+        ) from error
 
 
 def save_result(result: Sweep, path: Path) -> Path:
