@@ -98,7 +98,7 @@ LAYERS = {
         "_engine.members.ensemble",
         "_engine.members.stock",
         "_engine.members.learner",
-        "_engine.members.reads",
+        "_engine.members.reads _engine.members.single_pass",
         "_engine.members.optimizer _engine.members.probe _engine.members.untrained",
         "_engine.members.footprint _engine.members.measure _engine.members.step",
         "_engine.ways.choices _engine.ways.contract _engine.ways.explaining _engine.ways.messages _engine.ways.program",

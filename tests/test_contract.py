@@ -663,6 +663,7 @@ AWKWARD = {
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.filterwarnings("ignore::vecsweep.FallbackWarning")
+@pytest.mark.filterwarnings("ignore:The loss writes into its batch:UserWarning")
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("loss", AWKWARD)
 def test_awkward_loss_trains_as_in_an_ordinary_loop_and_leaves_the_batches_alone(loss, engine):
@@ -731,6 +732,17 @@ def test_hooks_are_called_for_every_member(kind):
     for i, lr in enumerate([0.05, 0.2]):
         expected = stock.train_in_place(build(), task, lr, 10)
         np.testing.assert_allclose(runs.train_loss[:, i], expected.losses, rtol=1e-9)
+
+
+def test_optimizer_of_a_function_whose_step_was_replaced_is_refused():
+    def clipped(params):
+        optimizer = torch.optim.SGD(params, lr=0.1)
+        inner = optimizer.step
+        optimizer.step = lambda: inner(nn.utils.clip_grad_value_(optimizer.param_groups[0]["params"], 0.1))
+        return optimizer
+
+    with pytest.raises(ValueError, match="the `step` of this SGD has been replaced"):
+        vs.sweep(mlp_task(optimizer=clipped), lrs=[0.1], num_steps=1)
 
 
 def test_optimizer_whose_step_was_replaced_is_refused():

@@ -1,6 +1,7 @@
 """What a pass keeps for the next, in a model and outside it: every member trains as if it were alone."""
 
 import copy
+import itertools
 import os
 import warnings
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 import vecsweep as vs
 from vecsweep.observers import Observer
@@ -169,6 +171,83 @@ class Remembers(nn.Module):
         return y
 
 
+class Codes(nn.Module):
+    """Its codebook is an average of what it codes, put in the place of the last as a new parameter (VQ-VAE)."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2).double()
+        self.average = nn.Parameter(torch.randn(3, 2, dtype=torch.float64))
+        self.codes = nn.Embedding(3, 2).double()
+
+    def forward(self, x):
+        z = self.linear(x)
+        chosen = F.one_hot(torch.cdist(z, self.codes.weight).argmin(1), 3).to(z)
+        coded = chosen @ self.codes.weight
+        if self.training:
+            self.average = nn.Parameter(0.9 * self.average + 0.1 * chosen.T @ z)
+            self.codes.weight = nn.Parameter(self.average / 2)
+        return z + (coded - z).detach()
+
+
+class AtFirst(nn.Module):
+    """Sets itself up at its first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.own = nn.Linear(4, 2).double(), None
+
+    def forward(self, x):
+        if self.own is None:
+            self.set_up(x)
+        return self.linear(x + self.own)
+
+
+class BufferAtFirst(AtFirst):
+    def __init__(self):
+        super().__init__()
+        del self.own
+        self.register_buffer("own", None)
+
+    def set_up(self, x):
+        self.own = torch.linspace(0, 1, 4, dtype=x.dtype)
+
+
+class ParameterAtFirst(AtFirst):
+    def set_up(self, x):
+        self.own = nn.Parameter(torch.linspace(0, 1, 4, dtype=x.dtype))
+
+
+class ModuleAtFirst(AtFirst):
+    def set_up(self, x):
+        self.norm = nn.LayerNorm(4).to(x.dtype)
+        self.own = 1.5
+
+    def forward(self, x):
+        super().forward(x)
+        return self.linear(self.norm(x) * self.own)
+
+
+class BufferOfFirst(BufferAtFirst):
+    def set_up(self, x):
+        self.own = -x.mean(0)
+
+
+class BufferOfWeights(BufferAtFirst):
+    def set_up(self, x):
+        self.own = self.linear.weight.detach().sum(0)
+
+
+class AttributeOfFirst(AtFirst):
+    def set_up(self, x):
+        self.own = -x.mean(0)
+
+
+class NumberOfFirst(AtFirst):
+    def set_up(self, x):
+        self.own = -float(x.mean())
+
+
 class Target(nn.Module):
     """A model with a frozen average of itself."""
 
@@ -215,6 +294,7 @@ CASES = {
     "hidden": (Recurrent, hands_on_a_hidden_state, "the closure variable `hidden` of"),
     "stats": (Counts, lambda: loss_of, "the Python attribute `stats.n`"),
     "last": (Remembers, lambda: loss_of, "the Python attribute `last`"),
+    "parameter": (Codes, lambda: loss_of, "puts a new parameter in the place of 'average'"),
 }
 
 
@@ -234,6 +314,50 @@ def test_state_that_a_pass_keeps_belongs_to_the_member_and_is_named(make_model, 
             warnings.warn(messages[0], stacklevel=1)
     else:
         assert not messages
+
+
+SET_UPS = {
+    BufferAtFirst: None,
+    ParameterAtFirst: "registers 'own' when it is first called",
+    ModuleAtFirst: "registers 'norm.bias' when it is first called",
+    BufferOfFirst: "registers 'own' when it is first called",
+    BufferOfWeights: "registers 'own' when it is first called",
+    AttributeOfFirst: "keeps something for the next in the Python attribute `own`",
+    NumberOfFirst: "keeps something for the next in the Python attribute `own`",
+}
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+@pytest.mark.parametrize(("make_model", "told"), SET_UPS.items())
+def test_model_that_sets_itself_up_at_its_first_call_trains_as_in_a_plain_loop(make_model, told, engine):
+    torch.manual_seed(0)
+    model = make_model()
+    names = list(model.state_dict())
+    runs, messages = sweep(model, loss_of, engine)
+    for i, lr in enumerate(LRS):
+        losses, trained = train_plainly(model, lambda: loss_of, lr)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+        torch.testing.assert_close(dict(runs.model(i).state_dict()), dict(trained.state_dict()), rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(runs.model(i)(BATCHES[0][0]), trained(BATCHES[0][0]), rtol=1e-9, atol=1e-12)
+    assert list(model.state_dict()) == names
+    assert (told in messages[0]) if told and engine == "vectorized" else not messages
+
+
+def test_step_that_takes_a_trained_parameter_out_is_refused_by_its_name():
+    model, epoch = linear(), [0]
+
+    def batches():
+        epoch[0] += 1
+        yield from BATCHES
+
+    def step(own, batch):
+        if epoch[0] == 3 and not prune.is_pruned(own):
+            prune.l1_unstructured(own, "weight", amount=2)
+        return loss_of(own, batch)
+
+    with pytest.raises(ValueError, match="a step has taken out 'weight'"):
+        sweep(model, step, "sequential", batches=batches)
+    assert not prune.is_pruned(model)
 
 
 def test_model_of_a_member_has_what_its_passes_kept():
@@ -287,6 +411,49 @@ def test_what_reading_batches_changes_is_seen_by_the_steps_as_in_a_plain_loop(en
         losses, _ = train_plainly(model, make_step, member.lr)
         np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
     assert engine == "sequential" or "`self.epoch` of `Trainer.step_by_epoch`" in messages[0]
+
+
+def ends_and_is_made_anew():
+    """As unlabelled data are usually read: by an iterator that starts over where it ends."""
+    factors = [1.0, 2.0, 3.0]
+    iterator = iter(factors)
+
+    def step(model, batch):
+        nonlocal iterator
+        factor = next(iterator, None)
+        if factor is None:
+            iterator = iter(factors)
+            factor = next(iterator)
+        return loss_of(model, batch, factor)
+
+    return step
+
+
+def of_an_iterator(iterator):
+    return lambda model, batch: loss_of(model, batch, next(iterator))
+
+
+def generated():
+    yield from iter([1.0, 2.0, 3.0] * 100)
+
+
+ITERATORS = {
+    "cycle": lambda: of_an_iterator(itertools.cycle([1.0, 2.0, 3.0] * 10)),
+    "chain": lambda: of_an_iterator(itertools.chain([1.0], [2.0, 3.0] * 100)),
+    "map": lambda: of_an_iterator(map(float, [1, 2, 3] * 100)),
+    "generator": lambda: of_an_iterator(generated()),
+    "made anew": ends_and_is_made_anew,
+}
+
+
+@pytest.mark.parametrize("engine", ["auto", "sequential"])
+@pytest.mark.parametrize("make_step", ITERATORS.values(), ids=ITERATORS.keys())
+def test_an_iterator_that_passes_have_moved_on_is_named_once(make_step, engine):
+    _, messages = sweep(linear(), make_step(), engine)
+    told = [message for message in messages if "members share the closure variable `iterator`" in message]
+    assert told
+    assert "Let the batches bring it" in told[0]
+    assert not any("The result is the same" in message for message in messages)
 
 
 def test_an_iterator_that_members_share_is_named():

@@ -1,9 +1,11 @@
 """Ordinary stumbles, and what is said about each: the remedy is in the message."""
 
+import copy
 import os
 import re
 import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -294,6 +296,27 @@ def test_metric_of_the_model_of_the_task_is_told_of(engine):
     task = task_of(model=model, val_batches=batches_of(), metrics={"accuracy": accuracy})
     with pytest.warns(UserWarning, match="or a metric reads 'weight' of the model that the task was given"):
         vs.sweep(task, lrs=[0.1], epochs=1, engine=engine)
+
+
+@pytest.mark.parametrize("engine", ["auto", "sequential"])
+def test_loss_that_writes_into_the_batches_of_a_list_is_told_of(engine):
+    def scaled(model, batch):
+        inputs, targets = batch
+        inputs *= 0.5
+        return F.mse_loss(model(inputs), targets)
+
+    batches = [(torch.randn(4, 2), torch.randn(4, 1)) for _ in range(2)]
+    before = copy.deepcopy(batches)
+    model = nn.Linear(2, 1)
+
+    def task(source):
+        return vs.Task(model, source, training_step=scaled, optimizer=torch.optim.SGD(model.parameters()))
+
+    with pytest.warns(UserWarning, match=r"The loss writes into its batch.*inputs.clone"):
+        runs = vs.sweep(task(batches), lrs=[0.1, 0.2], num_steps=4, engine=engine)
+    torch.testing.assert_close(batches, before, rtol=0, atol=0)
+    same = vs.sweep(task(lambda: copy.deepcopy(before)), lrs=[0.1, 0.2], num_steps=4, engine=engine)  # and no warning
+    np.testing.assert_array_equal(runs.train_loss, same.train_loss)
 
 
 def test_loss_may_look_at_other_models_and_at_kept_weights():

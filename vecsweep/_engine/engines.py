@@ -172,9 +172,10 @@ class Engines:
 
     def fall_back(self, reason: str) -> None:
         """Go on with the sequential engine, and say why, once."""
+        is_same = not any(learner.objective.has_told_of_shared for learner in self._learners.values())
         warn_of_fallback(
-            f"The members are trained one after another, because PyTorch cannot batch them: {reason}. The result is "
-            'the same; `engine="sequential"` asks for it without this warning.'
+            f"The members are trained one after another, because PyTorch cannot batch them: {reason}. "
+            f'{"The result is the same; " if is_same else ""}`engine="sequential"` asks for it without this warning.'
         )
         self.obstacle = reason
         self.note_doubt()

@@ -38,7 +38,8 @@ class Trackio(Tracker):
         except ImportError as error:
             raise ImportError("Writing runs needs Trackio. Run: pip install 'vecsweep[trackio]'") from error
         self._init = trackio.init
-        self._options: dict[str, Any] = {"project": project, "embed": False, "auto_log_gpu": False, "auto_log_cpu": False} | options
+        own: dict[str, Any] = {"project": project, "embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        self._options = own | options
 
     def _open(self, name: str, settings: Mapping[str, float | str], known: str | None) -> tuple[Any, str]:
         name = f"{self.group}: {name}" if known is None else known  # runs of one project have different names

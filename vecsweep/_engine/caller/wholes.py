@@ -1,5 +1,6 @@
 """Places that are taken as a whole: sequences, numbers, random generators, and what only comes forward."""
 
+import gc
 import io
 import random
 import types
@@ -115,11 +116,20 @@ def _progress(holder: Any) -> Any:
     if isinstance(holder, io.IOBase):
         return holder.tell() if not holder.closed and holder.seekable() else None
     if isinstance(holder, types.GeneratorType):
-        frame = holder.gi_frame
-        return None if frame is None else (frame.f_lasti, *map(_plain_or_id, frame.f_locals.values()))
+        frame, within = holder.gi_frame, holder.gi_yieldfrom
+        values = () if frame is None else tuple(map(_plain_or_id, frame.f_locals.values()))
+        return None if frame is None else (frame.f_lasti, values, _progress(within) if is_progress(within) else None)
     if isinstance(holder, _BaseDataLoaderIter):
         return holder._num_yielded
-    return getattr(holder, "__length_hint__", lambda: repr(holder))()
+    if hasattr(holder, "__length_hint__"):
+        return holder.__length_hint__()
+    return repr(holder), tuple(map(_progress, _iterated(holder)))
+
+
+def _iterated(holder: Any) -> list[Any]:
+    """The iterators that one of Python's own draws on: those of `zip`, `cycle`, `chain`."""
+    held = [part for own in gc.get_referents(holder) for part in (own if isinstance(own, tuple) else (own,))]
+    return [part for part in held if is_progress(part)]
 
 
 def _plain_or_id(value: Any) -> Any:

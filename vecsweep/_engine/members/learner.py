@@ -130,6 +130,7 @@ class Learner:
                 )
             check_template(made)  # or it is none
             optimizer = cast(Optimizer, made)
+            _check_steps_by_its_class(optimizer)
         else:
             forget_(optimizer)
         if has_modes(optimizer):
@@ -202,9 +203,7 @@ class Learner:
         if state.kept:
             copied.keep_(state.kept, self)
         model, optimizer = copied.model, copied.optimizer
-        tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-        for name, value in (state.parameters | state.buffers).items():
-            tensors[name].data = value.clone()  # of another shape, if the model lets a buffer grow
+        put_tensors(model, state.parameters | state.buffers)
         if optimizer is not None and has_modes(optimizer):
             named = dict(model.named_parameters())
             load_state(optimizer, {name: named[name] for name in self.parameters}, state.optimizer)
@@ -235,6 +234,17 @@ def check_given(model: nn.Module, template: Optimizer | None) -> None:
         check_template(template)
         _check_steps_by_its_class(template)
         _groups(model, template)
+
+
+def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put copies of tensors into a model, by name; what a pass was the first to register is registered as a buffer."""
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, value in tensors.items():
+        if name in named:
+            named[name].data = value.clone()  # of another shape, if the model lets a buffer grow
+        else:
+            path, _, key = name.rpartition(".")
+            model.get_submodule(path).register_buffer(key, value.clone())
 
 
 def _own_metric(metric: Metric, device: torch.device | str | None, dtype: torch.dtype | None) -> Metric:

@@ -32,6 +32,7 @@ class Objective(nn.Module):
     Attributes:
         has_checks: whether a batched pass was seen to come by operators that raise where numbers are bad.
         has_told_of_failure: whether it was warned of an evaluation that fails with a member's weights.
+        has_told_of_shared: whether it was warned of what members share and cannot be set back.
         owns_new: whether a batched pass has turned out to write what is a member's own into tensors that it makes.
         takes_gradients: whether what is measured has turned out to take gradients itself.
     """
@@ -51,7 +52,7 @@ class Objective(nn.Module):
         # In training mode and in eval mode; None as long as no pass has shown.
         self._has_hidden_draws = dict.fromkeys((True, False), None if may_hide_draws else False)
         self.takes_gradients = False
-        self.has_checks = self.has_told_of_failure = False
+        self.has_checks = self.has_told_of_failure = self.has_told_of_shared = False
         self._has_told = False  # of a model that leaves eval mode
 
     def forward(self, batch: Batch, *, is_measured: bool = False) -> Tensor:

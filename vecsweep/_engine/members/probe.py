@@ -1,25 +1,23 @@
 """Probe: what one kind of batch does to a model, seen by ordinary forward passes before anything is batched."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from types import MappingProxyType
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
 from vecsweep._engine.caller.copying import accumulation_hooks_of, hooks_of
-from vecsweep._engine.caller.lending import Lent
 from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state
 from vecsweep._engine.caller.watch import Watch
-from vecsweep._engine.data.batches import copy_batch
 from vecsweep._engine.data.layouts import has_strides, ragged_in
 from vecsweep._engine.members.learner import Learner
-from vecsweep._engine.members.reads import Reads, reads_of_callers, tell_of_callers
+from vecsweep._engine.members.reads import Reads, reads_of_callers, tell_of_callers, tell_of_shared, tell_of_written
 from vecsweep._engine.members.sameness import is_same
+from vecsweep._engine.members.single_pass import is_read_on_other_data, registered_in, single_pass, why_registered
 from vecsweep._engine.members.work import Work, WorkCounter
 from vecsweep._types import Batch
-from vecsweep.kernels.rules import Draw, OpenDraws, Recorder, checkpoints_run_through
+from vecsweep.kernels.rules import Draw, Recorder, checkpoints_run_through
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +61,22 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     original, learner = learner, learner.copy()  # what a loss does to parameters or attributes in place stays there
     parameters: dict[str, Tensor] = {name: _clone(p) for name, p in learner.parameters.items()}
     start = streams.mark("model", seed)
+    rewind = partial(streams.rewind, "model", seed, start)
     recorder, counter = Recorder(), WorkCounter()
     reads, callers = Reads(_named(learner)), reads_of_callers(learner)
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
     with watch.undisturbed():
         with recorder, checkpoints_run_through() as checkpoints:
-            loss, first = _forward(learner, parameters, batch, [counter, reads, callers])
+            seen = single_pass(learner, parameters, batch, [counter, reads, callers])
+            loss, first = seen.loss, seen.changed
         end = streams.mark("model", seed)
+        registered = registered_in(original, learner)
         nodes = _autograd_nodes(loss)
         _check_depends_on(nodes, [*learner.model.parameters(), *parameters.values()])
         tell_of_callers(callers)
+        tell_of_written(learner, batch, seen.batch)
         activation_bytes = _count_activations(nodes, parameters.values())
-        streams.rewind("model", seed, start)
+        rewind()
         for draw in recorder.draws:
             draw()
         repeated = streams.mark("model", seed)
@@ -86,34 +88,46 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         if keeps or learner.constants:
             others = {name: _clone(1.1 * p + 0.01) for name, p in parameters.items()}
             watch.restore()
-            streams.rewind("model", seed, start)
+            rewind()
             with checkpoints_run_through():  # and autograd, because a loss may take gradients itself
-                elsewhere = _forward(learner, others, batch)[1]
+                elsewhere = single_pass(learner, others, batch).changed
             # An average of weights that starts at the weights is changed only by other weights.
             changed, member_buffers = changed.union(elsewhere), _differing(first, elsewhere)
         if keeps:
             # What another pass has left, with other weights: is it read by the next, or does it count passes?
-            streams.rewind("model", seed, start)
+            rewind()
             after = Watch.of_pass(learner.task, learner.model, has_numbers=True)
             with checkpoints_run_through():
-                again, _ = _forward(learner, parameters, batch)
-            counting, replaced = after.grown()
-            left = [] if is_same(loss, again) else [*watch.names(watch.changes()), *replaced]
+                again = single_pass(learner, parameters, batch).loss
+            counting, renewed = after.grown()
+            names = watch.names(watch.changes())
+            left = [] if is_same(loss, again) else [*names, *renewed]
+            if not (counting or left or all(map(_is_of_recurrent, names))):
+                left = names if is_read_on_other_data(learner, parameters, batch, watch, rewind) else []
             # What recurrent layers list of their weights comes last: it is new in every pass, and not the reason.
-            kept = sorted([*counting, *left], key=lambda name: "._flat_weight" in name)
+            kept = sorted([*counting, *left], key=_is_of_recurrent)
         if changed and dict(learner.model.named_buffers()).keys() - changed:
             # What is copied from a buffer follows it a pass later, as in an average of a model with batch norm.
             later = []
             for weights, before in ((parameters, first), (others, elsewhere)):
                 watch.restore()
-                streams.rewind("model", seed, start)
+                rewind()
                 with checkpoints_run_through():
-                    later.append(before | _forward(learner, weights, batch, before=before)[1])
+                    later.append(before | single_pass(learner, weights, batch, before=before).changed)
             changed, member_buffers = changed.union(*later), member_buffers | _differing(*later)
-    streams.rewind("model", seed, start)
-    obstacle = None
-    if kept:
+        tell_of_shared(original, watch.shared(watch.changes()))
+    rewind()
+    obstacle = set_up = None
+    if registered:
+        set_up = why_registered(original, registered, others, batch)
+        rewind()
+        changed, member_buffers = changed.difference(registered), member_buffers.difference(registered)
+    if set_up:
+        obstacle = set_up
+    elif kept:
         obstacle = f"the forward pass keeps something for the next in {kept[0]}"
+    elif seen.replaced:
+        obstacle = f"the forward pass puts a new parameter in the place of {seen.replaced[0]!r}; a buffer may change"
     elif written := [name for name, p in original.parameters.items() if not is_same(p, parameters[name])]:
         obstacle = f"the forward pass changes the parameter {written[0]!r} in place"
     elif reads.obstacle:
@@ -204,25 +218,8 @@ def _hooked(learner: Learner) -> str | None:
     return None
 
 
-def _forward(
-    learner: Learner,
-    parameters: dict[str, Tensor],
-    batch: Batch,
-    watching: Sequence[AbstractContextManager[object]] = (),
-    before: Mapping[str, Tensor] = MappingProxyType({}),
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Evaluate the loss on copies of what is not trained, where that is so `before`; return those that this changed."""
-    lent = Lent({name: p for name, p in learner.objective.lent.items() if name not in before})
-    shared = learner.objective.lent.keys() - before.keys()
-    before = learner.constants | dict(before)
-    tensors = parameters | {name: t.clone() for name, t in before.items() if name not in shared}
-    batch = copy_batch(batch)
-    with ExitStack() as stack:
-        for context in (*(watching or [OpenDraws()]), lent):  # draws are open in a pass that is recorded, too
-            stack.enter_context(context)
-        loss = learner.objective.evaluate(tensors, batch)
-    tensors |= lent.changed
-    return loss, {n: tensors[n] for n in before if n in tensors and not is_same(tensors[n], before[n])}
+def _is_of_recurrent(name: str) -> bool:
+    return "._flat_weight" in name
 
 
 def _differing(first: Mapping[str, Tensor], elsewhere: Mapping[str, Tensor]) -> frozenset[str]:

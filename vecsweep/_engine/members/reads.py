@@ -1,6 +1,6 @@
-"""Reads: whether a pass reads tensors in whose place it was given others, or those of the caller's own model."""
+"""Reads: whether a pass reads tensors in whose place it was given others, or what is not its own; and who is told."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,8 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from vecsweep._engine.caller.lending import memory_of
 from vecsweep._engine.data.layouts import has_strides
+from vecsweep._engine.data.packing import tree_flatten
 from vecsweep._engine.members.learner import Learner
-from vecsweep._errors import warn_of_stumble
+from vecsweep._engine.members.sameness import is_same
+from vecsweep._errors import warn_of_fallback, warn_of_stumble
+from vecsweep._types import Batch
 
 
 class Reads(TorchDispatchMode):
@@ -55,6 +58,21 @@ def _tensors_in(value: Any) -> Iterator[Tensor]:
             yield from _tensors_in(item)
 
 
+def tell_of_shared(learner: Learner, names: Sequence[str]) -> None:
+    """Warn, once in a run, of what each pass changes and nobody can set back.
+
+    Args:
+        learner: the pattern of members.
+        names: of that; none where there is nothing.
+    """
+    if names and not learner.objective.has_told_of_shared:
+        learner.objective.has_told_of_shared = True
+        warn_of_fallback(
+            f"The members share {names[0]}, which each pass changes and which cannot be set back, neither for the next "
+            "member nor after the sweep. Let the batches bring it, or keep a number or a tensor there."
+        )
+
+
 def reads_of_callers(learner: Learner) -> Reads:
     """Reads of the parameters of the caller's own model, of which members are copies.
 
@@ -77,4 +95,16 @@ def tell_of_callers(reads: Reads) -> None:
             f"The loss or a metric reads {next(iter(reads.names))!r} of the model that the task was given, which no "
             "member trains: members are copies of it. Let it reach the weights through its `model` argument, as a "
             "`training_step` and the metrics beside one have."
+        )
+
+
+def tell_of_written(learner: Learner, batch: Batch, after: Batch) -> None:
+    """Warn where a pass writes into its batch, which a list has for the next epoch, too."""
+    if not isinstance(learner.task.batches, list | tuple):
+        return
+    leaves = [[leaf for leaf in tree_flatten(own)[0] if isinstance(leaf, Tensor)] for own in (batch, after)]
+    if any(a.shape == b.shape and not is_same(a, b) for a, b in zip(*leaves, strict=False)):
+        warn_of_stumble(
+            "The loss writes into its batch. Members get each batch as the list in `batches` has it, where a plain "
+            "loop would find in the next epoch what it had written. Write into a copy, as `inputs.clone()`."
         )

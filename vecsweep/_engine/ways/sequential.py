@@ -23,13 +23,13 @@ from vecsweep._engine.caller.watch import Changes, Watch, without
 from vecsweep._engine.data.batches import copy_batch
 from vecsweep._engine.members.divergence import Fate, judge
 from vecsweep._engine.members.ensemble import MemberState
-from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.learner import Learner, put_tensors
 from vecsweep._engine.members.measure import measure_one
+from vecsweep._engine.members.reads import tell_of_shared
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.stock import evaluating, fastest_kernel, load_state, save_state, step_
 from vecsweep._engine.members.untrained import in_short, is_of_weights, untrained_losses
 from vecsweep._engine.ways.contract import Curve, Window
-from vecsweep._errors import warn_of_fallback
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
 
@@ -57,10 +57,9 @@ class Sequential:
         self.execution = execution
         self.recorded = recorded
         self.streams = streams
-        pattern = next(iter(learners.values()))
-        self.outside = Watch.outside(pattern.task, pattern.model)
+        self._pattern = next(iter(learners.values()))
+        self.outside = Watch.outside(self._pattern.task, self._pattern.model)
         self._moved = {} if moved is None else moved
-        self._is_sharing = False
 
     @contextmanager
     def alone(self, own: Changes, seed: int) -> Iterator[None]:
@@ -80,13 +79,7 @@ class Sequential:
             own.clear()
             own.update(without(changes, moved))
             self.outside.set_back(changes)
-        if not self._is_sharing and (shared := self.outside.shared(own)):
-            self._is_sharing = True
-            warn_of_fallback(
-                f"The members share {shared[0]}, which each pass changes and which cannot be set back, neither for "
-                "the next member nor after the sweep. Keep a number or a tensor there instead, or sweep over one "
-                "member at a time."
-            )
+        tell_of_shared(self._pattern, self.outside.shared(own))
 
     def start(self, seed: int) -> MemberState:
         """The state of a member of this seed before its first step."""
@@ -198,9 +191,7 @@ class _Member:
             for name, value in member.parameters.items():
                 if not value.is_set_to(self._pattern.parameters[name]):  # whose copy it is
                     self._learner.parameters[name].copy_(value)
-            tensors = dict(self._learner.model.named_parameters()) | dict(self._learner.model.named_buffers())
-            for name, value in member.buffers.items():
-                tensors[name].data = value.clone()
+        put_tensors(self._learner.model, member.buffers)
         self._lent = Lent({n: p for n, p in self._learner.objective.lent.items() if n not in member.buffers})
         load_state(self._learner.optimizer, self._learner.parameters, member.optimizer)
         self._kernel = fastest_kernel(self._learner.optimizer)
@@ -270,14 +261,14 @@ class _Member:
 
     def measure(self, batch: Batch) -> Tensor:
         """Compute the loss and the metrics of a batch: `[metric]`."""
-        return measure_one(self._learner, self._learner.parameters, self._changing(), batch, self._pattern)
+        return measure_one(self._learner, self._trained(), self._changing(), batch, self._pattern)
 
     def state(self) -> MemberState:
         """The member's state; its tensors are the member's own."""
         fate = Fate.start(self.device, self._ceiling)
         fate = replace(fate, streak=fate.streak.fill_(self._streak), alive=fate.alive.fill_(self.is_alive))
         return MemberState(
-            parameters={name: p.detach() for name, p in self._learner.parameters.items()},
+            parameters=self._trained(),
             buffers=self._changing(),
             optimizer=save_state(self._learner.optimizer, self._learner.parameters),
             fate=fate,
@@ -298,13 +289,23 @@ class _Member:
         before = self._pattern.constants
         self._lent = Lent({name: p for name, p in lent.items() if is_special(p) or p.is_set_to(before[name])})
 
+    def _trained(self) -> dict[str, Tensor]:
+        """The parameters that are trained, or what passes have put in their place."""
+        named = dict(self._learner.model.named_parameters())
+        if gone := [name for name in self._learner.parameters if name not in named]:
+            raise ValueError(
+                f"A model must keep the parameters that are trained; a step has taken out {gone[0]!r}, as pruning and "
+                "parametrizations do. Do it before the sweep, and build the optimizer after that."
+            )
+        return {name: named[name].detach() for name in self._learner.parameters}
+
     def _changing(self) -> dict[str, Tensor]:
         """The buffers, and those parameters that are not trained and yet are no longer what they were."""
         buffers, before = dict(self._learner.model.named_buffers()), self._pattern.constants
         return {
             name: tensor
             for name, tensor in self._learner.constants.items()
-            if name in buffers or not is_same(tensor, before[name])
+            if name in buffers or name not in before or not is_same(tensor, before[name])
         }
 
     def _unscale_(self, parameters: Sequence[Tensor]) -> bool:
