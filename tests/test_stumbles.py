@@ -319,6 +319,27 @@ def test_loss_that_writes_into_the_batches_of_a_list_is_told_of(engine):
     np.testing.assert_array_equal(runs.train_loss, same.train_loss)
 
 
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_last_batch_of_one_sample_is_named_where_batch_norm_cannot_train_on_it(engine):
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    batches = DataLoader(TensorDataset(X[:33], Y[:33]), batch_size=8)
+    task = vs.Task(model, batches, F.cross_entropy, optimizer=torch.optim.SGD(model.parameters()))
+    for divergence_factor in (None, 10):  # whether the first batches are looked at before the steps
+        with pytest.raises(ValueError, match="more than 1 value per channel") as failed:
+            vs.sweep(task, lrs=[0.1, 0.2], epochs=8, engine=engine, divergence_factor=divergence_factor)
+        assert "drop_last=True" in notes(failed)
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_loss_that_is_complex_is_refused_as_backward_would(engine):
+    model = nn.Linear(6, 3)
+    task = vs.Task(
+        model, batches_of(), lambda o, y: F.cross_entropy(o, y) + 0j, optimizer=torch.optim.SGD(model.parameters())
+    )
+    with pytest.raises(TypeError, match=r"real number; got torch.complex64. Take its `.real`"):
+        vs.sweep(task, lrs=[0.1], num_steps=2, engine=engine)
+
+
 def test_loss_may_look_at_other_models_and_at_kept_weights():
     model, teacher = nn.Linear(6, 3), nn.Linear(6, 3).requires_grad_(False)
     before = model.weight.detach().clone()

@@ -67,13 +67,20 @@ def look_at_batch(task: Task, batch: Batch) -> None:
 
 @contextmanager
 def explained(task: Task, batch: Batch) -> Iterator[None]:
-    """Add to an error of the first pass what it may come from."""
+    """Add to an error of a pass what it may come from."""
     try:
         yield
-    except (RuntimeError, IndexError, TypeError, ValueError) as error:
-        if (note := _note(str(error), task, batch)) is not None:
-            error.add_note(note)
+    except Exception as error:
+        explain(error, task, batch)
         raise
+
+
+def explain(error: Exception, task: Task, batch: Batch) -> None:
+    """Add to an error what it may come from, if that is known."""
+    if isinstance(error, RuntimeError | IndexError | TypeError | ValueError):
+        note = _note(str(error), task, batch)
+        if note is not None and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def _note(message: str, task: Task, batch: Batch) -> str | None:

@@ -191,6 +191,8 @@ class Objective(nn.Module):
             raise ValueError(
                 f"The loss must be a scalar; got shape {tuple(loss.shape)}. Reduce it, for example by `.mean()`."
             )
+        if loss.is_complex():
+            raise TypeError(f"The loss must be a real number; got {loss.dtype}. Take its `.real`, or its `.abs()`.")
         return loss.reshape(())
 
 

@@ -16,10 +16,12 @@ from vecsweep._engine.caller.memory import is_out_of_memory
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.batches import copy_batch
+from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner
 from vecsweep._types import Batch
 from vecsweep.kernels.rules import OpenDraws
+from vecsweep.stumbles import explained
 
 
 def untrained_losses(learner: Learner, batches: Sequence[Batch], seed: int, streams: Streams) -> Tensor:
@@ -74,7 +76,10 @@ def _losses(
     watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
     try:
         with watch.undisturbed(), Lent(learner.objective.lent):
-            losses = [_loss(learner, weights, copy_batch(batch)).detach().double() for batch in batches]
+            losses = list[Tensor]()
+            for batch in batches:
+                with explained(learner.task, unpack(batch)):
+                    losses.append(_loss(learner, weights, copy_batch(batch)).detach().double())
     finally:
         streams.rewind("model", seed, start)
     return torch.stack(losses)

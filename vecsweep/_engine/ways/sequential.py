@@ -21,6 +21,7 @@ from vecsweep._engine.caller.memory import is_out_of_memory
 from vecsweep._engine.caller.rng import State, Streams, is_same_state
 from vecsweep._engine.caller.watch import Changes, Watch, without
 from vecsweep._engine.data.batches import copy_batch
+from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.members.divergence import Fate, judge
 from vecsweep._engine.members.ensemble import MemberState
 from vecsweep._engine.members.learner import Learner, put_tensors
@@ -32,6 +33,7 @@ from vecsweep._engine.members.untrained import in_short, is_of_weights, untraine
 from vecsweep._engine.ways.contract import Curve, Window
 from vecsweep._types import Batch, Hyper
 from vecsweep.execution import Execution
+from vecsweep.stumbles import explain
 
 
 class Sequential:
@@ -223,6 +225,8 @@ class _Member:
         except Exception as error:
             untrained = partial(untrained_losses, self._pattern, batches, self.seed, self._streams)
             if is_out_of_memory(error) or not is_of_weights(error, partial(self._repeat, batches), untrained):
+                for batch in batches:
+                    explain(error, self._pattern.task, unpack(batch))
                 raise
             self.is_alive, self.failure = False, in_short(error)
             return math.nan, False, *norms.values()
