@@ -343,6 +343,36 @@ def test_model_that_sets_itself_up_at_its_first_call_trains_as_in_a_plain_loop(m
     assert (told in messages[0]) if told and engine == "vectorized" else not messages
 
 
+class Codebook(nn.Module):
+    """Its codes are averages, and counted, in buffers (VQ-VAE). Weights that differ little choose alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 2).double()
+        self.register_buffer("codes", 3 * torch.randn(3, 2, dtype=torch.float64))
+        self.register_buffer("counts", torch.ones(3, dtype=torch.float64))
+
+    def forward(self, x):
+        z = self.linear(x)
+        chosen = F.one_hot(torch.cdist(z, self.codes).argmin(1), 3).to(z)
+        if self.training:
+            self.counts.data.mul_(0.9).add_(chosen.detach().sum(0), alpha=0.1)
+            self.codes.data.lerp_((chosen.T @ z).detach() / self.counts[:, None], 0.1)
+        return z + (chosen @ self.codes - z).detach()
+
+
+def test_codebook_that_is_averaged_in_buffers_is_batched():
+    torch.manual_seed(0)
+    model = Codebook()
+    runs, messages = sweep(model, loss_of, "vectorized")
+    assert runs.engine.startswith("vectorized")
+    assert not messages
+    for i, lr in enumerate(LRS):
+        losses, trained = train_plainly(model, lambda: loss_of, lr)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+        torch.testing.assert_close(dict(runs.model(i).state_dict()), dict(trained.state_dict()), rtol=1e-9, atol=1e-12)
+
+
 def test_step_that_takes_a_trained_parameter_out_is_refused_by_its_name():
     model, epoch = linear(), [0]
 

@@ -1,6 +1,7 @@
 """Probe: what one kind of batch does to a model, seen by ordinary forward passes before anything is batched."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -106,6 +107,13 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
                 left = names if is_read_on_other_data(learner, parameters, batch, watch, rewind) else []
             # What recurrent layers list of their weights comes last: it is new in every pass, and not the reason.
             kept = sorted([*counting, *left], key=_is_of_recurrent)
+        if any(first[name].is_floating_point() for name in first.keys() - member_buffers):
+            # What counts choices, as of the codes of a codebook, differs only for weights that choose otherwise.
+            watch.restore()
+            rewind()
+            with checkpoints_run_through(), suppress(Exception):  # of weights that the model refuses
+                turned: dict[str, Tensor] = {name: _clone(p.flatten().roll(1).view_as(p)) for name, p in others.items()}
+                member_buffers |= _differing(first, single_pass(learner, turned, batch).changed)
         if changed and dict(learner.model.named_buffers()).keys() - changed:
             # What is copied from a buffer follows it a pass later, as in an average of a model with batch norm.
             later = []
