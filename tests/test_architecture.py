@@ -87,7 +87,7 @@ LAYERS = {
         "_engine.caller.watch",
         "_engine.data.loaders _engine.data.packing _engine.data.waypoints",
         "_engine.data.layouts",
-        "_engine.data.fingerprint _engine.data.sources _engine.data.weights",
+        "_engine.data.fingerprint _engine.data.own_state _engine.data.sources _engine.data.weights",
         "_engine.data.batches",
         """_engine.graphs.bindings _engine.graphs.capture _engine.graphs.closeness _engine.graphs.graph
         _engine.graphs.levels""",

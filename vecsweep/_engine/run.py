@@ -16,6 +16,7 @@ from vecsweep._engine.caller.modes import modes_set_aside
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.loaders import loaders_ended
+from vecsweep._engine.data.own_state import generators_of
 from vecsweep._engine.data.sources import count_batches as count
 from vecsweep._engine.data.sources import num_seeds_at_once
 from vecsweep._engine.keeping.record import Observer, Part, Record, Start, join
@@ -30,7 +31,6 @@ from vecsweep.evaluation import Evaluation
 from vecsweep.execution import Execution
 from vecsweep.plan import Plan
 from vecsweep.task import Task
-from vecsweep.tasks.recut import Recut
 
 
 def train(
@@ -199,10 +199,5 @@ def _watch(task: Task) -> Watch:
 
 def _own_generators(task: Task) -> list[torch.Generator]:
     """The random generators that belong to the task's DataLoaders and their samplers."""
-    owners: list[object] = []
-    cut_from = task.batches.source if isinstance(task.batches, Recut) else task.batches
-    for batches in (cut_from, task.val_batches):
-        batch_sampler = getattr(batches, "batch_sampler", None)
-        owners += (batches, getattr(batches, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None))
-    generators = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
+    generators = [*generators_of(task.batches), *generators_of(task.val_batches)]
+    return list({id(generator): generator for generator in generators}.values())

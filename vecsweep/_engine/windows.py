@@ -13,6 +13,7 @@ from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.caller.watch import Changes, Watch
 from vecsweep._engine.data.batches import BatchStream, Position, size_bytes
 from vecsweep._engine.data.fingerprint import Fingerprint
+from vecsweep._engine.data.own_state import OwnState
 from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.keeping.record import End
 from vecsweep._engine.members.learner import Learner
@@ -71,24 +72,26 @@ class Windows:
         mover: str | None,
         has_new_workers: bool,
     ) -> None:
+        seed, pattern = next(iter(learners.items()))
+        self._outside = Watch.outside(pattern.task, pattern.model, has_numbers=False)
+        own = OwnState(task.batches, self._outside.holders)
         self.streams = {
-            seed: BatchStream(
+            own_seed: BatchStream(
                 task,
-                seed,
+                own_seed,
                 streams,
                 device,
                 dtype,
-                ends[seed].batches if ends else None,
-                last.get(seed),
+                ends[own_seed].batches if ends else None,
+                last.get(own_seed),
                 has_new_workers=has_new_workers,
                 hides_progress=execution.hides_progress,
+                own=own,
             )
-            for seed in learners
+            for own_seed in learners
         }
         self._num_accumulated = execution.accumulation_steps
         self._last: dict[int, Batch] = {}  # by seed, the batch that was taken last
-        seed, pattern = next(iter(learners.items()))
-        self._outside = Watch.outside(pattern.task, pattern.model, has_numbers=False)
         self._read: dict[int, Changes] = {own: ends[own].outside if ends else {} for own in learners}  # as left behind
         self.moved = dict(self._read)
         self.mover = mover

@@ -98,6 +98,10 @@ def unpack_state(value: dict[str, Any]) -> MemberState:
 def pack_end(end: End) -> dict[str, Any]:
     """Where a seed stands, as plain containers."""
     place: dict[str, Any] = {"epoch": end.batches.epoch, "num_taken": end.batches.num_taken}
+    if end.batches.own:
+        with suppress(TypeError):
+            Box().pack(end.batches.own, "own")
+            place["own"] = end.batches.own
     if (waypoint := end.batches.waypoint) is not None:
         own = {"stream": waypoint.stream, "loader": waypoint.loader, "num_loaded": waypoint.num_loaded}
         with suppress(TypeError):  # without it, batches are read over

@@ -28,7 +28,7 @@ from vecsweep._engine.caller.places import (
     Slots,
     is_plain,
 )
-from vecsweep._engine.caller.wholes import Generator, Numbers, place_of
+from vecsweep._engine.caller.wholes import Generator, Numbers, Progress, place_of
 
 _MAX_PLACES = 20_000
 _MAX_ITEMS = 10_000  # of a container that is looked into
@@ -118,7 +118,7 @@ class Reach:
                 self._num_bytes += value.nbytes
                 yield label, place
         elif place is not None:
-            if not hasattr(value, "__len__") or len(value) <= _MAX_ITEMS:
+            if isinstance(place, Progress) or not hasattr(value, "__len__") or len(value) <= _MAX_ITEMS:
                 yield label, place
         elif isinstance(value, types.FunctionType):
             if self._has_functions and (id(value) in self._roots or self._is_callers(value)):

@@ -68,6 +68,11 @@ class Watch:
         own = {id(module) for part in _parts(task, model).values() for module in part.modules()}
         return cls(_functions(task, model), passed=own | _tensors(task, model), has_numbers=has_numbers)
 
+    @property
+    def holders(self) -> set[int]:
+        """The ids of the objects that are watched."""
+        return {id(place.holder) for place in self._places.values()}
+
     def look(self) -> "Watch":
         """Take everything as it is now for how it was."""
         if self.changes():

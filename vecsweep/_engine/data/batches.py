@@ -4,7 +4,7 @@ import copy
 import functools
 from collections import deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ from vecsweep._engine.caller.rng import State, Streams
 from vecsweep._engine.data.fingerprint import Fingerprint, fingerprint
 from vecsweep._engine.data.layouts import has_strides
 from vecsweep._engine.data.loaders import END, next_batch, opened
+from vecsweep._engine.data.own_state import Kept, OwnState
 from vecsweep._engine.data.packing import VALUES, Packed, pack, tree_flatten, tree_map
 from vecsweep._engine.data.sources import is_fresh, is_quiet, length_of, own_loader, read_over
 from vecsweep._engine.data.waypoints import Waypoint, Waypoints
@@ -63,6 +64,7 @@ class BatchStream:
         has_new_workers: whether each epoch has worker processes of its own, whose random numbers another stream can
             then draw again.
         hides_progress: of going on from a place to which many batches lead, as tqdm has it.
+        own: what the source keeps for itself, in common with other seeds' streams; None for nothing.
 
     Attributes:
         is_quiet: whether reading neither draws random numbers nor changes anything.
@@ -80,8 +82,11 @@ class BatchStream:
         *,
         has_new_workers: bool = False,
         hides_progress: bool | None = True,
+        own: OwnState | None = None,
     ) -> None:
         self._task = task
+        self._own = OwnState([]) if own is None else own
+        self._own_at_epoch: Kept = {}
         self._source = own_loader(task.batches, has_new_workers=has_new_workers)
         self.is_quiet = is_quiet(self._source)
         self._seed = seed
@@ -94,7 +99,10 @@ class BatchStream:
         self._epoch: State | None = None  # the random stream as it was when the iterator was made
         self._num_loaded = 0  # from the iterator
         self._waypoints = Waypoints(self._source if has_new_workers else None, streams, seed)
-        if start is not None and not self._is_led_to(start, last):
+        if start is None:
+            return
+        self._own.take_up(seed, start.own)
+        if not self._is_led_to(start, last):
             streams.rewind("batches", seed, start.epoch)
             self._skip(start.num_taken, last, hides_progress)
 
@@ -102,9 +110,9 @@ class BatchStream:
     def position(self) -> "Position":
         """Where the stream stands, so that another can go on from there."""
         if self._epoch is None:  # nothing was read yet
-            return Position(self._streams.mark("batches", self._seed), 0)
+            return Position(self._streams.mark("batches", self._seed), 0, own=self._own.of(self._seed))
         num_taken = self._num_loaded - len(self._ahead)
-        return Position(self._epoch, num_taken, self._waypoints.before(num_taken))
+        return Position(self._epoch, num_taken, self._waypoints.before(num_taken), self._own_at_epoch)
 
     def take(self) -> Batch:
         """Take the next batch; start over when they run out."""
@@ -131,13 +139,15 @@ class BatchStream:
         """See that there is a next batch."""
         if self._ahead or (self._iterator is not None and self._load_more()):
             return
-        if self._iterator is not None and self._num_loaded and self._task.is_one_pass:
+        has_begun = self._iterator is not None and self._num_loaded > 0
+        self._begin()
+        is_empty = not self._load_more()
+        if is_empty and has_begun and self._task.is_one_pass:  # others, such as a loader that is its own, start over
             raise ValueError(
                 "`batches` ran out, and an iterator cannot start over. Pass a list, a DataLoader, or the "
                 "generator function itself in place of what it returns."
             )
-        self._begin()
-        if not self._load_more():
+        if is_empty:
             raise ValueError(
                 "`batches` must yield at least one batch; got none. Look at the length of the data set, "
                 "and at `drop_last` when a batch is larger than it."
@@ -152,7 +162,8 @@ class BatchStream:
             batch = next(self._iterator, END)
         else:
             self._streams.use("batches", self._seed)
-            batch = next_batch(self._iterator)
+            with self._own.reading(self._seed):
+                batch = next_batch(self._iterator)
         self._is_over = batch is END
         if self._is_over:
             self._check_length()
@@ -174,8 +185,9 @@ class BatchStream:
     def _begin(self) -> None:
         """Start over on the batches."""
         if self._epoch is None or not self.is_quiet:
-            self._epoch = self._streams.mark("batches", self._seed)
-        self._iterator = opened(self._task.iterate(self._seed, self._source))
+            self._epoch, self._own_at_epoch = self._streams.mark("batches", self._seed), self._own.of(self._seed)
+        with self._own.reading(self._seed):
+            self._iterator = opened(self._task.iterate(self._seed, self._source))
         self._is_over = False
         self._num_loaded = 0
         self._waypoints.begin()
@@ -198,7 +210,8 @@ class BatchStream:
         """Read over what another stream had taken of this epoch."""
         self._begin()
         assert self._iterator is not None
-        num_read, batch = read_over(self._iterator, num_batches, hides_progress)
+        with self._own.reading(self._seed):
+            num_read, batch = read_over(self._iterator, num_batches, hides_progress)
         self._num_loaded += num_read
         if num_read < num_batches:
             raise ValueError(
@@ -227,11 +240,13 @@ class Position:
         epoch: the random stream as it was when the epoch began.
         num_taken: batches taken since.
         waypoint: a place on the way, if the loader goes to such by itself.
+        own: what the source kept for itself as the epoch began.
     """
 
     epoch: State
     num_taken: int
     waypoint: Waypoint | None = None
+    own: Kept = field(default_factory=dict)
 
 
 def move(batch: Batch, device: torch.device, dtype: torch.dtype | None, *, is_fresh: bool) -> Batch:

@@ -66,7 +66,7 @@ def _faults(snapshot: Snapshot, learners: Mapping[int, Learner], plan: Plan, eva
         end = snapshot.ends[seed]
         _try_random_state(end.model)
         _try_random_state(end.batches.epoch)
-        if not all(isinstance(items, dict) for items in end.outside.values()):
+        if not all(isinstance(items, dict) for items in (*end.outside.values(), *end.batches.own.values())):
             yield f"what the batches of seed {seed} change"
         yield from _faulty_count("batches", end.batches.num_taken)
     yield from _faulty_manner(snapshot.manner)
