@@ -421,6 +421,13 @@ def test_hooks_that_would_change_the_update_are_named():
         make_task(Clipped(), make_loader())
 
 
+@pytest.mark.parametrize("name", ["on_train_batch_end", "on_before_zero_grad"])
+def test_hooks_in_which_targets_are_moved_are_named(name):
+    moving = type("Moving", (Plain,), {name: lambda self, *args: self.target.lerp_(self.net.weight, 0.1)})
+    with pytest.warns(vs.FallbackWarning, match=f"train without `{name}` of Moving"):
+        make_task(moving(), make_loader())
+
+
 def test_module_of_the_other_lightning_package_is_taken():
     class Other(pytorch_lightning.LightningModule):
         def __init__(self):

@@ -37,7 +37,8 @@ from vecsweep.task import Task
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Hooks between the loss and the update, or around them, with which a Trainer would train otherwise than members do.
+# Hooks around the loss and the update, with which a Trainer may train otherwise than members do: averages of weights
+# are moved in the last two, say.
 _HOOKS_LEFT_OUT = (
     "backward",
     "configure_gradient_clipping",
@@ -45,6 +46,8 @@ _HOOKS_LEFT_OUT = (
     "on_before_optimizer_step",
     "on_train_batch_start",
     "optimizer_step",
+    "on_before_zero_grad",
+    "on_train_batch_end",
 )
 _BETA = 0.98  # of Lightning's smoothing
 
@@ -61,8 +64,8 @@ def make_task(
 
     The loss is what `training_step` returns, a tensor or a dict with "loss". The data module's `prepare_data` and
     `setup("fit")`, the module's own, `configure_model` and `configure_optimizers` are called, in this order, as a
-    Trainer would; `on_before_batch_transfer` and `on_after_batch_transfer` at each batch. No other hook is: hooks that
-    come between the loss and the update are named in a `FallbackWarning`, those around epochs and runs are not.
+    Trainer would; `on_before_batch_transfer` and `on_after_batch_transfer` at each batch. No other hook is: hooks of
+    each step are named in a `FallbackWarning`, those around epochs and runs are not.
 
     Members take steps without a Trainer: `self.log` and `self.print` do nothing, `self.logger` takes anything,
     `self.current_epoch` and `self.global_step` are 0 (with a warning where they are read), `batch_idx` and

@@ -1,8 +1,8 @@
 """What a source of batches keeps from one batch to the next: an epoch that it counts, a random generator of its own.
 
 Each seed has it for itself, and the caller gets it back after every batch. Kept so are numbers and strings among the
-attributes of the caller's objects (data sets, samplers, transforms) and in closures, short lists of them, and
-generators; not what objects are put in place of others, such as open files and caches.
+attributes of the caller's objects (data sets, samplers, transforms) and in closures, short lists of them that do not
+grow, and generators; not what is opened, and what is kept in memory.
 
 Not here: what the loss can reach, too (`windows.py`), and what a `StatefulDataLoader` notes of itself (`waypoints.py`).
 """
@@ -73,8 +73,10 @@ class OwnState:
         """Those of changed items that are kept: what is plain, and was."""
         if isinstance(self._places[name], Generator):
             return items
-        before = self._before[name]
-        return {k: v for k, v in items.items() if is_plain(before.get(k, GONE)) and is_plain(v)}
+        before = {key: self._before[name].get(key, GONE) for key in items}
+        if isinstance(self._places[name], Sequence):  # one that grows takes notes
+            return {key: value for key, value in items.items() if is_plain(value) and len(value) == len(before[key])}
+        return {key: value for key, value in items.items() if is_plain(before[key]) and is_plain(value)}
 
 
 def generators_of(source: Any) -> list[torch.Generator]:
@@ -87,10 +89,10 @@ def generators_of(source: Any) -> list[torch.Generator]:
 
 
 def _parts(source: Any) -> list[Any]:
-    """The parts of a source that may be the caller's own; none of a list."""
+    """The parts of a source that may be the caller's own; none of a list, nor of an iterator, which is read once."""
     if isinstance(source, Recut):
         return _parts(source.source)
-    if isinstance(source, list | tuple) or is_stateful(source):
+    if isinstance(source, list | tuple | Iterator) or is_stateful(source):
         return []
     if isinstance(source, DataLoader):
         parts = (source, source.dataset, source.sampler, source.batch_sampler, source.collate_fn)
