@@ -1,5 +1,6 @@
 """What a pass keeps for the next, in a model and outside it: every member trains as if it were alone."""
 
+import collections
 import copy
 import itertools
 import os
@@ -63,6 +64,48 @@ def counts_in_a_default():
     def step(model, batch, state={"n": 0}):  # noqa: B006 - this is what is tested
         state["n"] += 1
         return loss_of(model, batch, 1 + state["n"] / 10)
+
+    return step
+
+
+def follows_a_scheduler():
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.5)
+
+    def step(model, batch):
+        optimizer.step()
+        scheduler.step()
+        return loss_of(model, batch, scheduler.get_last_lr()[0])
+
+    return step
+
+
+def trains_a_critic():
+    critic = nn.Linear(2, 1).double()
+    nn.init.constant_(critic.weight, 0.1)
+    nn.init.zeros_(critic.bias)
+    optimizer = torch.optim.Adam(critic.parameters(), lr=0.05)
+
+    def step(model, batch):
+        outputs = model(batch[0])
+        optimizer.zero_grad()
+        F.softplus(critic(outputs.detach())).mean().backward()
+        optimizer.step()
+        return (
+            F.mse_loss(outputs, batch[1]) - torch.autograd.grad(critic(outputs).mean(), outputs)[0].mul(outputs).sum()
+        )
+
+    return step
+
+
+def weighs_by_the_first_batch():
+    weights = {}
+
+    def step(model, batch):
+        kinds = (batch[0][:, 0] > 0).long()
+        if not weights:
+            weights["of kinds"] = torch.bincount(kinds, minlength=2).double()
+        return (weights["of kinds"][kinds][:, None] * (model(batch[0]) - batch[1]).square()).mean()
 
     return step
 
@@ -290,6 +333,9 @@ CASES = {
     "default": (linear, counts_in_a_default, r"the default `state\['n'\]` of `counts_in_a_default.step`"),
     "object": (linear, counts_in_an_object, r"the attribute `self.warm_up\['steps'\]` of `Trainer.step`"),
     "list": (linear, remembers_in_a_closure, "the closure variable `remembered` of"),
+    "scheduler": (linear, follows_a_scheduler, "the closure variable `scheduler.last_epoch` of"),
+    "optimizer": (linear, trains_a_critic, "the closure variable `critic.weight` of"),
+    "first batch": (linear, weighs_by_the_first_batch, r"the closure variable `weights\['of kinds'\]` of"),
     "tensor": (linear, averages_in_a_closure, "the closure variable `center` of"),
     "hidden": (Recurrent, hands_on_a_hidden_state, "the closure variable `hidden` of"),
     "stats": (Counts, lambda: loss_of, "the Python attribute `stats.n`"),
@@ -371,6 +417,44 @@ def test_codebook_that_is_averaged_in_buffers_is_batched():
         losses, trained = train_plainly(model, lambda: loss_of, lr)
         np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
         torch.testing.assert_close(dict(runs.model(i).state_dict()), dict(trained.state_dict()), rtol=1e-9, atol=1e-12)
+
+
+def counting_hook():
+    model, calls = linear(), collections.Counter()
+
+    def count(module, inputs):
+        calls.update(["forward"])
+        return inputs[0] * (1 + 0.1 * calls["forward"])
+
+    model.register_forward_pre_hook(count)
+    return model
+
+
+def counting_function():
+    model, calls = nn.Sequential(linear()), [0]
+
+    def factor():
+        calls[0] += 1
+        return 1 + 0.1 * calls[0]
+
+    model.factor = factor
+    model.register_forward_hook(lambda module, inputs, outputs: outputs * module.factor())
+    return model
+
+
+@pytest.mark.parametrize("engine", ["auto", "sequential"])
+@pytest.mark.parametrize("make_model", [counting_hook, counting_function])
+def test_what_functions_of_a_model_count_is_the_members_own(make_model, engine):
+    torch.manual_seed(0)
+    model = make_model()
+    runs, messages = sweep(model, loss_of, engine)
+    for i, lr in enumerate(LRS):
+        torch.manual_seed(0)
+        losses, _ = train_plainly(make_model(), lambda: loss_of, lr)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+    assert engine == "sequential" or "the closure variable `calls" in messages[0]
+    torch.manual_seed(0)
+    torch.testing.assert_close(model(BATCHES[0][0]), make_model()(BATCHES[0][0]), rtol=0, atol=0)  # it counts from 0
 
 
 def test_step_that_takes_a_trained_parameter_out_is_refused_by_its_name():

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from vecsweep._engine.caller.places import (
     Attributes,
@@ -35,6 +38,7 @@ _MAX_ITEMS = 10_000  # of a container that is looked into
 _MAX_BYTES = 256 * 2**20  # of all tensors and arrays together
 _NEVER_FOLLOWED = sys.stdlib_module_names - {"__main__"} | {"torch", "functorch", "numpy", "vecsweep"}
 _GLOBAL_CODES = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
+_KEEPING = (types.SimpleNamespace, Optimizer, LRScheduler, torch.amp.GradScaler)
 _LIBRARIES = {"site-packages", "dist-packages"}  # the folders of what is installed
 
 
@@ -169,8 +173,8 @@ class Reach:
         self._pending.extend((label, value) for value in values)
 
     def _is_object(self, value: object) -> bool:
-        """Whether this is an object of a class that is not Python's own."""
-        return _package_of(type(value)) not in _NEVER_FOLLOWED or isinstance(value, types.SimpleNamespace)
+        """Whether this is an object of a class that is not Python's own, or one of those that keep count."""
+        return _package_of(type(value)) not in _NEVER_FOLLOWED or isinstance(value, _KEEPING)
 
     def _is_callers(self, value: Any) -> bool:
         """Whether a function or a class is the caller's, or of the same package as a function among the roots."""

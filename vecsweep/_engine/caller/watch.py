@@ -4,6 +4,8 @@ Not here: where such state may be (`reach.py`), and how it is read and set (`pla
 """
 
 import copy
+import functools
+import types
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -199,8 +201,20 @@ def _functions(task: Task, model: nn.Module) -> dict[Label, object]:
         for name, function in (("training_step", task.training_step), ("loss_fn", task.loss_fn))
         if function is not None
     }
+    functions |= _kept_functions(model)
     kinds = dict.fromkeys(type(module) for module in model.modules())
     return functions | {Label("the class attribute", kind.__qualname__): kind for kind in kinds}
+
+
+def _kept_functions(model: nn.Module) -> dict[Label, object]:
+    """The functions that modules have as attributes and hooks, which copies of the model have in common."""
+    found: dict[Label, object] = {}
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            own = value.values() if isinstance(value, dict) and name.endswith("_hooks") else [value]
+            kept = (part for part in own if isinstance(part, types.FunctionType | functools.partial))
+            found |= {Label("the attribute", f"{path}.{name}[{i}]"): part for i, part in enumerate(kept)}
+    return found
 
 
 def _metrics(task: Task) -> dict[Label, object]:
