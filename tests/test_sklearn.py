@@ -163,5 +163,5 @@ def test_mistakes_are_told_before_any_work(iris):
     with pytest.raises(ValueError, match=r"two classes at least; got one class, 1"):
         NeuralNetClassifier().fit(X, np.ones(len(X), dtype=int))
     with pytest.raises(ValueError, match=r"`budget` must be at least") as caught:
-        NeuralNetClassifier(max_epochs=1).fit(X, y)
+        NeuralNetClassifier(max_epochs=1, find_lr__budget=1).fit(X, y)
     assert "find_lr__budget=8" in caught.value.__notes__[0]

@@ -30,6 +30,7 @@ from vecsweep.task import Task
 from vecsweep.training import begin
 
 _LAST_LOSSES = 0.25  # of a member's losses so far, whose mean is its score where there is no validation
+_LEAST_LOSSES = 3  # one loss, of few samples, may be low by luck where training has broken the model
 _LATE = (7 / 8, 15 / 16)  # of a run, where those that are left are measured, too, to see what chance does
 _LATEST = 1 + len(_LATE)  # evaluations, the one at the end among them
 _BAD = 10  # tolerances behind the best
@@ -238,7 +239,8 @@ class Search:
         """How good each setting is so far, the mean over seeds, less being better; infinite where one diverged."""
         if metric == "train_loss":
             num = len(runs.train_loss)
-            values = runs.train_loss[num - math.ceil(_LAST_LOSSES * num) :].mean(axis=0)
+            taken = min(num, max(_LEAST_LOSSES, math.ceil(_LAST_LOSSES * num)))
+            values = runs.train_loss[num - taken :].mean(axis=0)
         else:
             values = runs.metrics[metric][-1] * (1 if self.mode == "min" else -1)
         values = np.where(np.isnan(values) | (runs.diverged_at >= 0), np.inf, values)

@@ -103,7 +103,8 @@ def tell_of_written(learner: Learner, batch: Batch, after: Batch) -> None:
     if not isinstance(learner.task.batches, list | tuple):
         return
     leaves = [[leaf for leaf in tree_flatten(own)[0] if isinstance(leaf, Tensor)] for own in (batch, after)]
-    if any(a.shape == b.shape and not is_same(a, b) for a, b in zip(*leaves, strict=False)):
+    compared = [(a, b) for a, b in zip(*leaves, strict=False) if has_strides(a) and has_strides(b)]
+    if any(a.shape == b.shape and not is_same(a, b) for a, b in compared):
         warn_of_stumble(
             "The loss writes into its batch. Members get each batch as the list in `batches` has it, where a plain "
             "loop would find in the next epoch what it had written. Write into a copy, as `inputs.clone()`."
