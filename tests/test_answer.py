@@ -115,6 +115,15 @@ def test_model_of_a_race_that_ended_early_is_trained_when_it_is_asked_for():
         torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
 
 
+def test_rest_of_a_run_is_trained_once(monkeypatch, tmp_path):
+    answer, extend, calls = find_lr(budget=1.2), vs.Sweep.extend, []
+    monkeypatch.setattr(vs.Sweep, "extend", lambda *args, **options: calls.append(options) or extend(*args, **options))
+    answer.model()
+    answer.model()
+    answer.save_model(tmp_path / "model")
+    assert calls == [{"num_steps": NUM_STEPS * 3 // 4}]
+
+
 @pytest.mark.parametrize("scale", [1e-10, 1e-5, 1e5, 1e10])
 def test_no_range_is_needed(scale):
     """The gradient of a loss times c is c times as large, so that plain SGD wants an lr c times as small."""
@@ -290,21 +299,164 @@ def spoiled_at(step):
 
 @pytest.mark.filterwarnings("ignore:.*diverged at step:RuntimeWarning")
 @pytest.mark.parametrize("step", [22, 50, 100, 159])
-def test_race_that_nobody_ends_alive_names_the_best_so_far_and_has_no_model(step):
+def test_race_that_nobody_ends_alive_names_the_best_of_those_that_did_not_diverge_and_has_no_model(step):
     answer = find_lr(spoiled_at(step))
-    end = max(rung for rung in (1 / 8, 1 / 4, 1 / 2) if rung * NUM_STEPS <= step)
-    scored = {own.setting: own.scores[own.rungs.index(end)] for own in answer.trials if end in own.rungs}
-    assert answer.winner.setting == min(scored, key=scored.__getitem__)
+    sound = [own for own in answer.trials if all(map(math.isfinite, own.scores))]
+    rungs = [rung for rung in (1 / 8, 1 / 4, 1 / 2) if rung * NUM_STEPS <= step]
+    end = max([own.rungs[-1] for own in sound], default=rungs[-1])
+    scored = {own.setting: own.scores[-1 if sound else own.rungs.index(end)] for own in sound or answer.trials}
+    at_end = {own.setting for own in sound or answer.trials if end in own.rungs}
+    assert answer.winner.setting == min(at_end, key=scored.__getitem__)
     assert answer.interval[0] <= answer.lr <= answer.interval[1] < math.inf
-    assert math.isinf(answer.winner.gap)
+    assert math.isfinite(answer.winner.gap) == bool(sound)
     assert not answer.finished
-    assert any(f"left after {end:.0%} of the run diverged later" in doubt for doubt in answer.doubts)
+    told = (
+        f"went on after {end:.0%} of the run diverged" if sound else f"left after {end:.0%} of the run diverged later"
+    )
+    assert any(told in doubt for doubt in answer.doubts)
     assert "where the budget did" not in str(answer)
     texts = [text.get_text() for text in answer.plot().get_legend().get_texts()]
-    rungs = [rung for rung in (1 / 8, 1 / 4, 1 / 2) if rung <= end]
     assert [text for text in texts if text.startswith("after")] == [f"after {NUM_STEPS * r:.0f} steps" for r in rungs]
     with pytest.raises(ValueError, match=f"the run diverged at step {step} of {NUM_STEPS}"):
         answer.model()
+
+
+def overstrained(factor, *, at):
+    """A regression whose inputs grow from some step on: learning rates that were good before diverge there."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(NUM_STEPS, 16, 8, generator=generator)
+    inputs[at:] *= factor
+    batches = list(zip(inputs, inputs @ torch.linspace(-1, 1, 8).unsqueeze(1), strict=True))
+    how = {"loss_fn": F.mse_loss, "val_batches": batches[:1], "metrics": {}}
+    torch.manual_seed(0)
+    return make_task("sgd", model=nn.Linear(8, 1), batches=batches, **how)
+
+
+@pytest.mark.parametrize("at", [48, 88])
+def test_one_that_was_sent_home_goes_again_where_all_others_diverged_later(at):
+    task = overstrained(5, at=at)
+    answer = find_lr(task, budget=4)
+    started = answer.runs[1].members
+    diverged, sent_home = (
+        [own.lr for own in started if own.diverged_at is not None],
+        [own for own in started if own.stopped_at],
+    )
+    assert len(diverged) + len(sent_home) == len(started)
+    assert answer.finished
+    assert answer.cost <= 4
+    assert answer.lr < min(diverged)
+    expected, _ = plain_loop(task, answer.winner.setting.lr)
+    for own, other in zip(answer.model().parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+def test_lr_that_diverged_is_not_named_where_the_budget_is_over():
+    answer = find_lr(overstrained(3, at=88), budget=4)
+    assert answer.lr < min(own.setting.lr for own in answer.trials if math.isinf(own.gap))
+    assert not answer.finished
+    assert "Who went on after 50% of the run diverged." in str(answer)
+    assert any("was the best of those that were sent home" in doubt for doubt in answer.doubts)
+    expected, _ = plain_loop(overstrained(3, at=88), answer.winner.setting.lr)
+    for own, other in zip(answer.model().parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """An answer to a comparison, and the file that it was written to."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    answer = find_lr(num_steps=64, schedules=["constant", "cosine"], vary={"momentum": [0.5, 0.9]}, budget=9)
+    torch.set_default_dtype(before)
+    return answer, answer.save(tmp_path_factory.mktemp("answers") / "answer")
+
+
+def test_saved_answer_comes_back_whole_but_for_the_weights(saved):
+    answer, path = saved
+    assert path.suffix == ".npz"
+    again = vs.Answer.load(path)
+    for name in ("lr", "interval", "schedule", "hyper", "doubts", "trials", "winner", "metric", "mode", "start"):
+        assert getattr(again, name) == getattr(answer, name)
+    assert str(again) == str(answer)
+    assert again.mattered() == answer.mattered()
+    assert vs.Answer.load(str(path).removesuffix(".npz")).lr == answer.lr
+    for own, other in zip(again.runs, answer.runs, strict=True):
+        assert own.members == other.members
+        np.testing.assert_array_equal(own.train_loss, other.train_loss)
+        np.testing.assert_array_equal(own.metrics.get("val_loss", 0), other.metrics.get("val_loss", 0))
+    drawn, expected = ([line.get_xydata() for line in own.plot().lines] for own in (again, answer))
+    assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(drawn, expected, strict=True))
+    with pytest.raises(ValueError, match="The weights of the members are not here"):
+        again.model()
+
+
+def test_infinite_gaps_and_missing_scores_are_saved_too(tmp_path):
+    answer = find_lr(overstrained(3, at=88), budget=4)
+    again = vs.Answer.load(answer.save(tmp_path / "answer.npz"))
+    assert [own.gap for own in again.trials] == [own.gap for own in answer.trials]
+    assert str(again) == str(answer)
+    with pytest.raises(ValueError, match="The weights of the members are not here"):
+        again.model()
+
+
+@pytest.mark.parametrize("read", [vs.load, vs.Sweep.load, vs.RangeTest.load])
+def test_file_of_an_answer_is_no_sweep(read, saved):
+    with pytest.raises(vs.ResultFileError, match=r"holds an Answer, not .*Read it with `vecsweep\.Answer\.load`"):
+        read(saved[1])
+
+
+def test_file_of_a_sweep_is_no_answer(saved, tmp_path):
+    path = saved[0].runs[0].save(tmp_path / "sweep.npz")
+    with pytest.raises(
+        vs.ResultFileError, match=r"holds a Sweep, not an Answer\. Read it with `vecsweep\.Sweep\.load`"
+    ):
+        vs.Answer.load(path)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"lr": value} for value in (None, "0.1", -1.0, math.nan, True)),
+        *({"interval": value} for value in (0.1, [0.1], [0.1, "0.2"], [0.1, math.inf])),
+        *({"trials": value} for value in ([], [[0.1]], 3, [[0.1, "constant", {}, [1.0], [], 0.0, False]])),
+        *({"trials": [[0.1, "constant", {}, [rung], [0.5], 0.0, False]]} for rung in (1.0, 2.0, "1")),
+        *({"runs": value} for value in (None, [], [{}], [{"kind": "RangeTest"}], [3])),
+        *({"doubts": "none"}, {"doubts": [3]}, {"hyper": {"momentum": "much"}}, {"mode": "most"}, {"num_steps": 0}),
+        *({"metric": 3}, {"cost": [1]}),
+    ],
+    ids=str,
+)
+def test_damaged_file_of_an_answer_is_refused(damage, saved, tmp_path):
+    with np.load(saved[1]) as file:
+        arrays = dict(file)
+    header = json.loads(str(arrays.pop("header"))) | damage
+    np.savez(tmp_path / "odd.npz", header=json.dumps(header), **arrays)
+    with pytest.raises(vs.ResultFileError, match=r"odd\.npz"):
+        vs.Answer.load(tmp_path / "odd.npz")
+
+
+@pytest.mark.parametrize("name", ["lr", "trials", "runs", "noise"])
+def test_file_of_an_answer_that_lacks_a_field_is_refused(name, saved, tmp_path):
+    with np.load(saved[1]) as file:
+        arrays = dict(file)
+    header = json.loads(str(arrays.pop("header")))
+    del header[name]
+    np.savez(tmp_path / "poor.npz", header=json.dumps(header), **arrays)
+    with pytest.raises(vs.ResultFileError, match=rf"poor\.npz is damaged: '{name}'"):
+        vs.Answer.load(tmp_path / "poor.npz")
+
+
+def test_commands_draw_and_report_a_saved_answer(saved, tmp_path, capsys):
+    pytest.importorskip("plotly")
+    path = saved[0].save(tmp_path / "answer.npz")
+    assert main(["plot", str(path)]) == 0
+    assert main(["report", str(path)]) == 0
+    assert (tmp_path / "answer.png").stat().st_size > 10_000
+    assert f"a learning rate of {saved[0].lr:.3g}" in (tmp_path / "answer.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    for command, option in (("plot", "--rule=basin"), ("plot", "--kind=final"), ("report", "--metric=val_loss")):
+        assert main([command, str(path), option]) == 2
+        assert f"`{option.partition('=')[0]}`" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore:The member of seed 0 diverged at step 100:RuntimeWarning")
@@ -375,12 +527,14 @@ def test_command_says_the_answer_and_writes_what_is_asked_for(tmp_path, capsys):
     torch.set_default_dtype(torch.float32)
     png, weights = tmp_path / "answer.png", tmp_path / "best.safetensors"
     arguments = ["digits", "--num-steps", "64", "--schedule", "cosine", "--png", str(png), "--model", str(weights)]
+    arguments += ["--output", str(tmp_path / "answer.npz")]
     assert main(["find-lr", *arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["interval"][0] <= found["lr"] <= found["interval"][1]
     assert found["cost"] <= found["budget"] == 4
     assert png.stat().st_size > 10_000
     assert weights.exists()
+    assert vs.Answer.load(found["output"]).lr == found["lr"]
     assert main(["find-lr", "digits", "--num-steps", "64", "--budget", "1.5"]) == 0
     assert "The race ended" in capsys.readouterr().out
 

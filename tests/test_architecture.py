@@ -61,7 +61,9 @@ LAYERS = {
         "results.curves",
         "results.frames results.views",
         "results.sweep",
-        "results.answer results.by_samples results.joining results.range_test",
+        "results._answer_file results.by_samples results.joining results.range_test",
+        "results.answer",
+        "results.reading",
         "results",
     ],
     "looking": [

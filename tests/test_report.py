@@ -1,6 +1,7 @@
 """Reports: what is in the file, read back as a browser reads it; numbers against formulas and against the results."""
 
 import base64
+import dataclasses
 import hashlib
 import json
 import re
@@ -261,6 +262,14 @@ def test_answer_has_the_race_with_every_score_and_its_interval(tmp_path):
     (band,) = [shape for shape in figure["layout"]["shapes"] if shape["type"] == "rect"]
     assert (band["x0"], band["x1"]) == pytest.approx(answer.interval)
     assert len(table_of(page, "part", "member")) == sum(len(runs.members) for runs in answer.runs)
+
+
+def test_answer_has_a_report_where_the_scan_was_judged_by_the_training_loss(tmp_path):
+    answer = vs.find_lr(dataclasses.replace(make_task(), val_batches=make_task().val_batches * 50), num_steps=64)
+    assert not answer.runs[0].metrics
+    page = read(answer.to_html(tmp_path / "answer.html"))
+    scan = next(own for own in charts_of(page) if "parts" in own)["parts"][-1]
+    assert [own["name"] for own in scan["metrics"]] == ["train_loss"]
 
 
 @pytest.mark.parametrize(

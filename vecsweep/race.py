@@ -10,7 +10,7 @@ below the best of its scan to 0.4 above it.
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -237,17 +237,32 @@ class Race:
             self._places.setdefault(rung, num)
 
     def judge(self, rung: float, scores: Mapping[Setting, float]) -> set[Setting]:
-        """Take the scores of some at a rung, less being better, and return who of them goes on."""
+        """Take the scores of some at a rung, less being better, and return who of them goes on.
+
+        Those that diverged, there or later, hold no place.
+        """
         of_all = self.scores[rung]
         of_all.update(scores)
-        ranked = sorted((own for own in of_all if math.isfinite(of_all[own])), key=of_all.__getitem__)
+        diverged = self.diverged
+        ranked = sorted((own for own in of_all if own not in diverged), key=of_all.__getitem__)
         return set(ranked[: self._places[rung]]) & set(scores)
 
     @property
+    def diverged(self) -> set[Setting]:
+        """Who has diverged, at whichever rung that showed."""
+        return {own for scores in self.scores.values() for own, score in scores.items() if not math.isfinite(score)}
+
+    @property
     def end(self) -> float:
-        """The last rung that anybody came to alive."""
-        reached = [rung for rung, own in self.scores.items() if any(map(math.isfinite, own.values()))]
-        return max(reached, default=0.0)
+        """The last rung that anybody came to who has not diverged since; if all have, that anybody came to alive."""
+        return max((rung for rung in self.scores if self._standing(rung)), default=0.0)
+
+    def _standing(self, rung: float) -> dict[Setting, float]:
+        """The scores at a rung of those who have not diverged, there or later; where everybody has, not there."""
+        diverged, own = self.diverged, self.scores[rung]
+        if all(setting in diverged for scores in self.scores.values() for setting in scores):
+            return {setting: score for setting, score in own.items() if math.isfinite(score)}
+        return {setting: score for setting, score in own.items() if setting not in diverged}
 
     def drift(self, *, anneals: bool) -> float:
         """What an lr that is read off here is multiplied by: the longer a run, the lower is its best."""
@@ -256,25 +271,41 @@ class Race:
     @property
     def winner(self) -> Setting:
         """Who is best at the end."""
-        of_end = self.scores[self.end]
+        of_end = self._standing(self.end)
         return min(of_end, key=of_end.__getitem__)
 
     def gaps(self, start: float) -> dict[Setting, float]:
         """How far each is behind the best at its last rung, as a share of what training had gained there.
 
-        Rungs that nobody came to alive tell nobody from another.
+        Infinite for those that diverged; where all have, only rungs that somebody came to alive count.
 
         Args:
             start: what untrained weights score.
         """
         found: dict[Setting, float] = {}
-        for own in (self.scores[rung] for rung in self.scores if rung <= self.end):
-            best = min(own.values(), default=math.inf)
+        for rung in (rung for rung in self.scores if rung <= self.end):
+            standing = self._standing(rung)
+            best = min(standing.values(), default=math.inf)
             gain = max(start - best, 1e-12 * max(abs(start), 1e-300))
-            found |= {
-                setting: (score - best) / gain if math.isfinite(score) else math.inf for setting, score in own.items()
-            }
+            found |= dict.fromkeys(self.scores[rung], math.inf)
+            found |= {setting: (score - best) / gain for setting, score in standing.items()}
         return found
+
+    def after_divergence(self, start: float) -> Setting | None:
+        """Who is to start, too, because nobody came to the end alive; None if somebody did.
+
+        Of those sent home whose lr is below all that diverged, the best goes again; else what is below all that raced.
+
+        Args:
+            start: what untrained weights score.
+        """
+        if self.end == self.strategy.rungs[-1]:
+            return None
+        gaps, diverged, winner = self.gaps(start), self.diverged, self.winner
+        if winner not in diverged:
+            return winner
+        lowest = min(own.lr for own in gaps if is_alike(own, winner))
+        return replace(winner, lr=lowest * 10**-self.strategy.spacing)
 
     def beyond_edge(self) -> Setting | None:
         """Who is to start, too, because the winner is the first or last of those like it."""

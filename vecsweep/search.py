@@ -6,6 +6,7 @@ Not here: which learning rates are tried and who goes on, which needs no trainin
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -120,8 +121,8 @@ class Search:
     def race(self, scans: Mapping[Setting, Scan]) -> Race:
         """Let the learning rates race that the scans leave.
 
-        While the budget lasts, others follow: beyond an edge that the best stands at, then between it and the better of
-        its neighbours.
+        While the budget lasts, others follow: of those sent home, where all others diverged; beyond an edge that the
+        best stands at, then between it and the better of its neighbours.
         """
         num_seeds = len(self.seeds)
         self.watching_race = self.request.audience.part("race")
@@ -131,10 +132,14 @@ class Search:
         race.admit(len(starting))
         self._run(race, starting)
         worst = num_seeds * strategy.rungs[-1]  # that one more may cost
-        while self.cost + worst <= self.budget and race.end and (further := race.beyond_edge()) is not None:
-            self._run(race, [further])
-        while self.cost + worst <= self.budget and race.end and (between := race.beside_winner(self.start)) is not None:
-            self._run(race, [between])
+        further = (
+            lambda: race.after_divergence(self.start),
+            race.beyond_edge,
+            lambda: race.beside_winner(self.start),
+        )
+        for find in further:
+            while self.cost + worst <= self.budget and race.end and (setting := find()) is not None:
+                self._run(race, [setting])
         return race
 
     def answer(self, scans: Mapping[Setting, Scan], race: Race, tolerance: float) -> Answer:
@@ -173,7 +178,15 @@ class Search:
             budget=self.budget,
             cost=self.cost,
             runs=(*self.scans, *self.races),
+            _train_anew=partial(self._train_alone, winner),
         )
+
+    def _train_alone(self, setting: Setting) -> Sweep:
+        """Train a setting through the whole run, as the race would have."""
+        members = tuple(Member(setting.lr, seed, setting.schedule, dict(setting.hyper)) for seed in self.seeds)
+        course = Course(self.named[setting.schedule], setting.schedule, 0, self.span.num_steps)
+        request = replace(self.request, journal=None, audience=Audience())
+        return begin(request, members, (course,) * len(members), self.span)
 
     def _run(self, race: Race, settings: Sequence[Setting]) -> None:
         """Train settings from the first step on, rung by rung, for as long as they keep up."""
@@ -310,6 +323,9 @@ class Search:
             doubts.append(
                 f"All that were left after {race.end:.0%} of the run diverged later, the best of then among them. Take "
                 "a lower learning rate, or clip gradients (`max_grad_norm`)."
+                if winner in race.diverged
+                else f"All that went on after {race.end:.0%} of the run diverged; {winner.lr:.3g} was the best of "
+                "those that were sent home by then. Raise `budget`, or clip gradients (`max_grad_norm`)."
             )
         if place + 1 < len(alike) and math.isinf(gaps[alike[place + 1]]):
             doubts.append(

@@ -7,7 +7,7 @@ import vecsweep as vs
 from vecsweep.cli.arguments import CHECKPOINT_OPTIONS, EXECUTION_OPTIONS, given, merged
 from vecsweep.cli.progress import progress_lines
 from vecsweep.cli.reports import describe_answer
-from vecsweep.cli.saving import save_picture, saved_if_stopped, writing
+from vecsweep.cli.saving import save_picture, save_result, saved_if_stopped, writing
 from vecsweep.cli.saying import print_json, sayer, tell_files
 from vecsweep.tasks import load_task
 
@@ -28,6 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
                     files["model"] = str(answer.save_model(arguments.model))
         finally:
             say(str(answer))
+        if arguments.output is not None:
+            files["output"] = str(save_result(answer, arguments.output))
         if arguments.png is not None:
             files["png"] = str(save_picture(answer.plot(), arguments.png))
         if arguments.report is not None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vecsweep import RangeTest
+from vecsweep import Answer, RangeTest
 from vecsweep.cli.range_test import check_reading, write
 from vecsweep.cli.saving import read_saved, save_picture
 from vecsweep.cli.saying import say_aloud, tell_files
@@ -13,7 +13,11 @@ def run(arguments: argparse.Namespace) -> int:
     check_reading(arguments.rule)
     found = read_saved(arguments.file)
     picture = arguments.output or arguments.file.with_suffix(".png")
-    if isinstance(found, RangeTest) and arguments.kind is None:
+    if isinstance(found, Answer):
+        if given := [name for name in ("rule", "kind", "metric") if getattr(arguments, name) is not None]:
+            raise ValueError(f"`--{given[0]}` is for sweeps; {arguments.file} holds an answer. Leave it out.")
+        files: dict[str, str | None] = {"png": str(save_picture(found.plot(), picture))}
+    elif isinstance(found, RangeTest) and arguments.kind is None:
         files = write(found, None, picture, arguments.rule)
         if arguments.rule is not None:
             say_aloud(f"Suggestion: {found.suggest(arguments.rule)}")

@@ -2,6 +2,7 @@
 
 import argparse
 
+from vecsweep import Answer
 from vecsweep.cli.saving import read_saved, writing
 from vecsweep.cli.saying import say_aloud, tell_files
 
@@ -11,6 +12,11 @@ def run(arguments: argparse.Namespace) -> int:
     found = read_saved(arguments.file)
     path = arguments.output or arguments.file.with_suffix(".html")
     with writing(path):
-        found.to_html(path, metric=arguments.metric, mode=arguments.mode)
+        if isinstance(found, Answer):
+            if arguments.metric is not None or arguments.mode is not None:
+                raise ValueError("`--metric` and `--mode` rank a sweep; an answer has its own. Leave them out.")
+            found.to_html(path)
+        else:
+            found.to_html(path, metric=arguments.metric, mode=arguments.mode)
     tell_files({"report": str(path)}, say_aloud)
     return 0

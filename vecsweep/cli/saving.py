@@ -8,9 +8,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vecsweep import Interrupted, Sweep, load
+from vecsweep import Answer, Interrupted, Sweep
 from vecsweep.cli.waiting import tell
 from vecsweep.results._files import replace_file
+from vecsweep.results.reading import load_any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,21 +46,21 @@ def save_picture(axes: "Axes", path: Path) -> Path:
         return replace_file(path, lambda part: figure.savefig(part, dpi=150, format=kind))
 
 
-def read_saved(path: Path) -> Sweep:
-    """Read a result that was saved.
+def read_saved(path: Path) -> Sweep | Answer:
+    """Read a result that was saved, of whichever kind.
 
     Raises:
         ValueError: there is none, or it cannot be read.
     """
     try:
-        return load(path)
+        return load_any(path)
     except OSError as error:
         raise ValueError(
             f"{path} cannot be read: {error.strerror or error}. Pass the file of a saved result."
         ) from error
 
 
-def save_result(result: Sweep, path: Path) -> Path:
+def save_result(result: Sweep | Answer, path: Path) -> Path:
     """Save what took its time to compute; where that cannot be written there, somewhere else, and say where.
 
     Raises:

@@ -27,9 +27,12 @@ def chart_curves(parts: Sequence[tuple[str, Curves]], metric: str | None) -> Cur
 
     Args:
         parts: in the order of the chooser.
-        metric: that is shown first; None as in `Sweep.final`.
+        metric: that is shown first; None as in `Sweep.final`, which holds where a sweep lacks it, too.
     """
-    described = [describe_part(name, runs, metric) for name, runs in parts]
+    described = []
+    for name, runs in parts:
+        is_there = metric in ("train_loss", *runs.metrics, *runs.norms)
+        described.append(describe_part(name, runs, metric if is_there else None))
     note = (
         f"A line is the mean over the {parts[0][1].repeat}s of a setting, a band reaches from the lowest to the "
         "highest. A cross marks where a member diverged, a square where one was stopped."

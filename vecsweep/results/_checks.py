@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vecsweep._types import Method
+from vecsweep._types import Method, Mode
 
 
 def check_is_dense(model: nn.Module) -> None:
@@ -64,6 +64,41 @@ def check_content(header: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]])
     _hold(all(_is_within(member[3], member[4], num_steps) for member in members), "members")
 
 
+def check_answer(header: Mapping[str, Any]) -> None:
+    """Raise KeyError or ValueError unless a header is of an answer, in kinds; its sweeps are looked at one by one.
+
+    Args:
+        header: as `Answer.save` writes it.
+    """
+    for name in ("lr", "start", "tolerance", "noise", "budget", "cost"):
+        _hold(type(header[name]) in (int, float), name)
+    for name in ("schedule", "metric"):
+        _hold(isinstance(header[name], str), name)
+    _hold(header["mode"] in get_args(Mode), "mode")
+    _hold(_is_number(header["lr"]) and header["lr"] > 0, "lr")
+    interval, doubts, trials = header["interval"], header["doubts"], header["trials"]
+    _hold(isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval)), "interval")
+    _hold(_is_count(header["num_steps"]) and header["num_steps"] > 0, "num_steps")
+    _hold(isinstance(header["hyper"], dict) and all(map(_is_number, header["hyper"].values())), "hyper")
+    _hold(isinstance(doubts, list) and all(isinstance(own, str) for own in doubts), "doubts")
+    _hold(isinstance(trials, list) and len(trials) > 0, "trials")
+    for trial in trials:
+        _hold(isinstance(trial, list) and len(trial) == 7 and _is_trial(*trial), "trials")
+    _hold(isinstance(header["runs"], list), "runs")
+
+
+def _is_trial(lr: Any, schedule: Any, hyper: Any, rungs: Any, scores: Any, gap: Any, is_late: Any) -> bool:
+    return (
+        _is_member(lr, schedule, 0, None, None, hyper)
+        and isinstance(rungs, list)
+        and isinstance(scores, list)
+        and len(rungs) == len(scores) > 0
+        and all(_is_number(rung) and 0 < rung <= 1 for rung in rungs)
+        and all(type(own) in (int, float) for own in (*scores, gap))
+        and isinstance(is_late, bool)
+    )
+
+
 def _is_member(lr: Any, schedule: Any, seed: Any, diverged_at: Any, stopped_at: Any, hyper: Any) -> bool:
     return (
         _is_number(lr)
@@ -94,4 +129,4 @@ def _is_number(value: Any) -> bool:
 
 def _hold(is_fit: bool, name: str) -> None:
     if not is_fit:
-        raise ValueError(f"`{name}` is not what a sweep has")
+        raise ValueError(f"`{name}` is not what a result has")

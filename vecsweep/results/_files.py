@@ -25,7 +25,7 @@ _SMALL_BYTES = 2**28  # what any file may hold once it is inflated
 _MAX_RATIO = 100  # to which a larger one may be; losses are hardly compressed at all
 _MAX_ARRAYS = 1000
 _ABANDONED_S = 3600.0
-_KINDS = ["Sweep", "RangeTest"]  # of results
+_KINDS = {"Sweep": "a Sweep", "RangeTest": "a RangeTest", "Answer": "an Answer"}  # of results, in words
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -76,7 +76,7 @@ def read_result(path: str | os.PathLike[str]) -> tuple[dict[str, Any], Arrays]:
             f"{path} has format version {header.get('version')}; this vecsweep reads {_FORMAT_VERSION}. Use the "
             "vecsweep that wrote it."
         )
-    if header.get("kind") not in _KINDS:
+    if header.get("kind") not in list(_KINDS):  # a list is no key
         raise foreign
     return header, arrays
 
@@ -103,6 +103,18 @@ def _read_array(content: bytes) -> NDArray[Any]:
     stream.seek(0)
     array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     return array
+
+
+def check_kind(path: str | os.PathLike[str], header: Mapping[str, Any], *kinds: str) -> None:
+    """Raise ResultFileError unless a file holds a result of one of these kinds."""
+    if (kind := header["kind"]) not in kinds:
+        wanted = " or ".join(map(_KINDS.__getitem__, kinds))
+        raise ResultFileError(f"{path} holds {_KINDS[kind]}, not {wanted}. Read it with `vecsweep.{kind}.load`.")
+
+
+def under(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    """The arrays whose names begin so, without that."""
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
 
 
 def write_csv(path: str | os.PathLike[str], names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:

@@ -2,17 +2,21 @@
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from torch import nn
 
+from vecsweep._errors import ResultFileError
 from vecsweep._types import FloatArray, Mode
 from vecsweep._words import cell, counted
+from vecsweep.results._answer_file import pack_answer, unpack_answer
+from vecsweep.results._files import Arrays, check_kind, read_result, write_result
 from vecsweep.results._html import html_paragraph, html_picture, html_table
-from vecsweep.results.sweep import Sweep
+from vecsweep.results.sweep import Sweep, without_weights
 from vecsweep.results.trial import Trial
 
 if TYPE_CHECKING:
@@ -69,6 +73,8 @@ class Answer:
     budget: float
     cost: float
     runs: tuple[Sweep, ...]
+    _train_anew: Callable[[], Sweep] = without_weights  # the winner, through the whole run
+    _ended: list[Sweep] = field(default_factory=list, init=False)  # the winner's run, once the rest of it was trained
 
     def __repr__(self) -> str:
         low, high = self.interval
@@ -83,6 +89,8 @@ class Answer:
             f"From {low:.3g} to {high:.3g} it is as good, within {margin}. Found at the cost of {self.cost:.2g} runs."
         )
         early = f" The race ended at {self.winner.rungs[-1]:.0%} of the run, where the budget did."
+        if any(own.rungs[-1] > self.winner.rungs[-1] for own in self.trials):
+            early = f" Who went on after {self.winner.rungs[-1]:.0%} of the run diverged."
         if self.finished or math.isnan(self.winner.scores[-1]):  # the doubts say that all diverged
             early = ""
         lines = [
@@ -105,7 +113,8 @@ class Answer:
     def model(self, *, copy_frozen: bool = False) -> nn.Module:
         """Return a module with the winner's weights, trained to the end of the run; of several seeds, the first's.
 
-        Where the budget ended before that, the rest is trained now.
+        Where the budget ended before that, the rest is trained now, once; where the winner was sent home and all that
+        went on diverged, the whole.
 
         Args:
             copy_frozen: as in `Sweep.model`.
@@ -127,6 +136,47 @@ class Answer:
         """
         runs, i = self._winners_run()
         return runs.save_model(i, path)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the answer to a file, with the curves of all that was trained; its weights are `save_model`'s.
+
+        Args:
+            path: where; ".npz" is added if it has no suffix. A file that is there is replaced at once.
+
+        Returns:
+            Where it was written.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        return write_result(path, *pack_answer(self))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read an answer that `save` wrote; nothing in the file is run.
+
+        Args:
+            path: where; ".npz" is added if it has no suffix and there is no such file.
+
+        Returns:
+            The answer, without weights.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ResultFileError: the file is damaged, foreign, pickled, of a later version, or of another kind.
+        """
+        return cls._of(path, *read_result(path))
+
+    @classmethod
+    def _of(cls, path: str | os.PathLike[str], header: dict[str, Any], arrays: Arrays) -> Self:
+        """Make an answer of what a file holds."""
+        check_kind(path, header, cls.__name__)
+        try:
+            return cls(**unpack_answer(path, header, arrays))
+        except ResultFileError:  # of one of its sweeps
+            raise
+        except (KeyError, TypeError, ValueError) as error:
+            raise ResultFileError(f"{path} is damaged: {error}. Find the learning rate again.") from error
 
     def mattered(self) -> dict[str, dict[str | float, float]]:
         """Return what each thing that was compared besides the lr does: by its name and value, the least gap.
@@ -215,8 +265,13 @@ class Answer:
             for i, member in enumerate(runs.members)
             if member.setting == self.winner.setting
         )
-        if runs.members[i].diverged_at is None and len(runs.train_loss) < self.num_steps:
-            runs, i = runs._take([i]).extend(num_steps=self.num_steps - len(runs.train_loss)), 0
+        num_left = self.num_steps - len(runs.train_loss)
+        is_sent_home = runs.members[i].stopped_at is not None
+        if runs.members[i].diverged_at is None and (num_left or is_sent_home):
+            if not self._ended:
+                whole = self._train_anew() if is_sent_home else runs._take([i]).extend(num_steps=num_left)
+                self._ended.append(whole)
+            runs, i = self._ended[0], 0
         if (step := runs.members[i].diverged_at) is not None:
             raise ValueError(
                 f"There is no trained model: at lr {self.winner.setting.lr:.3g} the run diverged at step {step} of "

@@ -1,4 +1,4 @@
-"""RangeTest: a sweep read as one curve of loss against learning rate; and `load`, for results of every kind."""
+"""RangeTest: a sweep read as one curve of loss against learning rate."""
 
 import os
 from dataclasses import dataclass, replace
@@ -9,7 +9,6 @@ import numpy as np
 
 from vecsweep._types import FloatArray, Method, Mode, PlotKind
 from vecsweep.execution import check_count
-from vecsweep.results._files import read_result
 from vecsweep.results._html import html_paragraph, html_picture
 from vecsweep.results.sweep import Sweep
 from vecsweep.schedules import parse
@@ -230,21 +229,3 @@ def check_rule(rule: str | Rule | None, method: Method) -> None:
 
 def _name_of(schedule: Any) -> str:
     return repr(schedule if isinstance(schedule, str) else str(getattr(schedule, "name", "its own schedule")))
-
-
-def load(path: str | os.PathLike[str]) -> Sweep:
-    """Read a result of whichever kind the file holds; nothing in the file is run.
-
-    Args:
-        path: where; ".npz" is added if it has no suffix and there is no such file.
-
-    Returns:
-        A `Sweep` or a `RangeTest`, without weights.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ResultFileError: the file is not a result of this version.
-    """
-    kinds: dict[str, type[Sweep]] = {kind.__name__: kind for kind in (Sweep, RangeTest)}
-    header, arrays = read_result(path)
-    return kinds[header["kind"]]._of(path, header, arrays)

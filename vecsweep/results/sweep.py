@@ -8,15 +8,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, NoReturn, Self, SupportsIndex
 
 import numpy as np
 from torch import Tensor, nn
 
 from vecsweep._errors import ResultFileError
-from vecsweep._types import Batch, FloatArray, Lrs, Mode, PlotKind, Schedules
+from vecsweep._types import Batch, Lrs, Mode, PlotKind, Schedules
 from vecsweep.results._checks import check_content, check_is_dense
-from vecsweep.results._files import Arrays, read_result, replace_file, write_csv, write_result
+from vecsweep.results._files import Arrays, check_kind, read_result, replace_file, under, write_csv, write_result
 from vecsweep.results._html import html_paragraph, html_picture
 from vecsweep.results.curves import Curves
 from vecsweep.results.going_on import Continuation, Fork
@@ -282,6 +282,10 @@ class Sweep(Curves):
         """
         if self._trained is not None and not Path(path).suffix:
             return self._trained.save(self, Path(path))
+        return write_result(path, *self._packed())
+
+    def _packed(self) -> tuple[dict[str, Any], Arrays]:
+        """What a file holds of it: a header, and arrays by name."""
         header: dict[str, Any] = {"kind": type(self).__name__}
         header |= {name: getattr(self, name) for name in self._header_names()}
         header["members"] = [[*member[:-1], dict(member.hyper)] for member in self.members]
@@ -289,7 +293,7 @@ class Sweep(Curves):
         arrays |= {f"metrics/{name}": values for name, values in self.metrics.items()}
         arrays |= {f"hyper/{name}": values for name, values in self.hyper.items()}
         arrays |= {f"norms/{name}": values for name, values in self.norms.items()}
-        return write_result(path, header, arrays)
+        return header, arrays
 
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write `records()` to a CSV file.
@@ -354,8 +358,7 @@ class Sweep(Curves):
     @classmethod
     def _of(cls, path: str | os.PathLike[str], header: dict[str, Any], arrays: Arrays) -> Self:
         """Make a result of what a file holds."""
-        if header["kind"] != cls.__name__:
-            raise ResultFileError(f"{path} holds a {header['kind']}, not a {cls.__name__}. Load it with that class.")
+        check_kind(path, header, cls.__name__)
         try:
             check_content(header, arrays)
             header = {"in_doubt_from": None, "about": {}, "folds": None} | header  # which older files lack
@@ -366,9 +369,9 @@ class Sweep(Curves):
                 lr=arrays["lr"],
                 train_loss=arrays["train_loss"],
                 evaluated_at=arrays["evaluated_at"],
-                metrics=_under("metrics/", arrays),
-                hyper=_under("hyper/", arrays),
-                norms=_under("norms/", arrays),
+                metrics=under("metrics/", arrays),
+                hyper=under("hyper/", arrays),
+                norms=under("norms/", arrays),
                 **own,
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -387,15 +390,13 @@ class Sweep(Curves):
         return i % len(self.members)
 
     def _weights(self) -> Continuation:
-        if self._trained is None:
-            raise ValueError(_NO_WEIGHTS)
-        return self._trained
+        return without_weights() if self._trained is None else self._trained
 
     def _take(self, members: Sequence[int]) -> Self:
         trained = None if self._trained is None else self._trained.select(members)
         return replace(Curves._take(self, members), _trained=trained)
 
 
-def _under(prefix: str, arrays: Mapping[str, FloatArray]) -> dict[str, FloatArray]:
-    """The arrays whose names begin so, without that."""
-    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+def without_weights() -> NoReturn:
+    """Say that there are none, and where they are."""
+    raise ValueError(_NO_WEIGHTS)

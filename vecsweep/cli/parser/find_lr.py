@@ -10,6 +10,7 @@ from vecsweep.cli.arguments import (
     add_execution,
     add_json,
     add_seeds,
+    output_file,
     picture_file,
     report_file,
     schedules,
@@ -62,6 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     search.add_argument("--mode", choices=get_args(Mode), help="less or more of it is better (default: by its name)")
     add_execution(parser, has_engine=True)
     written = parser.add_argument_group("what is written")
+    written.add_argument(
+        "--output",
+        type=output_file,
+        default=None,
+        metavar="FILE.npz",
+        help="save the answer here, with the curves of all that was trained (default: nowhere)",
+    )
     written.add_argument(
         "--png", type=picture_file, default=None, metavar="FILE.png", help="draw the race here (default: nowhere)"
     )
