@@ -435,6 +435,12 @@ def test_settings_with_one_lr_share_a_line():
     assert len(ax.figure.axes) == 1, "constant weight decay is not drawn"
 
 
+def test_plan_of_a_metric_is_refused():
+    runs = scored(records(), [0.5])
+    with pytest.raises(ValueError, match="A plan is of hyperparameters, lr; got 'val_loss'"):
+        runs.plot(kind="plan", metric="val_loss")
+
+
 def test_plan_is_logarithmic_over_a_wide_range_of_peaks_and_ends_above_a_fall_to_zero():
     members = records([0.001, 0.01, 0.1])
     lr = np.linspace(1, 0, 20)[:, None] * [m.lr for m in members]

@@ -30,7 +30,7 @@ _RAMP_STEPS = 100  # what the finders take by default
 _WORST = 3.0  # regret, at most: how far a loss explodes says nothing more
 _BAD = 0.1  # regret
 _KINDS = (  # of doubts, by words of theirs: those of find_lr, then those of curves and of what is read off them
-    *("hardly gains", "that raced", "diverged later", "stands right below", "take turns"),
+    *("hardly gains", "that raced", "diverged later", "sent home", "stands right below", "take turns"),
     *("Too few", "is flat", "lower edge", "upper edge", "edge of stability", "although larger"),
     *("far outside", "is not below", "is higher than"),
 )

@@ -71,6 +71,8 @@ def plot_plan(runs: Curves | Planned, ax: Axes | None = None, *, name: str = "lr
         ValueError: there is no such hyperparameter.
     """
     curves = runs if isinstance(runs, Curves) else _as_curves(runs)
+    if name not in (known := ("lr", *curves.hyper)):
+        raise ValueError(f"A plan is of hyperparameters, {', '.join(known)}; got {name!r}. Curves are of metrics.")
     bands = _merge(curves.bands(name))
     changing = [key for key, values in curves.hyper.items() if name == "lr" and (values != values[:1]).any()]
     below: Axes | None = None

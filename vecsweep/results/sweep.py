@@ -70,7 +70,7 @@ class Sweep(Curves):
             kind: "curves" of all members, with bands over seeds; "final", the final metric against lr, a line for each
                 schedule; "plan", the hyperparameters against the step; "heatmap", the final metric where two things
                 vary.
-            metric: as in `final`; for "curves" and "plan" the name of any curve.
+            metric: as in `final`; for "curves" the name of any curve, for "plan" that of a hyperparameter.
             mode: as in `best`, for "final" and "heatmap".
 
         Returns:
