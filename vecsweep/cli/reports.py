@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vecsweep._words import cell
+from vecsweep._words import cell, counted
 from vecsweep.checking import CheckReport
 from vecsweep.cli.timing import Speed
 from vecsweep.results import Answer, RangeTest, Sweep
@@ -97,7 +97,7 @@ def describe_answer(answer: Answer) -> dict[str, Any]:
 
 def format_run(runs: Sweep) -> str:
     """Return how long a run took, how its members were stepped, and whether its numbers are in doubt."""
-    line = f"{runs.duration_s:.2f} s for {len(runs.train_loss)} steps ({runs.engine})."
+    line = f"{runs.duration_s:.2f} s for {counted(len(runs.train_loss), 'step')} ({runs.engine})."
     if runs.in_doubt_from is None:
         return line
     return f"{line} The numbers from step {runs.in_doubt_from} on are in doubt; the warning above says why."

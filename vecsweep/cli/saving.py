@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vecsweep import Answer, Interrupted, Sweep
+from vecsweep._words import counted
 from vecsweep.cli.waiting import tell
 from vecsweep.results._files import replace_file
 from vecsweep.results.reading import load_any
@@ -89,9 +90,9 @@ def saved_if_stopped(path: Path) -> Iterator[None]:
             try:
                 saved = save_result(result, path)
             except ValueError as error:
-                tell(f"{how} after {len(result.train_loss)} steps. {error}")
+                tell(f"{how} after {counted(len(result.train_loss), 'step')}. {error}")
             else:
-                tell(f"{how} after {len(result.train_loss)} steps; what they found is in {saved}.")
+                tell(f"{how} after {counted(len(result.train_loss), 'step')}; what they found is in {saved}.")
         elif is_interrupted:
             tell("interrupted before the first steps were done; there is nothing to save.")
         raise

@@ -72,7 +72,7 @@ class Curves:
         counts = [self._counted(len({row[name] for row in rows}), name) for name in names]
         length = "" if self.is_complete else ", interrupted"
         length += "" if self.in_doubt_from is None else f", in doubt from step {self.in_doubt_from}"
-        what = f"{counted(len(rows), 'member')}: {', '.join(counts)}; {len(self.train_loss)} steps{length}"
+        what = f"{counted(len(rows), 'member')}: {', '.join(counts)}; {counted(len(self.train_loss), 'step')}{length}"
         return f"{type(self).__name__}({what}; {', '.join(('train_loss', *self.metrics))})"
 
     @property
