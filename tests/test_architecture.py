@@ -38,7 +38,7 @@ LAYERS = {
     "inputs": [
         "execution task suggest.basin suggest.doubts suggest.horizon tasks.fetching",
         "suggest.curves suggest.rules tasks.data",
-        """stumbles suggest.cyclical suggest.suggestion tasks.averaged tasks.batches tasks.models
+        """samples stumbles suggest.cyclical suggest.suggestion tasks.averaged tasks.batches tasks.models
         tasks.recut""",
         "suggest tasks.builtin",
         "tasks.finding",
@@ -57,7 +57,7 @@ LAYERS = {
     "results": [
         "results._checks results._files results._html results.going_on results.prediction",
         "results.ranking",
-        "results.member results.trial",
+        "results.member results.records results.trial",
         "results.curves",
         "results.frames results.views",
         "results.sweep",
@@ -140,7 +140,7 @@ LAYERS = {
         "checkpoint.journal race",
         "checkpoint.arguments request",
         "checkpoint.trained",
-        "training",
+        "training uncertainty",
         "search",
     ],
     "verbs": ["batch_sizes", "answer checking sweeps", "resuming"],

@@ -1,17 +1,15 @@
 """The search for a learning rate: what is trained of a scan and of a race, what it costs, and the answer to it.
 
-Not here: which learning rates are tried and who goes on, which needs no training (`race.py`).
+Not here: which learning rates are tried and who goes on, which needs no training (`race.py`); how far the answer can be
+trusted (`uncertainty.py`).
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
-from torch import Tensor
-from torch.utils import _pytree as pytree  # torch.func has no public way to go through nested containers
 
 from vecsweep._arguments import NamedSchedules
 from vecsweep._errors import Interrupted
@@ -19,22 +17,20 @@ from vecsweep._types import Mode
 from vecsweep.observers.audience import Audience
 from vecsweep.plan import Course, Member, Span
 from vecsweep.pruning import step_of
-from vecsweep.race import SCANNED, UNFELT, Race, Scan, is_alike, scan_lrs, scan_spacing, scan_steps, strategy_for
+from vecsweep.race import SCANNED, Race, Scan, is_alike, scan_lrs, scan_spacing, scan_steps, strategy_for
 from vecsweep.request import Request
 from vecsweep.results import Answer, Sweep
 from vecsweep.results.ranking import Setting, group_by_setting
 from vecsweep.results.trial import Trial
+from vecsweep.samples import is_validated_soon
 from vecsweep.schedules import constant
 from vecsweep.schedules.schedule import Schedule
 from vecsweep.suggest.basin import read_basin
-from vecsweep.task import Task
 from vecsweep.training import begin
+from vecsweep.uncertainty import LATE, doubts_of, noise_of
 
 _LAST_LOSSES = 0.25  # of a member's losses so far, whose mean is its score where there is no validation
 _LEAST_LOSSES = 3  # one loss, of few samples, may be low by luck where training has broken the model
-_LATE = (7 / 8, 15 / 16)  # of a run, where those that are left are measured, too, to see what chance does
-_LATEST = 1 + len(_LATE)  # evaluations, the one at the end among them
-_BAD = 10  # tolerances behind the best
 
 
 class Search:
@@ -81,7 +77,7 @@ class Search:
         num_steps = scan_steps(self.span.num_steps)
         spacing = scan_spacing(self.budget, self.span.num_steps, len(combinations))
         task = self.request.task
-        metric = self.metric if _is_validated_soon(task, num_steps) else "train_loss"
+        metric = self.metric if is_validated_soon(task, num_steps) else "train_loss"
         scanned = task if metric == self.metric else replace(task, val_batches=None)
         request = replace(self.request, task=scanned, audience=self.request.audience.part("scan"))
         scans = {own: Scan() for own in combinations}
@@ -153,7 +149,7 @@ class Search:
         sign = 1 if self.mode == "min" else -1
         winner = race.winner
         gaps = race.gaps(self.start)
-        noise = self._noise(race, self.start)
+        noise = noise_of(self.races, self.span.num_steps, self.metric, self.start - race.scores[race.end][winner])
         started = {member.setting for member in self.races[0].members}
         trials = [self._trial(race, own, gaps[own], sign, is_late=own not in started) for own in gaps]
         trials.sort(key=lambda trial: (trial.setting != winner, -trial.rungs[-1], trial.gap))
@@ -166,7 +162,7 @@ class Search:
             interval=(basin.low * drift, basin.high * drift),
             schedule=winner.schedule,
             hyper=dict(winner.hyper),
-            doubts=tuple(self._doubts(race, scans[replace(winner, lr=1.0)], gaps, tolerance + noise)),
+            doubts=tuple(doubts_of(race, scans[replace(winner, lr=1.0)], self.start, self.metric, tolerance + noise)),
             trials=tuple(trials),
             winner=trials[0],
             metric=self.metric,
@@ -205,7 +201,7 @@ class Search:
 
         # One of torch's schedulers may follow a metric, epoch by epoch; others need none between the rungs.
         are_planned = all(isinstance(schedule, Schedule) for schedule in self.named.values())
-        late = tuple(share * last for share in _LATE) if last == 1.0 else ()
+        late = tuple(share * last for share in LATE) if last == 1.0 else ()
         request = replace(
             self.request,
             prune=keep,
@@ -270,105 +266,3 @@ class Search:
         scores = tuple(sign * score if math.isfinite(score) else math.nan for _, score in measured)
         gap = math.inf if math.isnan(scores[-1]) else gap
         return Trial(setting, tuple(rung for rung, _ in measured), scores, gap, is_late)
-
-    def _noise(self, race: Race, start: float) -> float:
-        """What chance does to the difference of two settings, as a share of what training gains.
-
-        Of several seeds it is the standard error over them; of one, the deviation over the last evaluations.
-        """
-        spreads = []
-        for runs in self.races:
-            if self.metric not in runs.metrics and self.metric != "train_loss":
-                continue
-            by_setting = group_by_setting([member.setting for member in runs.members])
-            alive = [
-                list(members)
-                for members in by_setting.values()
-                if len(runs.train_loss) == self.span.num_steps
-                and all(runs.members[i].diverged_at is None and runs.members[i].stopped_at is None for i in members)
-            ]
-            if len(alive) < 2:
-                continue
-            if len(self.seeds) > 1:
-                final = runs.final(self.metric)
-                values = np.array([final[members] for members in alive])  # [setting, seed]
-                spreads.append((values - values.mean(0)).std(axis=1, ddof=1).mean() / math.sqrt(len(self.seeds)))
-            elif self.metric != "train_loss":
-                last = runs.metrics[self.metric][-_LATEST:, [members[0] for members in alive]]
-                if len(last) == _LATEST:
-                    spreads.append((last - last.mean(axis=1, keepdims=True)).std(axis=0, ddof=1).mean())
-        best = race.scores[race.end][race.winner]
-        return float(np.mean(spreads) / max(start - best, 1e-12)) if spreads and start > best else 0.0
-
-    def _doubts(self, race: Race, scan: Scan, gaps: Mapping[Setting, float], tolerance: float) -> list[str]:
-        """What may be wrong with the answer."""
-        doubts, winner = [], race.winner
-        best = race.scores[race.end][winner]
-        if self.start - best <= UNFELT * abs(self.start):
-            doubts.append(
-                f"Training hardly gains anything: {self.metric} comes from {abs(self.start):.4g} to {abs(best):.4g}. "
-                "The run may be too short, the model trained already, or unable to learn this."
-            )
-        alike = sorted((own for own in gaps if is_alike(own, winner)), key=lambda own: own.lr)
-        place = alike.index(winner)
-        if race.beyond_edge() is not None and len(alike) > 1:
-            edge = "lowest" if place == 0 else "highest"
-            is_cliff = place > 0 and scan.cliff is not None and winner.lr * 10**race.strategy.spacing >= scan.cliff
-            if not is_cliff:
-                doubts.append(
-                    f"The best, {winner.lr:.3g}, is the {edge} that raced: the true best may lie beyond. Raise "
-                    "`budget`."
-                )
-        if race.end < race.strategy.rungs[-1]:
-            doubts.append(
-                f"All that were left after {race.end:.0%} of the run diverged later, the best of then among them. Take "
-                "a lower learning rate, or clip gradients (`max_grad_norm`)."
-                if winner in race.diverged
-                else f"All that went on after {race.end:.0%} of the run diverged; {winner.lr:.3g} was the best of "
-                "those that were sent home by then. Raise `budget`, or clip gradients (`max_grad_norm`)."
-            )
-        if place + 1 < len(alike) and math.isinf(gaps[alike[place + 1]]):
-            doubts.append(
-                f"The best, {winner.lr:.3g}, stands right below {alike[place + 1].lr:.3g}, which diverged. Take a "
-                "lower one where the run will differ from this."
-            )
-        last = race.strategy.rungs[-1]
-        if last < 1.0 and any(not is_alike(own, winner) for own in gaps):
-            doubts.append(
-                f"What was compared besides the lr was compared after {last:.0%} of the run: what matters later, such "
-                "as how a schedule ends, has not shown. Raise `budget`."
-            )
-        good = [k for k, own in enumerate(alike) if gaps[own] <= _BAD * tolerance]
-        if good and any(gaps[own] > _BAD * tolerance for own in alike[good[0] : good[-1]]):
-            doubts.append("Good and bad learning rates take turns: the curve is noisy. Raise `seeds`.")
-        return doubts
-
-
-def _is_validated_soon(task: Task, num_steps: int) -> bool:
-    """Whether a pass over the validation batches is no more work than so many steps, a forward pass being a third."""
-    if task.val_batches is None:
-        return True
-    validated, batch = _num_samples(task.val_batches), _batch_size(task.batches)
-    return validated is not None and batch is not None and validated <= 3 * num_steps * batch
-
-
-def _num_samples(source: Any) -> int | None:
-    """How many samples a source of batches has; None if that is not to be seen without reading it."""
-    if isinstance(source, list | tuple):
-        return sum(_num_rows(batch) for batch in source)
-    size = _batch_size(source)
-    return None if size is None or not hasattr(source, "__len__") else len(source) * size
-
-
-def _batch_size(source: Any) -> int | None:
-    """How many samples a batch of a source has; likewise."""
-    if isinstance(source, list | tuple):
-        return _num_rows(source[0]) if source else None
-    size = getattr(source, "batch_size", None)
-    return size if isinstance(size, int) else None
-
-
-def _num_rows(batch: Any) -> int:
-    """The first axis of a batch's first tensor; 1 where there is none."""
-    first = next((leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)), None)
-    return 1 if first is None or first.ndim == 0 else len(first)

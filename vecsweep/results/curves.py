@@ -2,13 +2,13 @@
 
 Losses are stored as they were, before each update and without smoothing.
 
-Not here: weights, pictures and files (`sweep.py`), and curves of loss against learning rate (`range_test.py`).
+Not here: weights, pictures and files (`sweep.py`), curves of loss against learning rate (`range_test.py`), and the long
+format of curves (`records.py`).
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 from typing import Any, Self
 
 import numpy as np
@@ -20,9 +20,8 @@ from vecsweep._words import counted, did_you_mean
 from vecsweep.execution import check_name, is_number
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band, Ranking, Repeat, group_by_setting, mode_of, rank
+from vecsweep.results.records import column_names, rows_of
 from vecsweep.suggest.basin import TOLERANCE, Basin, read_basin
-
-_ROUNDING = 1e-9  # of epochs, whose lengths in steps need not be whole
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)  # arrays are neither equal nor short
@@ -318,37 +317,8 @@ class Curves:
         Example:
             `pandas.DataFrame(runs.records())`
         """
-        return [dict(zip(self._columns, row, strict=True)) for row in self._rows()]
-
-    @property
-    def _columns(self) -> list[str]:
-        """The names of what `_rows` yields."""
-        return [
-            *("member", "lr", "schedule", *self.members[0].hyper, "seed"),
-            *("step", "epoch", "metric", "value", "diverged"),
-        ]
-
-    def _rows(self) -> Iterator[tuple[Any, ...]]:
-        """The rows of `records`, as they are asked for."""
-        for i, member in enumerate(self.members):
-            own = (i, member.lr, member.schedule, *member.hyper.values(), member.seed)
-            end = len(self.train_loss) if member.stopped_at is None else member.stopped_at
-            end = end if member.diverged_at is None else member.diverged_at + 1
-            for metric in ("train_loss", "lr", *self.hyper, *self.norms, *self.metrics):
-                steps, values = self.curve(metric)
-                is_measured = metric in self.metrics
-                kept = ~np.isnan(values[:, i]) if is_measured else steps < end
-                own_steps = steps[kept]
-                epochs = self._epochs(own_steps, is_measured=is_measured)
-                yield from zip(
-                    *map(repeat, own),
-                    own_steps.tolist(),
-                    repeat(None) if epochs is None else epochs.tolist(),
-                    repeat(metric),
-                    values[kept, i].tolist(),
-                    (own_steps == (-1 if member.diverged_at is None else member.diverged_at)).tolist(),
-                    strict=False,
-                )
+        names = column_names(self)
+        return [dict(zip(names, row, strict=True)) for row in rows_of(self)]
 
     def _counted(self, number: int, name: str) -> str:
         """A number of values of what members may differ in; names of hyperparameters have no plural."""
@@ -358,13 +328,6 @@ class Curves:
 
     def _metric(self, metric: str | None) -> str:
         return metric if metric is not None else "val_loss" if "val_loss" in self.metrics else "train_loss"
-
-    def _epochs(self, steps: IntArray, *, is_measured: bool) -> IntArray | None:
-        """The epochs that steps are in, `[step]`, of measurements those that they end; None if unknown."""
-        if self.steps_per_epoch is None:
-            return None
-        epochs = np.maximum(0, steps - is_measured) / self.steps_per_epoch
-        return np.floor(epochs + _ROUNDING).astype(np.int64)
 
     def _by_lr(self) -> dict[float, list[int]]:
         """The members of each learning rate, in the order in which those first come."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from vecsweep.results._files import replace_file
 from vecsweep.results.curves import Curves
+from vecsweep.results.records import curve_names, epochs_of, steps_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -23,7 +24,7 @@ def make_frame(runs: Curves) -> "DataFrame":
         import pandas as pd
     except ImportError as error:
         raise ImportError("`to_pandas` needs pandas. Run: pip install 'vecsweep[pandas]'") from error
-    parts = [_columns_of(runs, metric) for metric in ("train_loss", "lr", *runs.hyper, *runs.norms, *runs.metrics)]
+    parts = [_columns_of(runs, metric) for metric in curve_names(runs)]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.argsort(columns["member"], kind="stable")  # member by member, and of each metric by metric
     frame = pd.DataFrame({name: values[order] for name, values in columns.items()})
@@ -49,16 +50,10 @@ def _columns_of(runs: Curves, metric: str) -> dict[str, Any]:
     """The rows of one metric, as columns `[row]`, member by member."""
     steps, values = runs.curve(metric)
     is_measured = metric in runs.metrics
-    if is_measured:
-        is_there = ~np.isnan(values)
-    else:
-        whole = len(runs.train_loss)
-        ends = [whole if m.stopped_at is None else m.stopped_at for m in runs.members]
-        ends = [end if m.diverged_at is None else m.diverged_at + 1 for end, m in zip(ends, runs.members, strict=True)]
-        is_there = steps[:, None] < ends
+    is_there = ~np.isnan(values) if is_measured else steps[:, None] < steps_of(runs)
     member, row = np.nonzero(is_there.T)
     step = steps[row]
-    epoch = runs._epochs(step, is_measured=is_measured)
+    epoch = epochs_of(runs, step, is_measured=is_measured)
     names = runs.members[0].hyper
     diverged_at = runs.diverged_at[member]
     return {

@@ -10,6 +10,7 @@ from torch import nn
 from vecsweep._types import FloatArray
 from vecsweep.execution import is_number
 from vecsweep.results.going_on import Fork
+from vecsweep.results.records import column_names, curve_names
 from vecsweep.results.sweep import Sweep
 
 
@@ -144,7 +145,7 @@ def _check(sweeps: Mapping[float, Sweep], name: str) -> None:
     for value, runs in sweeps.items():
         if not is_number(value):
             raise ValueError(f"`sweeps` must be told apart by numbers; got {value!r}. Number them.")
-        if name in {"train_loss", *runs._columns, *runs.hyper, *runs.norms, *runs.metrics}:
+        if name in {*column_names(runs), *curve_names(runs)}:
             raise ValueError(f"`name` must be a new one; the sweeps have {name!r} of their own. Choose another.")
         for what, own, others in (
             ("steps", len(runs.train_loss), len(first.train_loss)),

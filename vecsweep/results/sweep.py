@@ -22,6 +22,7 @@ from vecsweep.results.curves import Curves
 from vecsweep.results.going_on import Continuation, Fork
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.prediction import predict
+from vecsweep.results.records import column_names, rows_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -307,7 +308,7 @@ class Sweep(Curves):
         Raises:
             OSError: the file cannot be written.
         """
-        return write_csv(path, self._columns, self._rows())
+        return write_csv(path, column_names(self), rows_of(self))
 
     def to_pandas(self) -> "DataFrame":
         """Return `records()` as a pandas DataFrame, made by columns, which is quick for long curves.
