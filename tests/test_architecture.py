@@ -61,7 +61,7 @@ LAYERS = {
         "results.curves",
         "results.frames results.views",
         "results.sweep",
-        "results._answer_file results.by_samples results.joining results.range_test",
+        "results._answer_file results.by_samples results.joining results.phases results.range_test",
         "results.answer",
         "results.reading",
         "results",
