@@ -269,7 +269,7 @@ OTHER_PACKAGES = {  # besides Python's own; and who imports them
     "sklearn": {"tasks.data", "integrations._sklearn", "integrations.sklearn"},
     "PIL": {"tasks.data"},  # comes with matplotlib
     "scipy": {"results.ranking"},
-    "safetensors": {"checkpoint.disk", "checkpoint.stored", "results.sweep"},
+    "safetensors": {"checkpoint.disk", "checkpoint.stored", "results._files", "results.sweep"},
     "platformdirs": {"_folders"},
     "filelock": {"_engine.ways.remembered", "checkpoint.journal"},
     "tensorboard": {"observers.tensorboard"},

@@ -4,6 +4,7 @@ The oracle is the undisturbed run of the same call without a checkpoint, which `
 PyTorch.
 """
 
+import errno
 import functools
 import itertools
 import json
@@ -425,6 +426,32 @@ def fail_from(monkeypatch, num):
         write(folder, snapshot)
 
     monkeypatch.setattr(keeper, "write_snapshot", write_or_fail)
+
+
+def test_full_disk_is_an_os_error_whoever_writes(tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from vecsweep.checkpoint import disk
+
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(disk, "save_file", full)
+    with pytest.raises(OSError, match=r"cannot be written to .*first.*: No space left on device\. Make room") as caught:
+        call("sgd", tmp_path / "first")
+    assert caught.value.errno == errno.ENOSPC
+    assert len(caught.value.result.train_loss) > 0
+    with pytest.raises(OSError, match=r"No space left on device: '.*whole'") as caught:
+        call("sgd").save(tmp_path / "whole")
+    assert caught.value.errno == errno.ENOSPC
+    assert not (tmp_path / "whole").exists()
+
+
+def test_folder_that_cannot_be_made_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    task = make_task(step=lambda: lambda *_: pytest.fail("it trains"))
+    with pytest.raises(OSError, match=r"cannot be written to .*run: Not a directory\. Make room, or choose another"):
+        vs.sweep(task, lrs=[0.1], num_steps=8, checkpoint=tmp_path / "file" / "run")
 
 
 def test_full_disk_at_first_is_an_error_and_later_a_warning(tmp_path, monkeypatch):

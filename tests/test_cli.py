@@ -788,6 +788,24 @@ def test_a_reader_that_goes_away_ends_the_command_without_a_traceback():
     assert process.returncode == 141
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it is Linux's")
+def test_output_that_cannot_be_printed_is_told_in_one_line():
+    command = [sys.executable, "-m", "vecsweep", "range-test", "own.py:make_task", *FEW, "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert_is_one_line_of_error(done.returncode, without_progress(done.stderr))
+    assert "cannot be printed: No space left on device" in done.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell's way to close a stream")
+def test_command_whose_streams_are_closed_does_its_work(folder):
+    words = ["sweep", "own.py:make_task", "--lrs", "0.01", "--num-steps", "4", "--output-dir", "silent"]
+    closing = "import os, sys; os.close(1); os.close(2); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-c", closing, sys.executable, "-m", "vecsweep", *words]
+    assert subprocess.run(command).returncode == 0
+    assert len(vs.load(folder / "silent" / "sweep.npz").train_loss) == 4
+
+
 def test_sweep_that_sigterm_ended_is_resumed_from_another_folder(folder, run, tmp_path_factory, monkeypatch):
     how = ["--epochs", "100", "--engine", "vectorized", "--no-compile", "--json", "--output-dir", "sweep"]
     asked = ["sweep", "digits", "--lrs", "0.03,0.1", *how]

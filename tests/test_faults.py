@@ -175,6 +175,38 @@ def test_tensorboard_that_cannot_begin_is_told_before_the_work(tmp_path):
         vs.sweep(make_task(Breaking(0, OSError("read"))), lrs=[0.01], num_steps=4, tensorboard=tmp_path / "file")
 
 
+# Terminals.
+
+
+class Gone:
+    """A terminal, or a file on a disk that is full, that takes nothing any more."""
+
+    encoding = "utf-8"
+
+    def write(self, text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def flush(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    ("engine", "stream"), [("vectorized", None), ("vectorized", Gone()), ("parallel", None)]
+)  # Python itself starts no process where it cannot flush
+def test_bar_that_cannot_be_shown_ends_no_training(engine, stream, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # as many as processes need
+    task, options = make_task(val_batches=make_batches(2)), {"lrs": [0.01, 0.1], "epochs": 2, "engine": engine}
+    expected = vs.sweep(task, **options, progress=False)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    runs = vs.sweep(task, **options, progress=True)
+    assert runs.is_complete
+    np.testing.assert_array_equal(runs.train_loss, expected.train_loss)
+
+
 # Data.
 
 

@@ -1,7 +1,9 @@
-"""Progress bars, of processes that are forked too."""
+"""Progress bars, of processes that are forked too, and of those that have no terminal any more."""
 
 import os
+import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from tqdm.auto import tqdm
@@ -13,7 +15,8 @@ class Bar(tqdm):
     """As tqdm's, but it leaves no thread behind, and in a forked process it has a lock of its own.
 
     tqdm's lock is common to a process and those that are forked from it: one that is killed while it holds it, or that
-    was forked while another thread held it, would leave all others waiting for ever.
+    was forked while another thread held it, would leave all others waiting for ever. And what cannot be shown, because
+    its terminal or disk is gone, ends no training.
     """
 
     monitor_interval = 0  # of a thread that looks after bars which reckon when to look at the clock; these always do
@@ -26,6 +29,22 @@ class Bar(tqdm):
             cls.set_lock(threading.RLock())
         return super().__new__(cls, *arguments, **options)
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, *arguments: Any, disable: bool | None = False, **options: Any) -> None:
         """Take what tqdm takes, but for `miniters`."""
-        super().__init__(*arguments, miniters=1, **options)
+        is_there = sys.stderr is not None  # as it is not under pythonw, or after `2>&-`
+        try:
+            super().__init__(*arguments, miniters=1, disable=disable if is_there else True, **options)
+        except OSError:
+            super().__init__(*arguments, miniters=1, disable=True, **options)
+
+    def display(self, *arguments: Any, **options: Any) -> Any:
+        """Show it, for as long as that can be."""
+        try:
+            return super().display(*arguments, **options)
+        except (OSError, ValueError):  # a file that is closed raises the latter
+            self.disable = True
+
+    def close(self) -> None:
+        """Take it away; likewise."""
+        with suppress(OSError, ValueError):
+            super().close()

@@ -22,7 +22,7 @@ from vecsweep._errors import ResultFileError
 from vecsweep.checkpoint import elsewhere
 from vecsweep.checkpoint.elsewhere import MANIFEST, is_elsewhere
 from vecsweep.checkpoint.values import Box, Json
-from vecsweep.results._files import Arrays, read_arrays
+from vecsweep.results._files import Arrays, read_arrays, told_as_os_errors
 
 FORMAT_VERSION = 1
 _FORMAT = "vecsweep checkpoint"
@@ -54,22 +54,31 @@ def write_folder(path: Path, value: Any, facts: Mapping[str, Json]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.parent / f".new-{uuid.uuid4().hex}"
     try:
-        new.mkdir()
-        for name, arrays in _arrays_by_file(box.arrays).items():
-            with (new / name).open("xb") as file:
-                np.savez(file, allow_pickle=False, **arrays)
-        for k, tensors in enumerate(_divided(box.tensors)):
-            save_file(tensors, new / f"states-{k:03}.safetensors")
-        files = {file.name: _checksum(file) for file in sorted(new.iterdir())}
-        whole = {"format": _FORMAT, "version": FORMAT_VERSION, **facts, "files": files, "content": content}
-        (new / MANIFEST).write_text(json.dumps({"checksum": _checksum_of(whole), **whole}))
-        for written in new.iterdir():
-            flush(written)
-        flush(new)
-        _put(new, path)
+        with told_as_os_errors(path):
+            new.mkdir()
+            for name, arrays in _arrays_by_file(box.arrays).items():
+                with (new / name).open("xb") as file:
+                    np.savez(file, allow_pickle=False, **arrays)
+            for k, tensors in enumerate(_divided(box.tensors)):
+                save_file(tensors, new / f"states-{k:03}.safetensors")
+            files = {file.name: _checksum(file) for file in sorted(new.iterdir())}
+            whole = {"format": _FORMAT, "version": FORMAT_VERSION, **facts, "files": files, "content": content}
+            (new / MANIFEST).write_text(json.dumps({"checksum": _checksum_of(whole), **whole}))
+            for written in new.iterdir():
+                flush(written)
+            flush(new)
+            _put(new, path)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+def unwritable(folder: Path, error: OSError) -> OSError:
+    """Make what is raised where a run cannot be kept, of what the system says."""
+    why = error.strerror or error
+    return OSError(
+        error.errno, f"A checkpoint cannot be written to {folder}: {why}. Make room, or choose another folder."
+    )
 
 
 def read_folder(path: Path) -> dict[str, Any]:

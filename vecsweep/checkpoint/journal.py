@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from vecsweep._engine.keeping.snapshot import difference_of
 from vecsweep._errors import ResultFileError, warn_of_fallback
 from vecsweep.checkpoint import elsewhere
-from vecsweep.checkpoint.disk import clean, write_json
+from vecsweep.checkpoint.disk import clean, unwritable, write_json
 from vecsweep.checkpoint.elsewhere import is_elsewhere
 from vecsweep.checkpoint.keeper import FolderKeeper, Interval
 from vecsweep.checkpoint.signals import Signals
@@ -103,8 +103,9 @@ class Journal:
             ValueError: the folder holds another call, or something else, or another process is at it.
             OSError: it cannot be written to.
         """
-        if not is_elsewhere(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with _told_if_unwritable(self.folder):
+            if not is_elsewhere(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
         with _locked(self.folder), self._signals:
             clean(self.folder)
             if self._restarts:
@@ -158,7 +159,8 @@ class Journal:
                 "command": None if command is None else asdict(command),
             }
             head = {"format": _FORMAT, "version": _FORMAT_VERSION, **written_by()}
-            write_json(self.folder / _CALL, head | call)
+            with _told_if_unwritable(self.folder):
+                write_json(self.folder / _CALL, head | call)
             return
         before = read_call(self.folder)
         remedy = "Pass `restart=True` to begin anew there, or name another folder."
@@ -226,6 +228,14 @@ def latest_child(folder: Path) -> Path | None:
     """The folder of the last call that went on from a folder's result; None if there is none."""
     children = [path.parent for path in folder.glob(f"*/{_CALL}")]
     return max(children, key=lambda child: read_call(child).begun_at, default=None)
+
+
+@contextmanager
+def _told_if_unwritable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise unwritable(folder, error) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vecsweep._engine.keeping.snapshot import Snapshot
 from vecsweep._errors import warn_of_fallback
+from vecsweep.checkpoint.disk import unwritable
 from vecsweep.checkpoint.signals import Signals
 from vecsweep.checkpoint.snapshots import read_newest, write_snapshot
 
@@ -121,6 +122,8 @@ class FolderKeeper:
                 f"A checkpoint keeps numbers, text, tensors and containers of them; {error}. Keep one of those in the "
                 "model or the loss instead, or train without `checkpoint`."
             ) from error
+        elif isinstance(error, OSError):
+            raise unwritable(self.folder, error) from error
         else:
             raise error
 

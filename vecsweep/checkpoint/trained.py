@@ -26,6 +26,7 @@ from vecsweep.plan import Course, Member
 from vecsweep.pruning import Prune, halve
 from vecsweep.request import Request
 from vecsweep.results import Sweep, load
+from vecsweep.results._files import told_as_os_errors
 from vecsweep.task import Task
 
 _TRAINED = "trained"
@@ -54,14 +55,15 @@ def write_trained(path: Path, runs: Sweep, own: Trained) -> None:
         raise FileNotFoundError(errno.ENOENT, "There is no such folder; make it first", str(path.parent))
     new = path.with_name(f".new-{uuid.uuid4().hex}")
     try:
-        new.mkdir()
-        runs.save(new / RESULT)
-        write_folder(new / _TRAINED, _pack(own), written_by())
-        flush(new / RESULT)
-        if path.exists():
-            remove(path)
-        new.rename(path)
-        flush(path.parent)
+        with told_as_os_errors(path):
+            new.mkdir()
+            runs.save(new / RESULT)
+            write_folder(new / _TRAINED, _pack(own), written_by())
+            flush(new / RESULT)
+            if path.exists():
+                remove(path)
+            new.rename(path)
+            flush(path.parent)
     except TypeError as error:
         raise ValueError(
             f"A folder keeps numbers, text, tensors and containers of them; {error}. Save a file, which has the "

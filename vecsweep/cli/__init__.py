@@ -6,7 +6,6 @@ SIGTERM, where that finds time to write a checkpoint. An error that the task's o
 that code is what has to be mended.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -36,21 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             status = _run(sys.argv[1:] if argv is None else argv)
             while isinstance(status, list):  # another command, in place of this one
                 status = _run(status)
-            sys.stdout.flush()
     except KeyboardInterrupt as stop:
         if (folder := getattr(stop, "checkpoint", None)) is not None:
             tell(f"`vecsweep resume {folder}` goes on from there.")
         return interrupts.STATUS
-    except (ValueError, TypeError, ImportError, BrokenPipeError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         if interrupts.is_leaving():  # of which some library has made an error of its own
             return interrupts.STATUS
         if not _is_ours(error):
             raise
         if isinstance(error, BrokenPipeError):
-            # As after `| head`. Python flushes once more as it exits, and would complain.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
-        tell(f"error: {error}")
+        tell(f"error: {_in_words(error)}")
         return 2
     return status
 
@@ -71,6 +67,13 @@ def _run(words: Sequence[str]) -> int | list[str]:
     finally:
         COMMAND.reset(token)
     return result
+
+
+def _in_words(error: Exception) -> str:
+    """What an error says, without the number that the system has for it."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return error.strerror if error.filename is None else f"{error.filename}: {error.strerror}."
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -4,6 +4,8 @@ import argparse
 import json
 import logging
 import math
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,8 +18,19 @@ Say = Callable[[str], None]
 
 
 def say_aloud(text: str) -> None:
-    """Print something for people."""
-    print(text, flush=True)
+    """Print what was found, at once.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more, as after `| head`.
+        ValueError: it cannot be printed.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more, and would complain
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise ValueError(f"What was found cannot be printed: {error.strerror}.") from error
 
 
 def sayer(arguments: argparse.Namespace) -> Say:
@@ -34,7 +47,7 @@ def tell_files(files: dict[str, str | None], say: Say) -> None:
 def print_json(document: dict[str, Any], arguments: argparse.Namespace) -> None:
     """Print what a command found, under --json."""
     if arguments.json:
-        print(to_json(document))
+        say_aloud(to_json(document))
 
 
 def to_json(document: dict[str, Any]) -> str:

@@ -10,8 +10,8 @@ import re
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -136,7 +136,8 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> Path:
     _clear_away(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # tempfile's are closed to other users
     try:
-        write(temporary)
+        with told_as_os_errors(path):
+            write(temporary)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # or a machine that loses power may keep the new name of an empty file
         temporary.replace(path)
@@ -144,6 +145,23 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     return path
+
+
+@contextmanager
+def told_as_os_errors(path: Path) -> Iterator[None]:
+    """Raise an OSError that names a file where writing it fails, also what safetensors calls an error of its own."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise OSError(f"{path} cannot be written: {error}") from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _clear_away(path: Path) -> None:

@@ -175,7 +175,6 @@ class Sweep(Curves):
             ValueError: likewise.
             OSError: the file cannot be written.
         """
-        from safetensors import SafetensorError
         from safetensors.torch import save_model
 
         model, path = self.model(i), Path(path)
@@ -184,13 +183,7 @@ class Sweep(Curves):
         row = self.members[i].as_row() | {"num_steps": len(self.train_loss)}
         metadata = {name: str(value) for name, value in row.items() if value is not None}
 
-        def write(part: Path) -> None:
-            try:
-                save_model(model, str(part), metadata)
-            except SafetensorError as error:  # its own, also of what goes wrong outside of it
-                raise OSError(f"{path} cannot be written: {error}") from error
-
-        return replace_file(path, write)
+        return replace_file(path, lambda part: save_model(model, str(part), metadata))
 
     def extend(self, *, num_steps: int | None = None, epochs: int | None = None) -> "Sweep":
         """Train all members further; this result stays as it is.

@@ -223,6 +223,6 @@ def _answer(share: Share, request: str, members: Sequence[int], arguments: Seque
             value = getattr(share, request)(members, *arguments)
         except Exception as raised:
             error = sendable(raised)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in filter(None, (sys.stdout, sys.stderr)):  # a program without a terminal may have neither
         stream.flush()
     return Message(Answer(value, error, noted))
