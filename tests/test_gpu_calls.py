@@ -91,20 +91,33 @@ def test_parts_name_files_that_there_are_and_every_file_of_tests_on_a_device(gpu
 
 
 def test_each_part_has_something_to_run(gpu):
-    """All of them in one process, which imports what they need once."""
+    """What parts run is collected together, once for those with the same options, and `-k` chooses from that."""
     parts = [list(part.rehearsal.arguments[2:]) for part in gpu.PARTS]
     code = """import json, sys
+from collections import defaultdict
+from pathlib import Path
 import pytest
 
-class Seen:
+class Choosing:
+    def __init__(self, parts):
+        self.parts = parts
+
     def pytest_collection_finish(self, session):
-        self.num = len(session.items)
+        for files, words in self.parts:
+            items = [item for item in session.items if item.path in map(Path.absolute, map(Path, files))]
+            session.config.option.keyword = words
+            session.config.hook.pytest_collection_modifyitems(session=session, config=session.config, items=items)
+            print("NUM", len(items), files, words)
 
 sys.path.insert(0, "bench")
+by_options = defaultdict(list)
 for arguments in json.loads(sys.argv[1]):
-    seen = Seen()
-    pytest.main([*arguments, "--collect-only", "-q", "-p", "no:cacheprovider"], plugins=[seen])
-    print("NUM", seen.num, arguments)
+    words = arguments.pop(arguments.index("-k") + 1) if "-k" in arguments else ""
+    options = tuple(word for word in arguments if not word.endswith(".py") and word != "-k")
+    by_options[options].append(([word for word in arguments if word.endswith(".py")], words))
+for options, own in by_options.items():
+    files = sorted({file for files, _ in own for file in files})
+    pytest.main([*files, *options, "--collect-only", "-q", "-p", "no:cacheprovider"], plugins=[Choosing(own)])
 """
     done = subprocess.run(
         [sys.executable, "-c", code, json.dumps(parts)], cwd=BENCH.parent, capture_output=True, text=True, check=True
