@@ -1,11 +1,16 @@
 """What several test files need."""
 
+import os
 import signal
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+
+# PyTorch's threads sleep while they wait for each other, here and in processes that tests start: those of several tests
+# share the cores. It is read as PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import torch
 
 from vecsweep import execution

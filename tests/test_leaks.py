@@ -31,14 +31,6 @@ def usual_handler():
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.fixture
-def two_threads():
-    """What it takes to have members in processes."""
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(1)
-
-
 def loader(**options):
     return DataLoader(TensorDataset(INPUTS, TARGETS), batch_size=12, shuffle=True, **options)
 
@@ -54,6 +46,15 @@ def sweep(batches=None, num_steps=32, **options):
         val_batches=[(INPUTS, TARGETS)],
     )
     return vs.sweep(task, lrs=[0.01, 0.1], num_steps=num_steps, progress=False, compile=False, **options)
+
+
+def sweep_in_processes():
+    """With two threads, as that takes; all else has one, because on busy cores two wait for each other."""
+    torch.set_num_threads(2)
+    try:
+        return sweep(engine="parallel")
+    finally:
+        torch.set_num_threads(1)
 
 
 def breaking(what):
@@ -75,7 +76,7 @@ def press():
 WAYS = {
     "to their end": lambda folder: sweep(),
     "one member after another": lambda folder: sweep(engine="sequential"),
-    "in processes": lambda folder: sweep(engine="parallel"),
+    "in processes": lambda folder: sweep_in_processes(),
     "with a loader's workers": lambda folder: sweep(loader(num_workers=1), num_steps=8),
     "with an error": lambda folder: sweep(lambda: breaking(fail)),
     "with Ctrl-C": lambda folder: sweep(lambda: breaking(press)),
@@ -96,7 +97,6 @@ def found():
     }
 
 
-@pytest.mark.usefixtures("two_threads")
 def test_sweeps_leave_no_memory_descriptors_threads_or_processes(tmp_path):
     def run(num):
         for k in range(num):
