@@ -1,5 +1,8 @@
 """The pages of docs/: each runs as one program, what they link to is there, and their commands are understood."""
 
+import ast
+import builtins
+import doctest
 import importlib
 import inspect
 import re
@@ -81,6 +84,22 @@ def find_reference():
     return {name: value for name, value in found.items() if callable(value)}
 
 
+def undefined_names(text):
+    """What the examples of a docstring use, and neither import nor define."""
+    program = ast.parse("".join(example.source for example in doctest.DocTestParser().get_examples(text)))
+    used, own = set(), set(dir(builtins))
+    for node in ast.walk(program):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else own).add(node.id)
+        elif isinstance(node, ast.alias):
+            own.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.arg):
+            own.add(node.arg)
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef | ast.ExceptHandler):
+            own.add(node.name)
+    return used - own
+
+
 ON_PAGES = {  # what needs other packages, and the page whose code runs it
     "integrations.lightning": "lightning.md",
     "integrations.transformers": "hugging-face.md",
@@ -97,7 +116,9 @@ ON_PAGES = {  # what needs other packages, and the page whose code runs it
 def test_what_is_in_the_reference_has_an_example_that_runs(name, described):
     page = next((page for start, page in ON_PAGES.items() if name.startswith(f"vecsweep.{start}")), None)
     if page is None:
-        assert "Example:\n    >>> " in inspect.getdoc(described), "examples after >>> are run as doctests"
+        text = inspect.getdoc(described)
+        assert "Example:\n    >>> " in text, "examples after >>> are run as doctests"
+        assert not undefined_names(text), "whoever copies an example has it run"
     else:
         assert re.search(rf"\b{name.split('.')[-1]}\(", PAGES[page])
 

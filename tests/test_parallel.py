@@ -217,7 +217,7 @@ def test_ctrl_c_ends_the_processes_and_keeps_what_there_is():
         vs.sweep(make_task(loss), lrs=[1e-3, 1e-2], num_steps=2_000, engine="parallel", callbacks=[Presses()])
     timer.join()
     signal.signal(signal.SIGINT, before)
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 30, "all steps would take 40 s"
     assert 0 < len(caught.value.result.train_loss) < 2_000
 
 

@@ -11,8 +11,10 @@ class FallbackWarning(UserWarning):
     """A task trains another way than asked for, because PyTorch cannot batch some part of it, or cannot be kept so.
 
     Example:
+        >>> import warnings
+        >>> import vecsweep as vs
         >>> with warnings.catch_warnings():
-        ...     warnings.simplefilter("error", FallbackWarning)  # rather stop than train one after another
+        ...     warnings.simplefilter("error", vs.FallbackWarning)  # rather stop than train one after another
     """
 
 
@@ -58,12 +60,13 @@ class ResultFileError(ValueError):
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> import vecsweep as vs
         >>> path = Path(tempfile.mkdtemp()) / "runs.npz"
         >>> _ = path.write_bytes(b"something else")
         >>> try:
         ...     vs.load(path)
-        ... except ResultFileError as error:
+        ... except vs.ResultFileError as error:
         ...     print("no result" if "not" in str(error) else error)
         no result
     """
@@ -79,9 +82,10 @@ class Interrupted(KeyboardInterrupt):
         checkpoint: the folder in which the run can go on from here, if it is kept in one.
 
     Example:
+        >>> import vecsweep as vs
         >>> try:
-        ...     raise Interrupted(result=None)  # as Ctrl-C does
-        ... except Interrupted as stop:
+        ...     raise vs.Interrupted(result=None)  # as Ctrl-C does
+        ... except vs.Interrupted as stop:
         ...     runs = stop.result
     """
 

@@ -77,7 +77,7 @@ def find_lr(
             start, how many go on, and below about 2 that the race ends early, at an eighth or a quarter of the run.
             None for 4, or what 240 steps of one member come to where the run is shorter than 60.
         tolerance: the share of what training gains that does not matter; learning rates within it are as good.
-        monitor: the metric to go by, "val_loss" or another "val_<name>"; None for "val_loss" where the task has
+        monitor: the metric to go by, "val_loss" or another `val_<name>`; None for "val_loss" where the task has
             `val_batches`, else the mean of a member's last quarter of losses, "train_loss".
         mode: whether less or more of it is better, "min" or "max"; None to go by its name.
         callbacks: who is told what members do, those of the scan and those of the race; see `vecsweep.observers`.
@@ -101,10 +101,11 @@ def find_lr(
     Example:
         >>> import torch
         >>> from torch import nn
+        >>> import vecsweep as vs
         >>> model = nn.Linear(2, 1)
         >>> batches = [(torch.tensor([[1.0, 2.0], [2.0, -1.0]]), torch.tensor([[3.0], [1.0]]))]
-        >>> task = Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
-        >>> answer = find_lr(task, num_steps=64)
+        >>> task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> answer = vs.find_lr(task, num_steps=64)
         >>> 0.01 < answer.lr < 1
         True
     """

@@ -174,7 +174,7 @@ def check(
         >>> batches = [(torch.tensor([[1.0, 2.0], [2.0, -1.0]]), torch.tensor([[3.0], [1.0]]))]
         >>> loss = torch.nn.functional.mse_loss
         >>> task = vs.Task(model, batches, loss, optimizer=torch.optim.SGD(model.parameters()))
-        >>> check(task, lrs=[0.01, 0.1], num_steps=5).is_equal
+        >>> vs.check(task, lrs=[0.01, 0.1], num_steps=5).is_equal
         True
     """
     task, options = check_task(task, execution, check)

@@ -100,7 +100,8 @@ class Execution:
             one device.
 
     Example:
-        >>> Execution(precision="bf16", accumulation_steps=4).chunk_size
+        >>> import vecsweep as vs
+        >>> vs.Execution(precision="bf16", accumulation_steps=4).chunk_size
         'auto'
     """
 

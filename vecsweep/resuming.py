@@ -62,12 +62,13 @@ def resume(
     Example:
         >>> import tempfile, torch
         >>> from torch import nn
+        >>> import vecsweep as vs
         >>> model = nn.Linear(2, 1)
         >>> batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
-        >>> task = Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     runs = sweep(task, lrs=[0.01, 0.1], num_steps=5, checkpoint=folder)
-        ...     again = resume(folder, task)
+        ...     runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=5, checkpoint=folder)
+        ...     again = vs.resume(folder, task)
         >>> again.train_loss.shape
         (5, 2)
     """
@@ -113,7 +114,7 @@ def load(
         >>> loss = torch.nn.functional.mse_loss
         >>> task = vs.Task(model, batches, loss, optimizer=torch.optim.SGD(model.parameters()))
         >>> path = vs.sweep(task, lrs=[0.01, 0.1], num_steps=5).save(f"{tempfile.mkdtemp()}/runs.npz")
-        >>> load(path)
+        >>> vs.load(path)
         Sweep(2 members: 2 lrs, 1 schedule, 1 seed; 5 steps; train_loss)
     """
     path = folder_of(path)

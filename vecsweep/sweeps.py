@@ -94,13 +94,13 @@ def sweep(
         val_every: updates between evaluations on the task's `val_batches`; None for each epoch, or for the end alone
             where the batches have no length and an epoch is longer than the run. There is always one at the end.
         train_metrics: whether to measure the task's metrics on one pass over the training batches, too, in eval mode,
-            as "train_<name>".
+            as `train_<name>`.
         patience: stop a member after so many evaluations without a new best `monitor`; None for never. It keeps the
             weights at which it stopped.
         prune: compare members part-way, and stop some. "halving" stops the worse half of the settings, by the mean
             over their seeds, after an eighth, a quarter and a half of the schedules' length. A function is asked at
             each evaluation but the last: given the sweep so far, it returns the members that go on, as indices.
-        monitor: the metric that `patience` and "halving" go by: "val_loss", another "val_<name>", or
+        monitor: the metric that `patience` and "halving" go by: "val_loss", another `val_<name>`, or
             "mean_train_loss", the mean of the losses since the last evaluation; None for "val_loss", and for "halving"
             without `val_batches` "mean_train_loss".
         mode: whether less or more of `monitor` is better, "min" or "max"; None to go by its name.
@@ -130,10 +130,11 @@ def sweep(
     Example:
         >>> import torch
         >>> from torch import nn
+        >>> import vecsweep as vs
         >>> model = nn.Linear(2, 1)
         >>> batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
-        >>> task = Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
-        >>> runs = sweep(task, lrs=[0.01, 0.1], schedules=["constant", "cosine"], num_steps=5)
+        >>> task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> runs = vs.sweep(task, lrs=[0.01, 0.1], schedules=["constant", "cosine"], num_steps=5)
         >>> runs.train_loss.shape
         (5, 4)
     """
@@ -299,10 +300,11 @@ def range_test(
     Example:
         >>> import torch
         >>> from torch import nn
+        >>> import vecsweep as vs
         >>> model = nn.Linear(2, 1)
         >>> batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
-        >>> task = Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
-        >>> found = range_test(task, start_lr=1e-4, end_lr=10, num_lrs=16, num_steps=10)
+        >>> task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> found = vs.range_test(task, start_lr=1e-4, end_lr=10, num_lrs=16, num_steps=10)
         >>> found.scores.shape
         (16,)
 

@@ -40,7 +40,7 @@ class Task:
         val_batches: what members are validated on: a DataLoader, a list, or a function without arguments that returns
             an iterable; or, as for `batches`, a function from a seed to one. Members of a seed see the same batches.
         metrics: by name, each `(outputs, targets) -> scalar`, the mean over a batch; with `training_step`,
-            `(model, batch) -> scalar`. "val_loss" is there without asking, and the others become "val_<name>".
+            `(model, batch) -> scalar`. "val_loss" is there without asking, and the others become `val_<name>`.
         batch_weight: `(batch) -> number`, how much a batch counts in the means over validation batches. None counts
             what the loss averages over: the elements of the targets, but for those at the `ignore_index` of `loss_fn`.
             The targets are the second of a pair; with `training_step`, the entry or attribute `labels`, `label`,
@@ -53,9 +53,11 @@ class Task:
 
     Example:
         >>> import torch
+        >>> from torch import nn
+        >>> import vecsweep as vs
         >>> model = nn.Linear(4, 1)
         >>> batches = [(torch.ones(8, 4), torch.zeros(8, 1))]
-        >>> task = Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
+        >>> task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=torch.optim.SGD(model.parameters()))
         >>> task.loss(model, batches[0]).shape
         torch.Size([])
     """

@@ -83,9 +83,13 @@ class LRFinder(History, Steps):
         OSError: `cache_dir` cannot be written to.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from torch.utils.data import DataLoader
+        >>> import vecsweep as vs
         >>> model = nn.Linear(2, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-        >>> finder = LRFinder(model, optimizer, nn.functional.mse_loss)
+        >>> finder = vs.LRFinder(model, optimizer, nn.functional.mse_loss)
         >>> loader = DataLoader([(torch.ones(2), torch.zeros(1))] * 8, batch_size=4)
         >>> finder.range_test(loader, end_lr=1, num_iter=40)
         >>> 1e-4 < finder.suggestion() < 1

@@ -64,10 +64,11 @@ def lr_find(
 
     Example:
         >>> import torch
+        >>> import vecsweep as vs
         >>> model = torch.nn.Linear(2, 1)
         >>> batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
-        >>> task = Task(model, batches, torch.nn.functional.mse_loss, torch.optim.SGD(model.parameters()))
-        >>> lr_find(task, suggest_funcs=("valley", "steep"))._fields
+        >>> task = vs.Task(model, batches, torch.nn.functional.mse_loss, torch.optim.SGD(model.parameters()))
+        >>> vs.lr_find(task, suggest_funcs=("valley", "steep"))._fields
         ('valley', 'steep')
     """
     single = isinstance(suggest_funcs, str) or callable(suggest_funcs)

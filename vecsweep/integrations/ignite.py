@@ -57,7 +57,9 @@ def make_task(
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> import vecsweep as vs
+        >>> from vecsweep.integrations.ignite import make_task
         >>> model = nn.Linear(4, 1)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> batches = [{"x": torch.ones(8, 4), "y": torch.zeros(8, 1)}]

@@ -86,7 +86,7 @@ def make_task(
             the module's own `train_dataloader`.
         val_dataloaders: what members are validated on; None for the data module's, or the module's own, if any.
         datamodule: a LightningDataModule.
-        metrics: names under which `validation_step` logs; each becomes a metric "val_<name>", where "val_" is not
+        metrics: names under which `validation_step` logs; each becomes a metric `val_<name>`, where "val_" is not
             repeated if the name begins with it. Each takes a pass of its own.
 
     Returns:

@@ -52,6 +52,7 @@ class NeuralNetClassifier(ClassifierMixin, NeuralNet):
 
     Example:
         >>> from sklearn.datasets import load_iris
+        >>> from vecsweep.integrations.sklearn import NeuralNetClassifier
         >>> X, y = load_iris(return_X_y=True)
         >>> net = NeuralNetClassifier(max_epochs=20, batch_size=16, optimizer__momentum=0.9, random_state=0).fit(X, y)
         >>> bool(net.score(X, y) > 0.9)
@@ -130,6 +131,8 @@ class NeuralNetRegressor(RegressorMixin, NeuralNet):
         answer_: what `vecsweep.find_lr` found, without weights; not there where `lr` is a number.
 
     Example:
+        >>> import numpy as np
+        >>> from vecsweep.integrations.sklearn import NeuralNetRegressor
         >>> X = np.random.default_rng(0).normal(size=(200, 3))
         >>> net = NeuralNetRegressor(max_epochs=20, batch_size=32, random_state=0).fit(X, X[:, 0] - X[:, 1])
         >>> bool(net.score(X, X[:, 0] - X[:, 1]) > 0.9)

@@ -32,6 +32,7 @@ class LiveFigure(Observer):
     Example:
         >>> import torch
         >>> import vecsweep as vs
+        >>> from vecsweep.observers import LiveFigure
         >>> model = torch.nn.Linear(2, 1)
         >>> batches = [(torch.ones(4, 2), torch.ones(4, 1))]
         >>> optimizer = torch.optim.SGD(model.parameters())

@@ -23,6 +23,8 @@ class Run:
         steps_per_epoch: None if nobody counted.
 
     Example:
+        >>> from vecsweep.observers import Run
+        >>> from vecsweep.results import MemberRecord
         >>> run = Run((MemberRecord(0.1, "cosine", 0, None), MemberRecord(0.2, "cosine", 0, None)), 0, 100)
         >>> run.names
         ['lr=0.1 schedule=cosine seed=0', 'lr=0.2 schedule=cosine seed=0']
@@ -63,6 +65,7 @@ class Observer:
     Example:
         >>> import torch
         >>> import vecsweep as vs
+        >>> from vecsweep.observers import Observer
         >>> class Print(Observer):
         ...     def metrics(self, step, values):
         ...         print(step, sorted(values))

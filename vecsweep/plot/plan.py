@@ -115,6 +115,7 @@ def plot_schedule(schedule: Drawable, ax: Axes | None = None) -> Axes:
         The axes of the learning rate.
 
     Example:
+        >>> from vecsweep.plot import plot_schedule
         >>> from vecsweep.schedules import cosine
         >>> plot_schedule(cosine(1, 0)).get_ylabel()
         'multiple of the learning rate'

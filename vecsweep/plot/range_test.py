@@ -101,6 +101,7 @@ def plot_range_test(found: RangeCurve, ax: Axes | None = None, *, rules: Sequenc
     Example:
         >>> import torch
         >>> import vecsweep as vs
+        >>> from vecsweep.plot import plot_range_test
         >>> model = torch.nn.Linear(2, 1)
         >>> batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
         >>> optimizer = torch.optim.SGD(model.parameters())

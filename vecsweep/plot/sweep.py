@@ -40,6 +40,7 @@ def plot_sweep(
     Example:
         >>> import torch
         >>> import vecsweep as vs
+        >>> from vecsweep.plot import plot_sweep
         >>> model = torch.nn.Linear(2, 1)
         >>> batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
         >>> optimizer = torch.optim.SGD(model.parameters())

@@ -34,15 +34,15 @@ def join(sweeps: Mapping[float, Sweep], name: str) -> Sweep:
 
     Example:
         >>> import torch
-        >>> import vecsweep as vs
         >>> from torch import nn
+        >>> import vecsweep as vs
         >>> batches = [(torch.ones(4, 2), torch.zeros(4, 1))]
         >>> def sweep(width):
         ...     model = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 1))
         ...     optimizer = torch.optim.SGD(model.parameters())
         ...     task = vs.Task(model, batches, nn.functional.mse_loss, optimizer=optimizer)
         ...     return vs.sweep(task, lrs=[0.01, 0.1], num_steps=5)
-        >>> runs = join({width: sweep(width) for width in (4, 8)}, "width")
+        >>> runs = vs.join({width: sweep(width) for width in (4, 8)}, "width")
         >>> runs.select(width=8)
         Sweep(2 members: 2 lrs, 1 schedule, 1 of width, 1 seed; 5 steps; train_loss)
     """

@@ -40,6 +40,7 @@ def constant(value: float = 1.0) -> Schedule:
         ValueError: `value` is negative or not finite.
 
     Example:
+        >>> from vecsweep.schedules import constant
         >>> constant()([0.0, 0.5, 1.0])
         array([1., 1., 1.])
 
@@ -65,6 +66,7 @@ def linear(start: float, end: float) -> Schedule:
         ValueError: One is negative or not finite.
 
     Example:
+        >>> from vecsweep.schedules import linear
         >>> linear(0, 2)([0.0, 0.25, 0.5, 0.75, 1.0])
         array([0. , 0.5, 1. , 1.5, 2. ])
 
@@ -89,6 +91,7 @@ def cosine(start: float, end: float) -> Schedule:
         ValueError: One is negative or not finite.
 
     Example:
+        >>> from vecsweep.schedules import cosine
         >>> cosine(0, 2)([0.0, 0.25, 0.5, 0.75, 1.0]).round(5)
         array([0.     , 0.29289, 1.     , 1.70711, 2.     ])
 
@@ -114,6 +117,7 @@ def exponential(start: float, end: float) -> Schedule:
         ValueError: One is not positive and finite.
 
     Example:
+        >>> from vecsweep.schedules import exponential
         >>> exponential(1, 2)([0.0, 0.25, 0.5, 0.75, 1.0]).round(5)
         array([1.     , 1.18921, 1.41421, 1.68179, 2.     ])
 
@@ -144,6 +148,7 @@ def polynomial(start: float, end: float, power: float) -> Schedule:
         ValueError: One is not finite, an end is negative, or `power` is not positive.
 
     Example:
+        >>> from vecsweep.schedules import polynomial
         >>> polynomial(0, 2, 2)([0.0, 0.25, 0.5, 0.75, 1.0])
         array([0.   , 0.125, 0.5  , 1.125, 2.   ])
 
@@ -174,6 +179,7 @@ def combine(fractions: Sequence[float], schedules: Sequence[Schedule | Curve]) -
             but not all schedules have momentum.
 
     Example:
+        >>> from vecsweep.schedules import combine, cosine, linear
         >>> combine([0.25, 0.75], [linear(0, 1), cosine(1, 0)])([0.0, 0.125, 0.25, 0.625, 1.0])
         array([0. , 0.5, 1. , 0.5, 0. ])
 
@@ -223,6 +229,7 @@ def combined_cosine(fraction: float, start: float, middle: float, end: float) ->
         ValueError: `fraction` is not between 0 and 1, or another is negative or not finite.
 
     Example:
+        >>> from vecsweep.schedules import combined_cosine
         >>> combined_cosine(0.25, 0.5, 1.0, 0.0)([0.0, 0.25, 0.625, 1.0])
         array([0.5, 1. , 0.5, 0. ])
 

@@ -33,6 +33,7 @@ def sgdr(num_cycles: int, cycle_len: float | None = None, cycle_mult: float = 2.
         ValueError: One is not positive and finite, or `cycle_len` is longer than `total`.
 
     Example:
+        >>> from vecsweep.schedules import sgdr
         >>> sgdr(3)([0.0, 1 / 14, 1 / 7, 2 / 7, 1.0])
         array([1. , 0.5, 1. , 0.5, 0. ])
 
@@ -81,6 +82,7 @@ def triangular(base_lr: float, max_lr: float, step_size: float, *, total: float 
             higher than `max_lr`.
 
     Example:
+        >>> from vecsweep.schedules import triangular
         >>> triangular(0.1, 1.0, 0.25)([0.0, 0.25, 0.5, 0.75, 1.0])
         array([0.1, 1. , 0.1, 1. , 0.1])
 
@@ -107,6 +109,7 @@ def triangular2(base_lr: float, max_lr: float, step_size: float, *, total: float
         ValueError: As in `triangular`.
 
     Example:
+        >>> from vecsweep.schedules import triangular2
         >>> triangular2(0.0, 1.0, 0.25)([0.0, 0.25, 0.5, 0.75, 1.0])
         array([0. , 1. , 0. , 0.5, 0. ])
 
@@ -134,6 +137,7 @@ def exp_range(base_lr: float, max_lr: float, step_size: float, gamma: float, *, 
         ValueError: As in `triangular`, or `gamma` is not positive and finite.
 
     Example:
+        >>> from vecsweep.schedules import exp_range
         >>> exp_range(0.0, 1.0, 1, gamma=0.5, total=4)([0.0, 0.25, 0.5, 0.75, 1.0])
         array([0.   , 0.5  , 0.   , 0.125, 0.   ])
 

@@ -33,6 +33,7 @@ def step_decay(every: float, gamma: float = 0.1, *, total: float = 1.0) -> Sched
         ValueError: One is not positive and finite, or `every` is longer than `total`.
 
     Example:
+        >>> from vecsweep.schedules import step_decay
         >>> step_decay(10, gamma=0.5, total=30)([0.0, 0.3, 0.34, 1.0])
         array([1.  , 1.  , 0.5 , 0.25])
 
@@ -64,6 +65,7 @@ def multi_step(milestones: Sequence[float], gamma: float = 0.1, *, total: float 
         ValueError: One is not positive and finite, or `milestones` do not ascend or are not below `total`.
 
     Example:
+        >>> from vecsweep.schedules import multi_step
         >>> multi_step([15, 24], total=30)([0.0, 0.4, 0.5, 1.0])
         array([1.  , 1.  , 0.1 , 0.01])
 
@@ -106,6 +108,7 @@ def exponential_decay(gamma: float, *, total: float) -> Schedule:
         ValueError: One is not positive and finite.
 
     Example:
+        >>> from vecsweep.schedules import exponential_decay
         >>> exponential_decay(0.5, total=4)([0.0, 0.24, 0.26, 1.0])
         array([1.   , 1.   , 0.5  , 0.125])
 
@@ -136,6 +139,7 @@ def inverse(power: float = 1.0, *, total: float) -> Schedule:
         ValueError: One is not positive and finite.
 
     Example:
+        >>> from vecsweep.schedules import inverse
         >>> inverse(total=4)([0.0, 0.24, 0.26, 1.0])
         array([1.  , 1.  , 0.5 , 0.25])
 

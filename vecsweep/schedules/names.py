@@ -69,6 +69,7 @@ def parse(text: str) -> Schedule:
             neither a name nor a call.
 
     Example:
+        >>> from vecsweep.schedules import parse
         >>> parse("one-cycle(div=10, pct_start=0.3)")
         Schedule(one_cycle(div=10, div_final=100000, pct_start=0.3, momentums=(0.95, 0.85, 0.95)))
     """

@@ -35,6 +35,7 @@ def one_cycle(
         ValueError: A divisor is not positive, `pct_start` is not between 0 and 1, or a momentum not in [0, 1).
 
     Example:
+        >>> from vecsweep.schedules import one_cycle
         >>> one_cycle()([0.0, 0.25, 1.0])
         array([4.e-02, 1.e+00, 1.e-05])
 
@@ -73,6 +74,7 @@ def flat_cosine(pct_start: float = 0.75, div_final: float = 1e5) -> Schedule:
         ValueError: `pct_start` is not between 0 and 1, or `div_final` is not positive.
 
     Example:
+        >>> from vecsweep.schedules import flat_cosine
         >>> flat_cosine()([0.0, 0.5, 0.75, 1.0])
         array([1.e+00, 1.e+00, 1.e+00, 1.e-05])
 
@@ -105,6 +107,7 @@ def warmup(fraction: float, start: float, then: Schedule | Curve) -> Schedule:
 
     Example:
         >>> from vecsweep.schedules import cosine
+        >>> from vecsweep.schedules import warmup
         >>> warmup(5 / 30, 0.001, 0.04 * cosine(1, 0))([0.0, 5 / 30, 1.0])
         array([0.001, 0.04 , 0.   ])
 

@@ -48,6 +48,7 @@ class Schedule:
         name: how it was made, for people.
 
     Example:
+        >>> from vecsweep.schedules import Schedule
         >>> schedule = Schedule(lambda progress: 1 - progress, name="to zero")
         >>> schedule(0.25), (0.01 * schedule)(0.0)
         (0.75, 0.01)
@@ -120,6 +121,7 @@ def as_schedule(value: Any) -> Schedule | TorchSchedule:
         TypeError: It is none of these.
 
     Example:
+        >>> from vecsweep.schedules import as_schedule
         >>> as_schedule(lambda progress: 1 - progress)(0.75)
         0.25
     """
@@ -164,6 +166,8 @@ def evaluate(schedule: Schedule, progress: FloatArray, name: str) -> FloatArray:
         ValueError: A value is missing, is not a number, or is negative or not finite.
 
     Example:
+        >>> import numpy as np
+        >>> from vecsweep.schedules import Schedule, evaluate
         >>> evaluate(Schedule(lambda progress: 1 - progress), np.array([0.0, 0.5, 1.0]), "mine")
         array([1. , 0.5, 0. ])
     """
@@ -188,6 +192,8 @@ def evaluate_momentum(schedule: Schedule, progress: FloatArray, name: str) -> Fl
         ValueError: A value is missing, is not a number, or is outside [0, 1).
 
     Example:
+        >>> import numpy as np
+        >>> from vecsweep.schedules import Schedule, evaluate_momentum
         >>> ramp = Schedule(lambda progress: 1 - progress, momentum=lambda progress: 0.95 - 0.1 * progress)
         >>> evaluate_momentum(ramp, np.array([0.0, 0.5, 1.0]), "mine")
         array([0.95, 0.9 , 0.85])

@@ -41,6 +41,7 @@ class TorchSchedule:
 
     Example:
         >>> import torch
+        >>> from vecsweep.schedules import TorchSchedule
         >>> TorchSchedule(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 30)).interval
         'epoch'
     """
@@ -100,6 +101,8 @@ class TorchSchedule:
             ValueError: As in `start`; the scheduler needs a metric; or it ends before the run.
 
         Example:
+            >>> import torch
+            >>> from vecsweep.schedules import from_torch
             >>> template = torch.optim.SGD([torch.zeros(1)], lr=1.0)
             >>> halving = from_torch(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5))
             >>> halving.rows(template, lr=0.1, num_steps=6, steps_per_epoch=2)["lr"]
@@ -172,6 +175,8 @@ class RunningScheduler:
 
     Example:
         >>> import torch
+        >>> from vecsweep.schedules import RunningScheduler
+        >>> from vecsweep.schedules import TorchSchedule
         >>> template = torch.optim.SGD([torch.zeros(1)], lr=0.1)
         >>> halving = TorchSchedule(lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5))
         >>> RunningScheduler(halving, template, lr=0.8).hyper()
@@ -304,7 +309,9 @@ def from_torch(factory: SchedulerFactory, interval: Interval = "epoch", metric: 
         ValueError: There is no such interval.
 
     Example:
+        >>> import torch
         >>> from torch.optim.lr_scheduler import OneCycleLR
+        >>> from vecsweep.schedules import from_torch
         >>> schedule = from_torch(
         ...     lambda optimizer: OneCycleLR(optimizer, max_lr=optimizer.param_groups[0]["lr"], total_steps=100),
         ...     interval="step",
@@ -335,6 +342,8 @@ def plateau(metric: str = "val_loss", **options: Any) -> TorchSchedule:
         ValueError: ReduceLROnPlateau does not take that value.
 
     Example:
+        >>> import torch
+        >>> from vecsweep.schedules import plateau
         >>> template = torch.optim.SGD([torch.zeros(1)], lr=1.0)
         >>> running = plateau(factor=0.5, patience=0).start(template, lr=0.1)
         >>> for val_loss in [1.0, 0.9, 0.9]:

@@ -28,6 +28,7 @@ def smooth(losses: ArrayLike, smoothing: float) -> FloatArray:
         ValueError: If `smoothing` is outside [0, 1), or `losses` has not one or two axes.
 
     Example:
+        >>> from vecsweep.suggest import smooth
         >>> smooth([4.0, float("nan"), 1.0], smoothing=0.5).tolist()
         [4.0, nan, 2.0]
 

@@ -39,6 +39,8 @@ def cyclical_bounds(lrs: ArrayLike, accuracies: ArrayLike, *, tolerance: float =
         ValueError: the curve is not as above, or never rises.
 
     Example:
+        >>> import numpy as np
+        >>> from vecsweep.suggest import cyclical_bounds
         >>> lrs = np.array([1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0])
         >>> cyclical_bounds(lrs, [0.1, 0.1, 0.6, 0.8, 0.79, 0.1])
         CyclicalBounds(base_lr=0.001, max_lr=1.0)

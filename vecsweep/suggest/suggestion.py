@@ -21,7 +21,8 @@ class Suggestion:
     """A learning rate read off a curve, and what is doubtful about it; `float(suggestion)` is the lr.
 
     Example:
-        >>> print(Suggestion(lr=0.0398, rule="valley", loss=0.412))
+        >>> import vecsweep as vs
+        >>> print(vs.Suggestion(lr=0.0398, rule="valley", loss=0.412))
         0.0398 (valley; loss 0.412)
     """
 
@@ -72,6 +73,8 @@ def suggest(
         TypeError: If `rule` is neither a name nor callable, or its answer is not a number.
 
     Example:
+        >>> import numpy as np
+        >>> from vecsweep.suggest import suggest
         >>> lrs = np.geomspace(1e-5, 1.0, 11)
         >>> losses = [2.3, 2.3, 2.2, 2.0, 1.7, 1.2, 0.8, 0.7, 0.9, 2.5, float("nan")]
         >>> print(suggest(lrs, losses))

@@ -28,6 +28,9 @@ class Averaged(nn.Module):
         ValueError: `decay` is out of range.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from vecsweep.tasks import Averaged
         >>> model = Averaged(nn.Linear(2, 1), decay=0.9)
         >>> model(torch.ones(3, 2)).shape, model.eval()(torch.ones(3, 2)).shape
         (torch.Size([3, 1]), torch.Size([3, 1]))

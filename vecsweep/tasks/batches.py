@@ -21,6 +21,8 @@ class ShuffledBatches:
         drops_last: whether a last, smaller batch of a pass is left out.
 
     Example:
+        >>> import torch
+        >>> from vecsweep.tasks import ShuffledBatches
         >>> batches = ShuffledBatches(torch.zeros(10, 3), torch.zeros(10), batch_size=4)
         >>> [inputs.shape for inputs, targets in batches]
         [torch.Size([4, 3]), torch.Size([4, 3])]

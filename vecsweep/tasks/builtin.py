@@ -173,6 +173,7 @@ def tanh_regression() -> Task:
         The task; a batch is features `[50, 5]` and values `[50, 1]`.
 
     Example:
+        >>> from vecsweep.tasks import tanh_regression
         >>> inputs, targets = next(iter(tanh_regression().batches))
         >>> inputs.shape, targets.shape
         (torch.Size([50, 5]), torch.Size([50, 1]))

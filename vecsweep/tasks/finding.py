@@ -35,7 +35,9 @@ def load_task(name: str) -> Task:
         ImportError: the package that a built-in task has its data from is not installed.
 
     Example:
-        >>> isinstance(load_task("digits"), Task)
+        >>> import vecsweep as vs
+        >>> from vecsweep.tasks import load_task
+        >>> isinstance(load_task("digits"), vs.Task)
         True
     """
     source, colon, function_name = name.rpartition(":")
