@@ -19,7 +19,9 @@ demo: $(DEMO_STAMP)
 data: $(DEMO_STAMP)
 	$(BIN)/python -m vecsweep data $(ARGS)
 
-# The tests, then every arm of every bench once; the way of processes needs two threads.
+# The tests, then every arm of every bench once; the way of processes needs two threads. Those of PyTorch sleep while they
+# wait for each other, because tests side by side share the cores.
+test: export OMP_WAIT_POLICY = PASSIVE
 test: lint types
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 	$(BIN)/python -m pytest bench --benchmark-disable --ignore bench/bench_ways.py --threads 1 \

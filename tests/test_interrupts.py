@@ -395,7 +395,7 @@ def test_command_ends_with_130_and_a_readable_file(tmp_path):
     with subprocess.Popen(
         [
             *(sys.executable, "-m", "vecsweep", "sweep", "run.py:task", "--lrs", "0.01,0.1", "--num-steps", "100000"),
-            *("--output-dir", "sweep"),
+            *("--no-compile", "--output-dir", "sweep"),
         ],
         cwd=tmp_path,
         stdout=subprocess.PIPE,

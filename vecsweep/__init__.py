@@ -28,10 +28,11 @@ if TYPE_CHECKING:
     from vecsweep.execution import Execution
     from vecsweep.finder import LRFinder
     from vecsweep.integrations.fastai import lr_find
+    from vecsweep.range_testing import range_test
     from vecsweep.results import Answer, RangeTest, Sweep, join
     from vecsweep.resuming import load, resume
     from vecsweep.suggest import Suggestion
-    from vecsweep.sweeps import range_test, sweep
+    from vecsweep.sweeps import sweep
     from vecsweep.task import Task
 
 __all__ = [
@@ -66,10 +67,11 @@ _HOMES = {
     "execution": ("Execution",),
     "finder": ("LRFinder",),
     "integrations.fastai": ("lr_find",),
+    "range_testing": ("range_test",),
     "results": ("Answer", "RangeTest", "Sweep", "join"),
     "resuming": ("load", "resume"),
     "suggest": ("Suggestion",),
-    "sweeps": ("range_test", "sweep"),
+    "sweeps": ("sweep",),
     "task": ("Task",),
 }
 _MODULES = (

@@ -15,8 +15,9 @@ from vecsweep.checkpoint.journal import RESULT, is_call, latest_child, read_call
 from vecsweep.checkpoint.trained import is_whole, read_trained
 from vecsweep.execution import Cluster
 from vecsweep.pruning import Prune
+from vecsweep.range_testing import range_test
 from vecsweep.results import Answer, Sweep
-from vecsweep.sweeps import range_test, sweep
+from vecsweep.sweeps import sweep
 from vecsweep.task import Task
 from vecsweep.training import Training
 

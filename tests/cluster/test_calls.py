@@ -68,7 +68,7 @@ def test_runs_of_a_call_share_one_connection(monkeypatch):
 
 
 def test_devices_of_this_machine_are_a_worker_each_and_nothing_is_left_of_ray(device, tmp_path):
-    num = 4 if device == "cpu" else torch.cuda.device_count()
+    num = 3 if device == "cpu" else torch.cuda.device_count()
     if num < 2:
         pytest.skip("there is one GPU alone")
     devices = ["cpu"] * num if device == "cpu" else [f"cuda:{k}" for k in range(num)]

@@ -13,9 +13,9 @@ import numpy as np
 
 from vecsweep._types import Seeds
 from vecsweep.execution import ExecutionOptions
+from vecsweep.range_testing import range_test
 from vecsweep.results import RangeTest
 from vecsweep.suggest import RULES, Rule, steepest, suggest
-from vecsweep.sweeps import range_test
 from vecsweep.task import Task
 
 _SMOOTHING = 0.98  # of fastai's recorder

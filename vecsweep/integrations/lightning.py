@@ -29,9 +29,9 @@ from vecsweep.integrations._lightning import (
     read_optimizer,
 )
 from vecsweep.integrations._stand_in import StandIn, attached
+from vecsweep.range_testing import range_test
 from vecsweep.results import RangeTest
 from vecsweep.suggest import RAMP_SMOOTHING, Rule, smooth, suggest
-from vecsweep.sweeps import range_test
 from vecsweep.task import Task
 
 if TYPE_CHECKING:
