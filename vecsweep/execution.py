@@ -87,7 +87,8 @@ class Execution:
         chunk_size: members that are stepped together; "auto" keeps a chunk small enough for the caches of a CPU, takes
             as many as fit on a GPU by an estimate, and times other sizes in long runs.
         accumulation_steps: batches in each step, whose gradients are averaged.
-        max_grad_norm: the norm to which each member's gradient is clipped; None leaves it alone.
+        max_grad_norm: the 2-norm to which each member's gradient is clipped, over all of its parameters, as
+            `torch.nn.utils.clip_grad_norm_` does; None leaves it alone.
         divergence_factor: a member ends at the first loss that is not finite, and once 16 losses in a row, after the
             first 16, have been above `start + (divergence_factor - 1) * scale`, where start and scale are the mean and
             the mean magnitude of what its seed's first batches, up to 4, lose under the untrained weights. A spike
@@ -98,6 +99,10 @@ class Execution:
             it has none; the address of a cluster that runs; or a `vecsweep.execution.Cluster`, which says more. The
             `device` is then None, "cuda" or "cpu". The result is the same, and its weights are on the CPU. None for
             one device.
+
+    Raises:
+        TypeError: an option is of the wrong kind.
+        ValueError: an option is out of range, or PyTorch has no such device here.
 
     Example:
         >>> import vecsweep as vs

@@ -133,6 +133,10 @@ class Answer:
 
         Returns:
             Where it was written.
+
+        Raises:
+            ValueError: as in `model`.
+            OSError: the file cannot be written.
         """
         runs, i = self._winners_run()
         return runs.save_model(i, path)
