@@ -49,9 +49,17 @@ class Marks:
 
     def __init__(self):
         self._refs = {}  # as long as one is held, nothing else is at the same address
+        self._sizes = {}
 
     def add(self, tensor):
         self._refs |= {storage._cdata: StorageWeakRef(storage) for storage in storages_of(tensor)}
+        self._sizes |= {storage._cdata: storage.nbytes() for storage in storages_of(tensor)}
+
+    @property
+    def num_bytes(self):
+        """Of all tensors that there still are."""
+        self.purge()
+        return sum(self._sizes[place] for place in self._refs)
 
     def discard(self, tensor):
         for storage in storages_of(tensor):
@@ -100,7 +108,11 @@ class PretendedGpu(Cuda):
     Attributes:
         waits: what the host has waited for, by name.
         log: as in `Cuda`.
+        peak_bytes: the most memory of the GPU that tensors had at a time; counted where it is set to 0.
+        most_bytes: that they may have; None for any number.
     """
+
+    peak_bytes = most_bytes = None
 
     def __init__(self, monkeypatch):
         super().__init__(monkeypatch)
@@ -111,6 +123,7 @@ class PretendedGpu(Cuda):
         self.unplaced = Marks()  # what an operator made of nothing, on the device that it takes its inputs to be on
         self.generator = torch.Generator()
         self._late, self._num_seen = [], 0  # copies that are under way
+        self._registered = {}  # bytes of the host's memory that are pinned, by where they begin
         self._is_lost = False  # by an assertion of a kernel, after which nothing runs any more
         self._deepcopy_on_cpu = Tensor.__deepcopy__
         for name, value in {
@@ -127,6 +140,7 @@ class PretendedGpu(Cuda):
             "memory_reserved": lambda device=None: 0,
             "memory_allocated": lambda device=None: 0,
             "Event": lambda *_, **__: Event(self),
+            "cudart": lambda: self,
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
         monkeypatch.setattr(torch.backends.cudnn, "is_acceptable", lambda tensor: False)  # which warns
@@ -139,7 +153,7 @@ class PretendedGpu(Cuda):
             "cpu": lambda x, **_: self._to(x, "cpu"),
             "cuda": lambda x, *_, **options: self._to(x, "cuda", **options),
             "pin_memory": self._pin,
-            "is_pinned": lambda x, *_: x in self.pinned,
+            "is_pinned": lambda x, *_: self._is_pinned(x),
             "record_stream": self._record_stream,
             "tolist": self._tolist,
             "numpy": self._numpy,
@@ -156,6 +170,17 @@ class PretendedGpu(Cuda):
         while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             tensor = torch._C._functorch.get_unwrapped(tensor)
         return not tensor.is_meta and tensor in self.on_gpu
+
+    def cudaHostRegister(self, place, num_bytes, flags):  # noqa: N802 - CUDA's name
+        self._registered[place] = num_bytes
+        return 0
+
+    def cudaHostUnregister(self, place):  # noqa: N802
+        del self._registered[place]
+        return 0
+
+    def _is_pinned(self, x):
+        return x in self.pinned or any(p <= x.data_ptr() < p + size for p, size in self._registered.items())
 
     def synchronize(self, device=None):
         super().synchronize(device)
@@ -199,9 +224,14 @@ class PretendedGpu(Cuda):
             self._note_wait(str(func))
         elif here and there and func in _INDEXING:
             self._note_wait("to the GPU")
-        if func is _ATEN.copy_.default and args[0] in self.pinned and here and _is_not_awaited(args, kwargs):
-            self._late.append((args[0], args[1].clone()))
-            return args[0]
+        if func is _ATEN.copy_.default and here and not self.is_on_gpu(args[0]) and _is_not_awaited(args, kwargs):
+            if self._is_pinned(args[0]):
+                self._late.append((args[0], args[1].clone()))
+                return args[0]
+        elif func is _ATEN.copy_.default and there and self._late:  # a copy back finds the one before it done
+            for place, value in self._late:
+                if place.untyped_storage()._cdata == args[1].untyped_storage()._cdata:
+                    place.copy_(value)
         if not is_here:
             results = func(*args, **kwargs)
         elif torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
@@ -215,11 +245,19 @@ class PretendedGpu(Cuda):
             if own and all(storage._cdata not in given for storage in own):
                 if is_here:
                     self.on_gpu.add(tensor)
+                    self._count_bytes()
                 elif not there:
                     self.unplaced.add(tensor)
                 if is_pinned:
                     self.pinned.add(tensor)
         return results
+
+    def _count_bytes(self):
+        if self.peak_bytes is not None or self.most_bytes is not None:
+            num_bytes = self.on_gpu.num_bytes
+            self.peak_bytes = max(self.peak_bytes or 0, num_bytes)
+            if self.most_bytes is not None and num_bytes > self.most_bytes:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
 
     def _note_copy(self, func, args, kwargs, *, is_here):
         """Whoever copies to the host without pinned memory, or from there, waits."""
@@ -233,7 +271,7 @@ class PretendedGpu(Cuda):
             if not isinstance(value, Tensor) or value.is_meta or to_gpu == self.is_on_gpu(value):
                 continue
             host = value if to_gpu else place
-            if host is not None and host in self.pinned and _is_not_awaited(args, kwargs):
+            if host is not None and self._is_pinned(host) and _is_not_awaited(args, kwargs):
                 self.log.append(("copy", to_gpu))
             elif not (to_gpu and value.ndim == 0):  # a number goes along with the kernel that fills it in
                 self._note_wait("to the GPU" if to_gpu else "to the host")

@@ -93,7 +93,7 @@ LAYERS = {
         "_engine.data.batches",
         """_engine.graphs.bindings _engine.graphs.capture _engine.graphs.closeness _engine.graphs.graph
         _engine.graphs.levels""",
-        "_engine.graphs.formulas _engine.graphs.joining _engine.graphs.staging",
+        "_engine.graphs.formulas _engine.graphs.joining _engine.graphs.slots _engine.graphs.staging",
         "_engine.graphs.lowering",
         "_engine.members.divergence _engine.members.objective _engine.members.sameness",
         "_engine.members.templates _engine.members.work",

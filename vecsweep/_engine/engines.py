@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import replace
 
-from vecsweep._engine.budget import check_room, in_words, is_memory_told, tell_memory
+from vecsweep._engine.budget import check_room, in_words, is_memory_told, must_wait_ashore, tell_memory
 from vecsweep._engine.caller.lending import have_same_special
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.keeping.snapshot import Manner
@@ -70,7 +70,8 @@ class Engines:
         self._keeps_states = keeps_states
         self._not_evaluated = not_evaluated
         self._seen: Probe | None = None  # in the first batch
-        self._device = next(learners[plan.seeds[0]].model.parameters()).device
+        self._pattern = learners[plan.seeds[0]]
+        self._device = next(self._pattern.model.parameters()).device
         self.choice = Choice(Way("sequential", len(plan.members), is_compiled=False), "")
         self.num_chunks = 0
         self.obstacle: str | None = None
@@ -83,7 +84,9 @@ class Engines:
 
     def choose(self) -> None:
         """Choose an engine as it was asked for, by what a pass of the first batch shows; say what memory that takes."""
-        check_room(self.footprint, len(self._plan.members), self._device)
+        is_batched = self._execution.engine in ("auto", "vectorized") and not self._windows.mover
+        may_wait_ashore = self._device.type == "cuda" and is_batched and StackedUpdate.suits(self._pattern)
+        check_room(self.footprint, len(self._plan.members), self._device, may_wait_ashore=may_wait_ashore)
         self._choose()
         self._tell_memory()
 
@@ -120,7 +123,7 @@ class Engines:
     @property
     def footprint(self) -> Footprint:
         """What the members take, as far as passes have shown it."""
-        pattern, seen = self._learners[self._plan.seeds[0]], self._seen
+        pattern, seen = self._pattern, self._seen
         update = StackedUpdate(pattern, self._plan.hyper) if StackedUpdate.suits(pattern) else None
         if seen is None:
             return Footprint.of(self._learners, update)
@@ -129,12 +132,12 @@ class Engines:
     def _tell_memory(self) -> None:
         if not is_memory_told():
             return
-        at_once, engine = 1, self.engine
+        at_once, engine, waits_ashore = 1, self.engine, False
         if isinstance(engine, Vectorized):
-            at_once = max(map(len, self.divide(self._plan)))
+            at_once, waits_ashore = max(map(len, self.divide(self._plan))), engine.waits_ashore
         elif isinstance(engine, Parallel):
             at_once = engine.num_processes
-        tell_memory(self.footprint, len(self._plan.members), at_once, self._device)
+        tell_memory(self.footprint, len(self._plan.members), at_once, self._device, waits_ashore=waits_ashore)
 
     @property
     def manner(self) -> Manner:
@@ -186,6 +189,20 @@ class Engines:
         if isinstance(self.engine, Vectorized) and self.engine.in_doubt_from is not None:
             found = (self.in_doubt_from, self.engine.in_doubt_from)
             self.in_doubt_from = min(step for step in found if step is not None)
+
+    def go_ashore(self) -> bool:
+        """Let members wait on the host from now on, and warn of it; False where they do already, or cannot."""
+        engine = self.engine
+        if not isinstance(engine, Vectorized) or engine.waits_ashore or not engine.can_wait_ashore:
+            return False
+        if len(self._plan.members) == 1:
+            return False
+        warn_of_fallback(
+            "There is not enough memory on the GPU for a step of one member beside the states of all. Those that wait "
+            "for their turn do so in the host's memory from now on; to come and go takes time. The result is the same."
+        )
+        engine.go_ashore()
+        return True
 
     def half_of(self, num_members: int, error: BaseException | None) -> int:
         """Say, and warn once, to how many members a chunk comes down that does not fit into memory.
@@ -275,7 +292,11 @@ class Engines:
 
     def _vectorized(self, seen: Probe) -> Vectorized:
         first, hyper = self._windows.first, tuple(self._plan.hyper)
-        return Vectorized(self._learners, self._execution, self._streams, first, seen, hyper, self._recorded)
+        engine = Vectorized(self._learners, self._execution, self._streams, first, seen, hyper, self._recorded)
+        num_members = len(self._plan.members)
+        if engine.can_wait_ashore and num_members > 1 and must_wait_ashore(engine.footprint, num_members, self._device):
+            engine.go_ashore()
+        return engine
 
     def _estimate_step_s(self, work: Work) -> float:
         """About how long a step of all members takes; counted and not timed, so that windows are the same again."""

@@ -3,8 +3,10 @@
 Values are averaged over batches by the weight of each (`weights.py`), so that a smaller last batch counts right.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 
 import numpy as np
 import torch
@@ -20,6 +22,8 @@ from vecsweep._engine.passes import Passes, Weighed
 from vecsweep._engine.ways.contract import Chunk
 from vecsweep._types import FloatArray
 from vecsweep.execution import Execution
+
+_AT_ONCE = 16  # batches
 
 
 class Evaluator:
@@ -83,15 +87,18 @@ class Evaluator:
         places = {seed: place for place, seed in enumerate(all_seeds)}
         indices = [upload(np.array(list(map(places.__getitem__, own))), device) for own in seeds]
         whole = torch.zeros(len(all_seeds), dtype=torch.float64, device=device)
-        for of_seeds in batches:
-            interrupts.check()
-            own_batches = {seed: weighed.batch for seed, weighed in of_seeds.items()}
-            weights = torch.stack([of_seeds[seed].weight for seed in all_seeds])
-            whole = whole + weights
+        # What comes from the host for its turn measures several batches then.
+        num_at_once = _AT_ONCE if len(chunks) > 1 and any(chunk.waits_ashore for chunk in chunks) else 1
+        while some := list(islice(batches, num_at_once)):
+            weights = [torch.stack([of_seeds[seed].weight for seed in all_seeds]) for of_seeds in some]
+            whole = functools.reduce(torch.add, weights, whole)
             for k, (chunk, index) in enumerate(zip(chunks, indices, strict=True)):
-                own = weights[index]
-                # A seed whose batches have run out has a weight of 0 there, which NaN must not survive.
-                totals[k] = totals[k] + torch.where(own > 0, own * chunk.measure(own_batches), 0.0)
+                for of_seeds, of_all in zip(some, weights, strict=True):
+                    interrupts.check()
+                    own = of_all[index]
+                    measured = chunk.measure({seed: weighed.batch for seed, weighed in of_seeds.items()})
+                    # A seed whose batches have run out has a weight of 0 there, which NaN must not survive.
+                    totals[k] = totals[k] + torch.where(own > 0, own * measured, 0.0)
         if not bool((whole > 0).all()):
             raise ValueError(
                 "The batches to evaluate on must hold something; they yielded nothing when they were read again, or "

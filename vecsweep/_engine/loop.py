@@ -216,7 +216,7 @@ class Loop:
         if self.is_over:
             return []
         if self.snapshot is not None:
-            states = {i: state.on(self.device) for i, state in self.snapshot.states.items()}
+            states = self.snapshot.states  # on the host; the engine moves those of a chunk at a time
             self.snapshot = replace(self.snapshot, states={}, ended={})  # once is enough
             parts = self.snapshot.chunks
             return [own for members in parts for own in self.grouping.load(members, [states[i] for i in members])]

@@ -91,7 +91,7 @@ def take_up(loop: "Loop", snapshot: Snapshot) -> None:
     for name, values in snapshot.metrics.items():
         tally.metrics[name][:num_evaluated] = values
     for i, state in snapshot.ended.items():
-        loop.states[i] = state.on(loop.device)
+        loop.states[i] = state
     if tally.observer:
         tally.observer.losses(0, snapshot.loss, snapshot.hyper)
     for row, step in enumerate(loop.evaluation.steps[:num_evaluated]):

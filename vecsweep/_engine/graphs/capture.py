@@ -1,12 +1,11 @@
 """A step as a CUDA graph: all its kernels are launched at once, so that small models are not held up by the host.
 
-A graph works on the memory that it was captured on. So chunks that look alike take turns at one place for their state,
-a slot, and share a graph. What is said here of PyTorch was read in its 2.13: `torch/cuda/graphs.py`, and
-`aten/src/ATen/cuda/CUDAGraph.cpp` below it.
+A graph works on the memory that it was captured on; how chunks come to share one is in `slots.py`. What is said here of
+PyTorch was read in its 2.13: `torch/cuda/graphs.py`, and `aten/src/ATen/cuda/CUDAGraph.cpp` below it.
 """
 
 import functools
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -157,35 +156,3 @@ def copy_all_(places: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     with torch.no_grad():
         for own_places, own_values in kinds.values():
             torch._foreach_copy_(own_places, own_values)
-
-
-class Slots:
-    """Where chunks have their state while they train: one place for all that look alike."""
-
-    def __init__(self) -> None:
-        self._slots: dict[Hashable, list[Tensor]] = {}
-        self._used: dict[Hashable, int] = {}  # the last window
-        self._windows = (-1, -1)  # the one before, and this one
-
-    def take(self, state: Sequence[Tensor], window: int) -> list[Tensor]:
-        """Copy a state to its slot; what no chunk has used in this window nor in the one before is given up.
-
-        Args:
-            state: flat.
-            window: a number that grows from window to window.
-        """
-        if window != self._windows[1]:
-            self._windows = (self._windows[1], window)
-        kind = tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in state)
-        if kind not in self._slots:
-            for old in [old for old, used in self._used.items() if used < self._windows[0]]:
-                del self._slots[old], self._used[old]
-            self._slots[kind] = [torch.empty_like(tensor) for tensor in state]
-        self._used[kind] = window
-        copy_all_(self._slots[kind], state)
-        return self._slots[kind]
-
-    def clear(self) -> None:
-        """Give all slots up."""
-        self._slots.clear()
-        self._used.clear()

@@ -237,14 +237,18 @@ def check_given(model: nn.Module, template: Optimizer | None) -> None:
 
 
 def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put copies of tensors into a model, by name; what a pass was the first to register is registered as a buffer."""
+    """Put copies of tensors into a model, by name; what a pass was the first to register is registered as a buffer.
+
+    They may be elsewhere, and come to where the model is.
+    """
     named = dict(model.named_parameters()) | dict(model.named_buffers())
     for name, value in tensors.items():
         if name in named:
-            named[name].data = value.clone()  # of another shape, if the model lets a buffer grow
+            named[name].data = value.to(named[name].device, copy=True)  # of another shape, if a buffer may grow
         else:
             path, _, key = name.rpartition(".")
-            model.get_submodule(path).register_buffer(key, value.clone())
+            device = next(iter(named.values())).device
+            model.get_submodule(path).register_buffer(key, value.to(device, copy=True))
 
 
 def _own_metric(metric: Metric, device: torch.device | str | None, dtype: torch.dtype | None) -> Metric:

@@ -19,6 +19,7 @@ from vecsweep._engine.caller.memory import is_out_of_memory, let_go_of
 from vecsweep._engine.caller.rng import Turns
 from vecsweep._engine.data.batches import Key, key_of, stack
 from vecsweep._engine.graphs.capture import copy_all_, upload
+from vecsweep._engine.graphs.slots import Ashore, Slot
 from vecsweep._engine.members.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.members.measure import Foreseen, measure_one
 from vecsweep._engine.members.optimizer import MemberOptimizers
@@ -54,10 +55,14 @@ class VectorizedChunk:
         self._seed_index: Tensor | None = None  # [member], a member's place on it; None where all are of one seed
         if len(self._seeds) > 1:
             places = {seed: place for place, seed in enumerate(self._seeds)}
-            device = ensemble.fate.alive.device
-            self._seed_index = upload(np.array([places[seed] for seed in ensemble.seeds]), device)
+            self._seed_index = upload(np.array([places[seed] for seed in ensemble.seeds]), engine.device)
         self._saved: list[Tensor] | None = None
         self._saved_optimizers: list[OptimizerState] | None = None
+        self._slot: Slot | None = None  # where the members train
+        self._ashore: Ashore | None = None  # where their state waits, if on the host
+        engine.chunks.add(self)
+        if engine.waits_ashore:
+            self.go_ashore()
 
     def __len__(self) -> int:
         return len(self._ensemble)
@@ -66,6 +71,7 @@ class VectorizedChunk:
         """Train through a window."""
         if self._seed_index is not None:
             self._check_seeds_agree(window)
+        state = list[Tensor]()
         try:
             state = self._begin()
             with warnings.catch_warnings():
@@ -74,7 +80,7 @@ class VectorizedChunk:
                 curve = self._run(state, window, hyper)
             if self._engine.pattern.objective.has_checks:
                 curve = self._with_failures(curve, state, window)
-            self._commit(state)
+            self._commit()
         except interrupts.Stop:
             self._go_back()
             raise
@@ -82,9 +88,11 @@ class VectorizedChunk:
             failure = OutOfMemory() if is_out_of_memory(error) else Unmappable(explain(error))
             failure.__cause__ = error
         else:
-            self._saved = self._saved_optimizers = None  # a chunk that waits for its turn holds its state, and no more
+            # A chunk that waits for its turn holds its state, and no more.
+            self._saved = self._saved_optimizers = self._slot = None
             return curve
         # Not before here: as long as an error is being handled, the activations of the step that failed stay.
+        state, self._slot = [], None
         self._engine.let_go()
         let_go_of(failure)
         self._go_back()
@@ -92,6 +100,17 @@ class VectorizedChunk:
             raise failure
         finally:
             del failure  # or it would hold this frame, which holds it, and with them all members, until Python looks
+
+    @property
+    def waits_ashore(self) -> bool:
+        """Whether the members wait for their turn in the memory of the host."""
+        return self._ashore is not None
+
+    def go_ashore(self) -> None:
+        """Let the members wait for their turn in the memory of the host."""
+        if self._ashore is None and self._optimizers is None:
+            self._ashore = Ashore(self._flat, self._engine.device)
+            self._ensemble = self._with(self._ashore.tensors)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Put the members at the weights that they are evaluated at; no stacked update has such."""
@@ -109,7 +128,7 @@ class VectorizedChunk:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
                     drawn = self._drawn_to_evaluate(foreseen)
-                    measured = self._engine.measure(self._ensemble, batch, foreseen, drawn, seed_index)
+                    measured = self._engine.measure(self._on_device(), batch, foreseen, drawn, seed_index)
                     return self._with_refused(measured, batches)
             except Exception as error:
                 if self._engine.give_own_tensors(error) or self._engine.foresee(error, own[0], self._seeds[0]):
@@ -141,21 +160,21 @@ class VectorizedChunk:
     def _with_refused(self, measured: Tensor, batches: Mapping[int, Batch]) -> Tensor:
         """Measure by ordinary passes, which may raise, who is NaN where a check of numbers may be the reason."""
         if self._engine.pattern.objective.has_checks:
-            is_refused = measured.isnan().all(0) & self._ensemble.fate.alive
+            is_refused = measured.isnan().all(0) & self._on_device().fate.alive
             for i in is_refused.nonzero().flatten().tolist():
                 measured[:, i] = self._measure_member(i, batches)
         return measured
 
     def _measure_member(self, i: int, batches: Mapping[int, Batch]) -> Tensor:
         """Evaluate one member by an ordinary pass: `[metric]`."""
-        state, seed = self._ensemble.member(i), self._ensemble.seeds[i]
+        state, seed = self._on_device().member(i), self._ensemble.seeds[i]
         self._engine.streams.restart("evaluation", seed)
         pattern = self._engine.learners[seed]
         return measure_one(pattern, state.parameters, state.buffers, batches[seed], pattern)
 
     def members(self, positions: Sequence[int], *, is_last: bool = False) -> list[MemberState]:
         """Take the states of some members."""
-        states = [self._ensemble.member(i) for i in positions]
+        states = [self._settled.member(i) for i in positions]
         if self._optimizers is not None:
             optimizers = map(self._optimizers.state, positions)
             states = [replace(state, optimizer=own) for state, own in zip(states, optimizers, strict=True)]
@@ -165,7 +184,7 @@ class VectorizedChunk:
         """Copy the states of all members to the host: stacked, because each transfer from a GPU waits for it."""
         if self._optimizers is not None:
             return [state.mapped(copy) for state in self.members(range(len(self)), is_last=True)]
-        copied = pytree.tree_map(copy, self._ensemble.tensors)
+        copied = pytree.tree_map(copy, self._settled.tensors)
         ensemble = self._ensemble.with_tensors(copied)
         return [ensemble.member(i) for i in range(len(self))]
 
@@ -174,34 +193,76 @@ class VectorizedChunk:
         seeds = [self._ensemble.seeds[i] for i in keep]
         if self._optimizers is not None or len(set(seeds)) != len(self._seeds):
             return self._engine.load(self.members(keep, is_last=True), seeds)  # which copies
-        return VectorizedChunk(self._engine, self._ensemble.select(keep), None)
+        return VectorizedChunk(self._engine, self._settled.select(keep), None)
+
+    @property
+    def _settled(self) -> Ensemble:
+        """The members where they wait; on the host once they have come there."""
+        if self._ashore is not None:
+            self._ashore.wait()
+        return self._ensemble
+
+    @property
+    def _flat(self) -> list[Tensor]:
+        return pytree.tree_leaves(self._ensemble.tensors)
+
+    def _with(self, tensors: Sequence[Tensor]) -> Ensemble:
+        """The members with other tensors, flat."""
+        structure = pytree.tree_structure(self._ensemble.tensors)
+        return self._ensemble.with_tensors(pytree.tree_unflatten(list(tensors), structure))
+
+    def _take(self, slot: Slot) -> None:
+        """See that the members' state is in a slot."""
+        if slot.is_of(self):
+            return
+        slot.note(None)
+        if self._ashore is not None:
+            self._ashore.load(slot)
+        else:
+            copy_all_(slot.tensors, self._flat)
+        slot.note(self)
+
+    def _on_device(self) -> Ensemble:
+        """The members where they can be measured; not to be changed."""
+        if self._ashore is None or (slot := self._engine.slot(self._flat)) is None:
+            return self._ensemble
+        self._take(slot)
+        return self._with(slot.tensors)
 
     def _begin(self) -> list[Tensor]:
         """The flat state to train on: a slot, or, where the chunk has none, its own, of which a copy is kept."""
-        own = pytree.tree_leaves(self._ensemble.tensors)
+        own = self._flat
         if self._optimizers is None and (slot := self._engine.slot(own)) is not None:
-            return slot
+            self._take(slot)
+            slot.note(None)
+            self._slot = slot
+            return slot.tensors
         self._saved = [tensor.clone() for tensor in own]
         if self._optimizers is not None:
             self._saved_optimizers = [copy.deepcopy(self._optimizers.state(i)) for i in range(len(self))]
         return own
 
-    def _commit(self, state: Sequence[Tensor]) -> None:
+    def _commit(self) -> None:
         """Take over the state that a window has led to."""
-        if self._saved is None:
-            copy_all_(pytree.tree_leaves(self._ensemble.tensors), state)
+        if self._slot is None:
+            return
+        if self._ashore is not None:
+            self._ashore.store(self._slot)
+        else:
+            copy_all_(self._flat, self._slot.tensors)
+        self._slot.note(self)
 
     def _go_back(self) -> None:
         """Undo the steps since the snapshot, and give its memory back."""
         if self._saved is not None:
-            torch._foreach_copy_(pytree.tree_leaves(self._ensemble.tensors), self._saved)
+            torch._foreach_copy_(self._flat, self._saved)
         if self._saved_optimizers is not None:
             parameters = self._ensemble.parameters
             self._optimizers = MemberOptimizers(self._engine.pattern, parameters, self._saved_optimizers)
-        self._saved = self._saved_optimizers = None
+        self._saved = self._saved_optimizers = self._slot = None
 
     def _run(self, state: Sequence[Tensor], window: Window, hyper: Hyper) -> Curve:
-        device = self._ensemble.fate.alive.device
+        device = self._engine.device
         # In one transfer, and contiguous, because compiled code takes strides for granted.
         rows = upload(np.array(list(hyper.values()), order="C"), device)  # [name, step, member]
         of_steps = [dict(zip(hyper, own.unbind(), strict=True)) for own in rows.unbind(dim=1)]
@@ -210,11 +271,11 @@ class VectorizedChunk:
         norms = {name: torch.empty_like(losses) for name in self._engine.recorded}
         all_kinds = [tuple(key_of(batch) for batch in step_batches[self._seeds[0]]) for step_batches in window]
         recurring = {kinds for kinds, num in Counter(all_kinds).items() if num >= _RECURRING}
-        t = 0
+        ensemble, t = self._with(state), 0
         while t < len(window):
             kinds, steps = all_kinds[t], [self._inputs(window[t], all_kinds[t], of_steps[t])]
             take_steps = self._engine.program(
-                self._ensemble, steps[0], kinds, len(self._seeds), is_recurring=kinds in recurring
+                ensemble, steps[0], kinds, len(self._seeds), is_recurring=kinds in recurring
             )
             for k in range(t + 1, min(len(window), t + take_steps.num_ahead)):
                 if all_kinds[k] != kinds:
@@ -237,8 +298,7 @@ class VectorizedChunk:
             Exception: what such a pass raises that is not of the weights.
             RuntimeError: it goes on where the batched one was refused.
         """
-        structure = pytree.tree_structure(self._ensemble.tensors)
-        ensemble = self._ensemble.with_tensors(pytree.tree_unflatten(list(state), structure))
+        ensemble = self._with(state)
         loss, failures = curve.loss.clone(), dict[int, str]()
         for t, i in (loss == REFUSED).nonzero().tolist():
             seed = ensemble.seeds[i]

@@ -65,6 +65,11 @@ def look_at(curves: Sequence[Curve]) -> list[Seen]:
 class Chunk(Protocol):
     """Members that are stepped together."""
 
+    @property
+    def waits_ashore(self) -> bool:
+        """Whether the members of a GPU are in the host's memory but for their turns, so that these cost two moves."""
+        ...
+
     def __len__(self) -> int: ...
 
     def run(self, window: Window, hyper: Hyper) -> Curve:

@@ -122,6 +122,8 @@ class ParallelChunk:
         seeds: of the members.
     """
 
+    waits_ashore = False
+
     def __init__(self, engine: Parallel, workers: Sequence["Worker"], members: list[int], seeds: list[int]) -> None:
         self._engine = engine
         self._workers = workers

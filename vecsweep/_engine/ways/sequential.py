@@ -91,11 +91,15 @@ class Sequential:
 
     def load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> "SequentialChunk":
         """Make a learner for each member."""
-        return SequentialChunk(self, [_Member(self, state, seed) for state, seed in zip(members, seeds, strict=True)])
+        device = next(iter(self._pattern.parameters.values())).device
+        here = (state if state.fate.alive.device == device else state.on(device) for state in members)
+        return SequentialChunk(self, [_Member(self, state, seed) for state, seed in zip(here, seeds, strict=True)])
 
 
 class SequentialChunk:
     """Members that take turns; see `contract.Chunk`."""
+
+    waits_ashore = False
 
     def __init__(self, engine: Sequential, members: Sequence["_Member"]) -> None:
         self._engine = engine

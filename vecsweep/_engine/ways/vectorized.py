@@ -4,17 +4,20 @@ Not here: how a chunk goes through a window (`chunk.py`), the mathematics of a s
 (`program.py`), and the order of windows and chunks and what becomes of members that diverged (`loop.py`).
 """
 
+import weakref
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from vecsweep._engine.caller.memory import is_out_of_memory, let_go_of
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.data.batches import Key, key_of
-from vecsweep._engine.graphs.capture import Pool, Slots, is_capturable
+from vecsweep._engine.graphs.capture import Pool, is_capturable
 from vecsweep._engine.graphs.levels import Level, Stepping, name_of_key
+from vecsweep._engine.graphs.slots import Slot, Slots
 from vecsweep._engine.members.ensemble import Ensemble, MemberState
 from vecsweep._engine.members.footprint import Footprint
 from vecsweep._engine.members.learner import Learner
@@ -46,6 +49,11 @@ class Vectorized:
         seen: what passes over it have shown; no obstacle.
         varied: the names of the hyperparameters that members have for themselves.
         recorded: the norms that are noted at each step.
+
+    Attributes:
+        device: on which they train.
+        chunks: that there are.
+        waits_ashore: whether they wait for their turn in the memory of the host.
     """
 
     def __init__(
@@ -63,6 +71,7 @@ class Vectorized:
         self.recorded = recorded
         self.streams = streams
         self.pattern = next(iter(learners.values()))
+        self.device = next(iter(self.pattern.parameters.values())).device
         is_captured = is_capturable(list(self.pattern.parameters.values()))
         suits = StackedUpdate.suits(self.pattern)
         self.update = StackedUpdate(self.pattern, varied, has_kernels=not is_captured) if suits else None
@@ -79,7 +88,9 @@ class Vectorized:
         self.num_done = 0  # steps before the window that is trained
         # The memory of captured steps, which take turns, is common to the programs; None where nothing can be captured.
         self._pool = Pool() if is_captured else None
-        self._slots = Slots()
+        self._slots = Slots(self.device)
+        self.chunks = weakref.WeakSet[VectorizedChunk]()
+        self.waits_ashore = False
         self.measure = Measuring(self.pattern.objective, self._pool)
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
         self.draws_numbers = False
@@ -123,9 +134,21 @@ class Vectorized:
         if self._pool is not None:
             self._pool.renew()
 
-    def slot(self, state: Sequence[Tensor]) -> list[Tensor] | None:
-        """Copy a chunk's flat state to where it trains; None where that is its own memory."""
-        return None if self._pool is None else self._slots.take(state, self.num_done)
+    def slot(self, state: Sequence[Tensor]) -> Slot | None:
+        """Where a chunk of such a flat state trains; None where that is in its own memory."""
+        return None if self._pool is None else self._slots.of(state, self.num_done, is_whole=self.waits_ashore)
+
+    @property
+    def can_wait_ashore(self) -> bool:
+        """Whether chunks may wait for their turn in the memory of the host: they train in a slot."""
+        return self._pool is not None and self.update is not None
+
+    def go_ashore(self) -> None:
+        """Let chunks wait on the host from now on, those that there are and those that come."""
+        self.let_go()
+        self.waits_ashore = True
+        for chunk in self.chunks:
+            chunk.go_ashore()
 
     @property
     def member_bytes(self) -> int:
@@ -174,6 +197,10 @@ class Vectorized:
 
     def _load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> "VectorizedChunk":
         member_buffers = self._stacked if len(set(seeds)) == 1 else self._changed | self._differing
+        place = torch.device("cpu") if self.waits_ashore else self.device
+        # Members of a seed may begin as one object, which comes but once.
+        there = {id(member): member.on(place) for member in members if member.fate.alive.device != place}
+        members = [there.get(id(member), member) for member in members]
         ensemble = Ensemble.stack(members, seeds, member_buffers)
         states = [member.optimizer for member in members]
         if self.update is None:

@@ -1,0 +1,156 @@
+"""Members that wait for their turn on the host, where a GPU has no room for all: on one that is pretended."""
+
+import gc
+
+import numpy as np
+import pytest
+import stock
+import torch
+import torch.nn.functional as F
+from pretended_gpu import GPU, pretended_gpu
+from torch import nn
+
+import vecsweep as vs
+from vecsweep._engine.graphs.slots import Ashore, Slot
+
+NUM = 6
+LRS = list(np.geomspace(1e-3, 1e-1, NUM))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    with pretended_gpu() as machine:
+        monkeypatch.setattr(stock, "DEVICE", GPU)
+        yield machine
+
+
+@pytest.fixture
+def small(gpu, monkeypatch):
+    """One that has next to no memory, as far as PyTorch says beforehand."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10, 10))
+    return gpu
+
+
+def task(width=8, **options):
+    torch.manual_seed(0)
+    layers = nn.Linear(6, width), nn.BatchNorm1d(width), nn.Tanh(), nn.Dropout(0.3), nn.Linear(width, 3)
+    model = nn.Sequential(*layers)
+    batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(6)]
+    return vs.Task(model, batches, F.cross_entropy, lambda p: torch.optim.AdamW(p, lr=0.01), **options)
+
+
+WIDE = {"width": 256}
+VAL = {
+    "val_batches": [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(5)],
+    "metrics": {"accuracy": lambda y, t: (y.argmax(1) == t).double().mean()},
+}
+HOW = {"lrs": [*LRS, 1e9, 2e9], "seeds": 2, "num_steps": 64, "val_every": 16, "device": "cuda", "chunk_size": 3}
+
+
+def test_members_that_wait_on_the_host_give_the_same_bits(gpu, monkeypatch):
+    here = vs.sweep(task(**VAL), **HOW)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10, 10))
+    ashore = vs.sweep(task(**VAL), **HOW)
+    np.testing.assert_array_equal(ashore.train_loss, here.train_loss)
+    for name in ("val_loss", "val_accuracy"):
+        np.testing.assert_array_equal(ashore.metrics[name], here.metrics[name])
+    for i in range(len(here.members)):
+        models = ashore.model(i), here.model(i)
+        for own, expected in zip(*(model.state_dict().values() for model in models), strict=True):
+            assert own.device == expected.device == GPU
+            torch.testing.assert_close(own, expected, rtol=0, atol=0, equal_nan=True)
+    np.testing.assert_array_equal(ashore.extend(num_steps=16).train_loss, here.extend(num_steps=16).train_loss)
+
+
+def test_members_that_wait_on_the_host_train_as_in_an_ordinary_loop(float64, small):
+    runs = vs.sweep(task(), lrs=LRS, num_steps=40, device="cuda", chunk_size=2)
+    assert "captured" in runs.engine
+    for i, lr in enumerate(LRS):
+        expected = stock.train(task(), lr, 40)
+        np.testing.assert_allclose(runs.train_loss[:, i], expected.losses, rtol=1e-9)
+
+
+def peak_bytes(gpu, num_members, **how):
+    """The most memory of the GPU that a sweep takes, and its losses."""
+    gc.collect()
+    gpu.graphs.clear()
+    gpu.log.clear()
+    gpu.peak_bytes = 0
+    lrs = np.geomspace(1e-3, 1e-1, num_members)
+    made = task(**WIDE, **VAL)
+    runs = vs.sweep(made, lrs=lrs, num_steps=48, val_every=16, device="cuda", compile=False, engine="vectorized", **how)
+    return gpu.peak_bytes, np.concatenate([runs.train_loss, runs.metrics["val_loss"]])
+
+
+def test_memory_of_the_gpu_does_not_grow_with_the_members_that_wait(small):
+    few, many = (peak_bytes(small, num_members, chunk_size=2)[0] for num_members in (6, 24))
+    member_bytes = 3 * sum(p.nbytes for p in task(**WIDE).model.parameters())
+    assert many - few < 18 * member_bytes / 8  # hyperparameters and losses are of all
+
+
+def test_nothing_moves_where_all_have_room(gpu, monkeypatch):
+    monkeypatch.setattr(Ashore, "__init__", None)
+    vs.sweep(task(), lrs=LRS, num_steps=32, device="cuda", chunk_size=2)
+
+
+def test_turn_takes_a_copy_there_and_one_back_and_several_batches_are_measured_in_one(small, monkeypatch):
+    kinds = []
+    for name in ("load", "store"):
+        usual = getattr(Ashore, name)
+        monkeypatch.setattr(Ashore, name, lambda *args, usual=usual, name=name: kinds.append(name) or usual(*args))
+    how = {"lrs": LRS, "device": "cuda", "chunk_size": 2, "engine": "vectorized", "compile": False}
+    vs.sweep(task(), **how, num_steps=48)
+    assert kinds == ["load", "store"] * 3 * 3
+    kinds.clear()
+    vs.sweep(task(**VAL), **how, num_steps=16, val_every=16)
+    assert kinds == ["load", "store"] * 3 + ["load"] * 3
+
+
+def test_member_that_has_the_gpu_for_itself_stays_there(small, monkeypatch):
+    monkeypatch.setattr(Ashore, "__init__", None)
+    vs.sweep(task(), lrs=[0.01], num_steps=32, device="cuda", engine="vectorized")
+
+
+def test_gpu_that_runs_out_of_memory_has_members_wait_on_the_host(gpu):
+    own, expected = peak_bytes(gpu, 24, chunk_size=1)
+    gpu.most_bytes = own // 2
+    with pytest.warns(vs.FallbackWarning, match="for their turn do so in the host's memory"):
+        peak, losses = peak_bytes(gpu, 24, chunk_size=1)
+    assert peak > gpu.most_bytes, "it had been refused"
+    np.testing.assert_array_equal(losses, expected)
+
+
+def test_run_that_members_wait_for_on_the_host_goes_on_from_a_checkpoint(small, tmp_path):
+    how = {"lrs": LRS, "device": "cuda", "chunk_size": 2, "num_steps": 64}
+    whole = vs.sweep(task(), **how)
+    kept = vs.sweep(task(), **how, checkpoint=tmp_path, checkpoint_every="16 steps")
+    np.testing.assert_array_equal(kept.train_loss, whole.train_loss)
+
+
+TENSORS = {
+    "small": torch.arange(3.0),
+    "one number": torch.tensor(7),
+    "half": torch.arange(50).to(torch.bfloat16),
+    "flags": torch.tensor([True, False, True]),
+    "empty": torch.ones(0, 3),
+    "of other strides": torch.arange(60.0).reshape(6, 10).T,
+    "complex": torch.tensor([1 + 2j, 3 - 1j]),
+    "double": torch.arange(7, dtype=torch.float64),
+}
+
+
+def test_state_of_all_kinds_of_tensors_comes_to_the_gpu_and_back(gpu):
+    state = list(TENSORS.values())
+    ashore, slot = Ashore(state, GPU), Slot(state, GPU, is_whole=True)
+    ashore.load(slot)
+    for place, tensor in zip(slot.tensors, state, strict=True):
+        assert (place.device, place.dtype, place.stride()) == (GPU, tensor.dtype, tensor.stride())
+        assert torch.equal(place.cpu(), tensor)
+        place.copy_(torch.ones_like(tensor, device="cuda"))
+    gpu.waits.clear()
+    ashore.store(slot)
+    assert not gpu.waits
+    ashore.wait()
+    assert gpu.waits
+    for own, tensor in zip(ashore.tensors, state, strict=True):
+        assert torch.equal(own, torch.ones_like(tensor))
