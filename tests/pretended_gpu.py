@@ -250,6 +250,7 @@ class PretendedGpu(Cuda):
                     self.unplaced.add(tensor)
                 if is_pinned:
                     self.pinned.add(tensor)
+                    self.log.append(("pin",))
         return results
 
     def _count_bytes(self):
@@ -316,6 +317,7 @@ class PretendedGpu(Cuda):
     def _record_stream(self, x, stream):
         if x.layout != torch.strided or not self.is_on_gpu(x):
             raise NotImplementedError("Could not run 'aten::record_stream'; it is only available for CUDA.")
+        self.log.append(("record", stream))
 
     def _pin(self, x, *_):
         assert not self.is_on_gpu(x), "only dense CPU tensors can be pinned"

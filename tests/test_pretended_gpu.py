@@ -1,6 +1,8 @@
 """Whole sweeps on a GPU that is pretended: every branch for GPUs is taken, and what it may not do is refused."""
 
+import copy
 import itertools
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +15,12 @@ from pretended_gpu import GPU, PretendedGpu, pretended_gpu
 from test_equivalence import OPTIMIZERS, smooth_task
 from test_layers import LAYERS, NOT_TRACED, layer_task
 from torch import nn
+from torch.utils import _pytree as pytree
 from vecsweep.kernels.updates import UPDATES
 
 import vecsweep as vs
 from vecsweep._engine.data import batches
+from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.members import measure
 from vecsweep.checkpoint.keeper import FolderKeeper
 
@@ -103,6 +107,77 @@ def test_batches_of_all_layouts_come_to_the_gpu(float64, gpu, form, is_fresh):
     runs = vs.sweep(source, lrs=[0.01, 0.1], num_steps=9, device="cuda", engine="vectorized")
     assert ("captured" in runs.engine) == (form not in ("sparse", "compressed")), runs.engine
     stock.assert_equal(runs, made, 9)
+
+
+def queued(gpu, batch, *, is_fresh):
+    """What moving a batch queues, how often; and the batch there."""
+    gpu.log.clear()
+    moved = batches.move(batch, GPU, None, is_fresh=is_fresh)
+    for own, given in zip(pytree.tree_leaves(moved), pytree.tree_leaves(batch), strict=True):
+        torch.testing.assert_close(own.cpu(), given, rtol=0, atol=0)
+        assert own.storage_offset() * own.itemsize % 512 == 0, "compiled code takes aligned tensors for granted"
+    return Counter(kind for kind, *_ in gpu.log), moved
+
+
+@pytest.mark.parametrize("is_fresh", [True, False])
+def test_batch_comes_to_the_gpu_in_one_copy_which_is_waited_for_once(gpu, is_fresh):
+    leaves = [torch.randn(8, 6), torch.randint(3, (8,)), torch.rand(8, 3).double(), torch.ones(3, 5).T > 0]
+    of_all = {"pin": 1, "copy": 1, "wait": 1, "record": 1}
+    for batch in (tuple(leaves), dict(zip("abcd", leaves, strict=True)), (leaves[0], {"deep": leaves[1:]})):
+        num, moved = queued(gpu, batch, is_fresh=is_fresh)
+        assert num == of_all
+    steps, copies = gpu.current_stream(GPU), batches._copy_stream(GPU)
+    assert [entry[1:] for entry in gpu.log if entry[0] in ("wait", "record")] == [(steps, copies), (steps,)]
+    assert moved[1]["deep"][2].stride() == (1, 5)
+
+
+def test_tensors_that_a_loader_has_pinned_are_copied_from_where_they_are(gpu):
+    pinned = [torch.randn(8, 6).pin_memory(), torch.randint(3, (8,)).pin_memory()]
+    assert queued(gpu, pinned, is_fresh=True)[0] == {"copy": 2, "wait": 1, "record": 2}
+    assert queued(gpu, [*pinned, torch.ones(3)], is_fresh=True)[0] == {"pin": 1, "copy": 3, "wait": 1, "record": 3}
+    assert queued(gpu, pinned, is_fresh=False)[0] == {"pin": 1, "copy": 1, "wait": 1, "record": 1}  # it may be reused
+
+
+def test_object_that_moves_itself_keeps_on_the_host_what_it_leaves_there(gpu):
+    class Lengthy:
+        def __init__(self):
+            self.x, self.lengths = torch.ones(3), torch.tensor([2, 1])
+
+        def to(self, device):
+            self.x = self.x.to(device)
+            return self
+
+    packed = nn.utils.rnn.pack_padded_sequence(torch.randn(3, 2, 4), torch.tensor([3, 2]))
+    for is_fresh in (True, False):
+        own, moved, x = unpack(batches.move([Lengthy(), packed, torch.ones(2)], GPU, None, is_fresh=is_fresh))
+        assert (own.x.device, own.lengths.device.type, x.device) == (GPU, "cpu", GPU)
+        assert (moved.data.device, moved.batch_sizes.device.type) == (GPU, "cpu")
+
+
+def test_packed_sequences_train_as_in_an_ordinary_loop(float64, gpu):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = nn.LSTM(4, 5), nn.Linear(5, 3)
+
+        def forward(self, packed):
+            return self.head(self.lstm(packed)[1][0][0])
+
+    torch.manual_seed(0)
+    sequences = [nn.utils.rnn.pack_padded_sequence(torch.randn(3, 2, 4), torch.tensor([3, 2])) for _ in range(3)]
+    made = vs.Task(
+        Reader(), [(x, torch.randn(2, 3)) for x in sequences], F.mse_loss, lambda p: torch.optim.SGD(p, lr=0.1)
+    )
+    with pytest.warns(vs.FallbackWarning, match="a packed sequence"):
+        runs = vs.sweep(made, lrs=[0.1], num_steps=6, device="cuda")
+    model, losses = copy.deepcopy(made.model), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for x, y in 2 * made.batches:
+        optimizer.zero_grad()
+        losses.append(F.mse_loss(model(x), y))
+        losses[-1].backward()
+        optimizer.step()
+    np.testing.assert_allclose(runs.train_loss[:, 0], [loss.item() for loss in losses], rtol=1e-9)
 
 
 @pytest.mark.parametrize("is_fresh", [True, False])

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree  # torch.func has no public way to map over nested containers
 
 from vecsweep._engine.caller.casting import cast
 from vecsweep._engine.caller.rng import State, Streams
 from vecsweep._engine.data.fingerprint import Fingerprint, fingerprint
-from vecsweep._engine.data.layouts import has_strides
+from vecsweep._engine.data.layouts import has_strides, parts_of, side_by_side
 from vecsweep._engine.data.loaders import END, next_batch, opened
 from vecsweep._engine.data.own_state import Kept, OwnState
 from vecsweep._engine.data.packing import VALUES, Packed, pack, tree_flatten, tree_map
@@ -258,48 +259,62 @@ def move(batch: Batch, device: torch.device, dtype: torch.dtype | None, *, is_fr
         dtype: None for their own.
         is_fresh: whether the source leaves what it yielded alone; where not, nothing of the result is in its memory.
     """
+    moved_itself: dict[int, Any] = {}  # parts of objects that know what of theirs goes to a device
 
-    def move_tensor(tensor: Tensor) -> Tensor:
-        if device.type == "cuda" and tensor.device.type == "cpu" and has_strides(tensor):
-            return _to_gpu(tensor, device, is_fresh=is_fresh)
-        return tensor.to(device, non_blocking=device.type == "cuda")
-
-    def own(leaf: Any, moved: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            moved = cast(moved, dtype)
-            return (
-                moved.detach().clone().requires_grad_(moved.requires_grad) if moved is leaf and not is_fresh else moved
-            )
-        return leaf.copy() if isinstance(leaf, np.ndarray) and not is_fresh else leaf
+    def open_object(leaf: Any) -> Any:
+        if isinstance(leaf, (Tensor, np.ndarray, *VALUES)):
+            return leaf
+        knows_how = hasattr(leaf, "to")
+        opened = leaf.to(device) if isinstance(leaf, PackedSequence) else None  # a tuple, part of which stays
+        if opened is None:
+            opened = pack(copy.copy(leaf).to(device) if knows_how else leaf)
+        if knows_how and isinstance(opened, Packed | PackedSequence):
+            moved_itself.update((id(part), part) for part in pytree.tree_leaves(opened))
+        return opened
 
     def move_leaf(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor):
-            return own(leaf, move_tensor(leaf))
-        if isinstance(leaf, (np.ndarray, *VALUES)):
-            return own(leaf, leaf)
-        # Some objects know what of theirs goes to a device, and some of these move themselves.
-        knows_how = hasattr(leaf, "to")
-        packed = pack(copy.copy(leaf).to(device) if knows_how else leaf)
-        if not isinstance(packed, Packed):
-            return packed
-        return pytree.tree_map(
-            lambda part: own(part, move_tensor(part) if isinstance(part, Tensor) and not knows_how else part), packed
-        )
+        if not isinstance(leaf, Tensor):
+            return leaf.copy() if isinstance(leaf, np.ndarray) and not is_fresh else leaf
+        moved = there.get(id(leaf))
+        if moved is None:
+            moved = leaf.to(device, non_blocking=device.type == "cuda")
+        moved = cast(moved, dtype)
+        return moved.detach().clone().requires_grad_(moved.requires_grad) if moved is leaf and not is_fresh else moved
 
-    return tree_map(move_leaf, batch)
+    opened = tree_map(open_object, batch, is_leaf=lambda node: isinstance(node, PackedSequence))
+    there = dict(moved_itself)
+    if device.type == "cuda":
+        tensors = (leaf for leaf in tree_flatten(opened)[0] if isinstance(leaf, Tensor) and id(leaf) not in there)
+        on_host = [tensor for tensor in tensors if tensor.device.type == "cpu" and has_strides(tensor)]
+        there |= zip(map(id, on_host), _to_gpu(on_host, device, is_fresh=is_fresh), strict=True)
+    return tree_map(move_leaf, opened)
 
 
-def _to_gpu(tensor: Tensor, device: torch.device, *, is_fresh: bool) -> Tensor:
-    """Copy on a stream of its own, so that the copy does not wait for the steps that are queued."""
+def _to_gpu(tensors: Sequence[Tensor], device: torch.device, *, is_fresh: bool) -> list[Tensor]:
+    """Copy on a stream of its own, so that the copies do not wait for the steps that are queued.
+
+    All tensors go by one piece of pinned memory, in one copy, but for those that are pinned already.
+    """
+    if not tensors:
+        return []
     steps, copies = torch.cuda.current_stream(device), _copy_stream(device)
-    with torch.cuda.stream(copies):
-        pinned = tensor.detach()
-        if not (is_fresh and tensor.is_pinned()):  # `pin_memory` takes what is pinned as it is, and refuses to expand
-            pinned = torch.empty_like(pinned, pin_memory=True).copy_(pinned)
-        moved = pinned.to(device, non_blocking=True)
-    steps.wait_stream(copies)  # what is queued from now on finds the copy done
-    moved.record_stream(steps)
-    return moved.requires_grad_(tensor.requires_grad)
+    is_ready = [is_fresh and tensor.is_pinned() for tensor in tensors]
+    loose = [tensor.detach() for tensor, is_pinned in zip(tensors, is_ready, strict=True) if not is_pinned]
+    outlines = [torch.empty_like(tensor, device="meta") for tensor in loose]
+    sources = [tensor.detach() for tensor, is_pinned in zip(tensors, is_ready, strict=True) if is_pinned]
+    if loose:
+        whole, parts = side_by_side(outlines, torch.device("cpu"), is_pinned=True)
+        torch._foreach_copy_(parts, loose)
+        sources.append(whole)
+    with torch.cuda.stream(copies):  # whose memory it is, which must not be taken from the steps that are queued
+        there = [source.to(device, non_blocking=True) for source in sources]
+    steps.wait_stream(copies)  # what is queued from now on finds the copies done
+    for own in there:
+        own.record_stream(steps)  # nor is it taken for later copies before the steps are through with it
+    from_whole = iter(parts_of(there.pop(), outlines) if loose else [])
+    by_themselves = iter(there)
+    moved = [next(by_themselves if is_pinned else from_whole) for is_pinned in is_ready]
+    return [own.requires_grad_(tensor.requires_grad) for own, tensor in zip(moved, tensors, strict=True)]
 
 
 @functools.cache

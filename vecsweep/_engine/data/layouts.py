@@ -1,5 +1,7 @@
 """Layouts of tensors in batches: most have strides, sparse ones only some numbers, nested ones rows of any length."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -7,6 +9,40 @@ from torch.utils import _pytree as pytree
 
 from vecsweep._engine.data.packing import tree_flatten
 from vecsweep._types import Batch
+
+_ALIGNED_BYTES = 512  # where PyTorch's allocator for GPUs lets tensors begin
+
+
+def side_by_side(
+    like: Sequence[Tensor], device: torch.device, *, is_pinned: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """Make room in one piece of memory for tensors that are dense, so that they move in one copy.
+
+    Args:
+        like: what they look like.
+        device: where the room is.
+        is_pinned: whether it is pinned memory of the host.
+
+    Returns:
+        The piece, as bytes, and each tensor.
+    """
+    num_bytes = sum(_span(tensor) for tensor in like)
+    whole = torch.empty(num_bytes, dtype=torch.uint8, device=device, pin_memory=is_pinned)
+    return whole, parts_of(whole, like)
+
+
+def parts_of(whole: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors in a piece of memory that `side_by_side` has made, or in a copy of it."""
+    parts, start = list[Tensor](), 0
+    for tensor in like:
+        part = whole[start : start + tensor.nbytes].view(tensor.dtype)
+        parts.append(part.as_strided(tensor.shape, tensor.stride()))
+        start += _span(tensor)
+    return parts
+
+
+def _span(tensor: Tensor) -> int:
+    return -(-tensor.nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
 
 
 def has_strides(tensor: Tensor) -> bool:

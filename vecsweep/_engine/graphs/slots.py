@@ -6,7 +6,6 @@ memory is pinned, so that the host waits for neither. It is registered with CUDA
 rounds pinned memory up to powers of two, and keeps it.
 """
 
-import math
 import weakref
 from collections.abc import Hashable, Sequence
 from contextlib import suppress
@@ -15,9 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vecsweep._engine.data.layouts import side_by_side
 from vecsweep._engine.graphs.capture import copy_all_
-
-_ALIGNED_BYTES = 512  # as PyTorch's own allocator for GPUs does
 
 
 class Slot:
@@ -35,7 +33,7 @@ class Slot:
 
     def __init__(self, like: Sequence[Tensor], device: torch.device, *, is_whole: bool) -> None:
         if is_whole:
-            self.whole, self.tensors = _side_by_side(like, device)
+            self.whole, self.tensors = side_by_side(like, device)
         else:
             self.whole = torch.empty(0, device=device)
             self.tensors = [torch.empty_like(tensor, device=device) for tensor in like]
@@ -62,7 +60,7 @@ class Ashore:
     """
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        self._whole, self.tensors = _side_by_side(tensors, torch.device("cpu"))
+        self._whole, self.tensors = side_by_side(tensors, torch.device("cpu"))
         copy_all_(self.tensors, tensors)
         self._device = device
         self._stored: torch.cuda.Event | None = None
@@ -120,27 +118,6 @@ class Slots:
         """Give all up."""
         self._slots.clear()
         self._used.clear()
-
-
-def _side_by_side(like: Sequence[Tensor], device: torch.device) -> tuple[Tensor, list[Tensor]]:
-    """Make room for tensors in one piece of memory, so that they move in one copy: all of it as bytes, and each."""
-    sizes = [_reach(tensor) * tensor.itemsize for tensor in like]
-    starts, end = list[int](), 0
-    for size in sizes:
-        starts.append(end)
-        end += math.ceil(size / _ALIGNED_BYTES) * _ALIGNED_BYTES
-    whole = torch.empty(end, dtype=torch.uint8, device=device)
-    return whole, [
-        whole[start : start + size].view(tensor.dtype).as_strided(tensor.shape, tensor.stride())
-        for tensor, start, size in zip(like, starts, sizes, strict=True)
-    ]
-
-
-def _reach(tensor: Tensor) -> int:
-    """How many numbers lie between the first of a tensor and the last, both counted."""
-    if tensor.numel() == 0:
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _pin(owner: object, memory: Tensor, device: torch.device) -> None:
