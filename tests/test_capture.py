@@ -1,6 +1,7 @@
 """CUDA graphs. Without a GPU `cuda_stand_in` takes its place: it queues, captures and refuses as PyTorch does."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,15 +79,53 @@ class Waiting(nn.Module):
 
 
 def test_step_that_cannot_be_captured_runs_on_and_leaves_no_trace_of_the_attempt(cuda):
-    runs = vs.sweep(task(middle=Waiting()), lrs=LRS, num_steps=40)
+    with pytest.warns(vs.FallbackWarning, match="cannot be captured .* operation not permitted|previous error") as told:
+        runs = vs.sweep(task(middle=Waiting()), lrs=LRS, num_steps=40)
+    assert len(told) == 1
     assert runs.engine.startswith("vectorized, traced, ")
     assert [kind for kind, *_ in cuda.log].count("capture") == 2  # the other gives the generator free
     assert is_as_before(cuda)
     assert not cuda.allocating, "the allocator still waits for the end of the capture"
     assert not cuda.is_generator_captured, "nothing can be drawn"
-    np.testing.assert_array_equal(
-        runs.train_loss, vs.sweep(task(middle=Waiting()), lrs=LRS, num_steps=40, compile=False).train_loss
-    )
+    expected = vs.sweep(task(middle=Waiting()), lrs=LRS, num_steps=40, engine="sequential")
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-5)
+
+
+def short_of(memory, monkeypatch):
+    """Let captures of more members than so many find no memory."""
+    init = staging.Staged.__init__
+
+    def limited(self, function, state, *rest):
+        init(self, function, state, *rest)
+        if len(state[0]) > memory:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(staging.Staged, "__init__", limited)
+
+
+def test_capture_that_finds_no_memory_is_tried_again_with_fewer_members(cuda, float64, monkeypatch):
+    short_of(2, monkeypatch)
+    with pytest.warns(vs.FallbackWarning, match="not enough memory for chunks of 6 members, which are halved"):
+        runs = vs.sweep(task(), lrs=LRS, num_steps=40, engine="vectorized")
+    assert runs.engine.startswith("vectorized, traced and captured")
+    expected = vs.sweep(task(), lrs=LRS, num_steps=40, engine="sequential")
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
+
+
+def test_member_whose_step_finds_no_memory_to_be_captured_is_stepped_without_and_that_is_told(
+    cuda, float64, monkeypatch
+):
+    short_of(0, monkeypatch)
+    val_batches = [(torch.randn(8, 6), torch.randint(3, (8,)))]
+    how = {"lrs": [0.01], "num_steps": 40, "val_every": 10}
+    made = replace(task(), val_batches=val_batches)
+    with pytest.warns(vs.FallbackWarning, match="cannot be captured .* there is not enough memory for it") as told:
+        runs = vs.sweep(made, **how, engine="vectorized")
+    assert len(told) == 1, "of steps and evaluations"
+    assert runs.engine.startswith("vectorized, traced, ")
+    expected = vs.sweep(made, **how, engine="sequential")
+    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
+    np.testing.assert_allclose(runs.metrics["val_loss"], expected.metrics["val_loss"], rtol=1e-9)
 
 
 def captured(function, state, inputs, pool=None):

@@ -264,10 +264,8 @@ def move(batch: Batch, device: torch.device, dtype: torch.dtype | None, *, is_fr
     def open_object(leaf: Any) -> Any:
         if isinstance(leaf, (Tensor, np.ndarray, *VALUES)):
             return leaf
-        knows_how = hasattr(leaf, "to")
-        opened = leaf.to(device) if isinstance(leaf, PackedSequence) else None  # a tuple, part of which stays
-        if opened is None:
-            opened = pack(copy.copy(leaf).to(device) if knows_how else leaf)
+        knows_how, is_tuple = hasattr(leaf, "to"), isinstance(leaf, PackedSequence)  # part of which stays on the host
+        opened = leaf.to(device) if is_tuple else pack(copy.copy(leaf).to(device) if knows_how else leaf)
         if knows_how and isinstance(opened, Packed | PackedSequence):
             moved_itself.update((id(part), part) for part in pytree.tree_leaves(opened))
         return opened

@@ -52,10 +52,15 @@ def aside(device: torch.device) -> Iterator[None]:
 
 
 class Pool:
-    """Memory that captured functions share, which never run at the same time."""
+    """Memory that captured functions share, which never run at the same time.
+
+    Attributes:
+        has_told: whether anybody was told that something cannot be captured.
+    """
 
     def __init__(self) -> None:
         self.handle = torch.cuda.graph_pool_handle()
+        self.has_told = False
 
     def renew(self) -> None:
         """Begin anew where nothing that was captured is left; PyTorch refuses a pool that has been given up."""

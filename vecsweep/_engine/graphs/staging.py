@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch._C import DisableTorchFunction as _DisableTorchFunction  # a default device is a mode, asked at each operator
 
+from vecsweep._engine.caller.memory import is_out_of_memory
 from vecsweep._engine.data.layouts import has_strides
 from vecsweep._engine.graphs.capture import Captured, Pool, aside, copy_all_, once, place_for
+from vecsweep._errors import warn_of_fallback
 
 _MOST_BYTES = 64 * 2**20  # of inputs that are in place
 _MOST_CAPTURES = 64  # of a function; states beyond that are stepped without
@@ -115,13 +117,15 @@ class Captures:
     """The graphs of a function, one for each place where a state lies.
 
     Args:
-        num_state: how many of its first arguments are the state.
+        num_state: how many of its first arguments are the state, `[member, *shape]` the first of them.
         num_steps: that are taken at once, at most.
         pool: of memory; None where nothing can be captured.
+        is_divisible: whether it may be called for fewer members at a time where there is too little memory for all.
     """
 
-    def __init__(self, num_state: int, num_steps: int, pool: Pool | None) -> None:
+    def __init__(self, num_state: int, num_steps: int, pool: Pool | None, *, is_divisible: bool) -> None:
         self._num_state = num_state
+        self._is_divisible = is_divisible
         self._num_steps = num_steps
         self._pool = pool
         self._of_places: dict[tuple[int, ...], Staged] = {}
@@ -152,7 +156,11 @@ class Captures:
         return [torch.stack(of_steps) for of_steps in zip(*results, strict=True)]
 
     def __call__(self, function: Function, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Compute a function, by its graph if there is one: it is captured when it is called for the second time."""
+        """Compute a function, by its graph if there is one: it is captured when it is called for the second time.
+
+        Raises:
+            OutOfMemoryError: there is too little to capture it for so many members.
+        """
         state, inputs = tensors[: self._num_state], tensors[self._num_state :]
         if (staged := self.of(state) or self._capture(function, state, inputs)) is not None:
             return [result[0] for result in staged([inputs])]
@@ -171,8 +179,18 @@ class Captures:
             return None
         try:
             staged = Staged(function, state, inputs, results, self._num_steps, self._pool)
-        except RuntimeError:
-            self._pool = None
+        except RuntimeError as error:
+            is_short = is_out_of_memory(error)
+            if is_short and self._is_divisible and len(state[0]) > 1:
+                raise
+            pool, self._pool = self._pool, None
+            if not pool.has_told:
+                pool.has_told = True
+                why = "there is not enough memory for it" if is_short else str(error).strip().partition("\n")[0]
+                warn_of_fallback(
+                    "What the members do on the GPU cannot be captured in a CUDA graph here, so that its operators are "
+                    f"launched one by one, which is slower where they are small: {why}. The result is the same."
+                )
             return None
         self._of_places[_place_of(state)] = staged
         return staged

@@ -184,7 +184,7 @@ class Measuring:
         key = (len(ensemble), ensemble.member_buffers, seed_index is None, kind)
         if key not in self._kinds:
             num_state = len(ensemble.parameters) + len(ensemble.buffers)
-            own = self._kinds[key] = _Kind(Captures(num_state, 1, self._pool))
+            own = self._kinds[key] = _Kind(Captures(num_state, 1, self._pool, is_divisible=False))
             if (level := self._earlier.get(name_of_key(key))) is not None:
                 own.go_on(level, measure, tensors)
         try:

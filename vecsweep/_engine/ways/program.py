@@ -132,7 +132,7 @@ class Program:
         self._unchecked_from: int | None = None  # the first step of the run that the graph took since the last check
         self.in_doubt_from: int | None = None  # the same, once a check has failed
         self.num_ahead = num_ahead(inputs.tensors, _MOST_AHEAD) if step.is_whole else 1
-        self._captures = Captures(self._num_state, self.num_ahead, pool)
+        self._captures = Captures(self._num_state, self.num_ahead, pool, is_divisible=True)
 
     @property
     def is_captured(self) -> bool:
