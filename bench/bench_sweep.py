@@ -26,6 +26,7 @@ import vecsweep as vs
 ON_GPU = torch.cuda.is_available()
 ROUNDS = 5
 SPAN_S = 0.6  # what an arm takes in a round, at least
+PATIENCE_S = 10.0 if ON_GPU else 30.0  # until steps are taken to be steady
 CHECKED_STEPS = 5
 SHARE = 4  # of the members of a range test, one in so many is timed in the plain loop, and its time multiplied
 FULL = {"digits-mlp": (1, 2, 4, 8, 16, 32, 64, 128)}  # numbers of members of a plot; of other workloads:
@@ -74,7 +75,8 @@ def bench_steps(case: Case, interleave: Interleave, record: Record, tiny: bool) 
     lrs = np.geomspace(1e-4, 1e-2, case.num_members)
     # There is no option for a step that is not even traced, because that is a fallback.
     with mock.patch("vecsweep._engine.ways.vectorized._MAX_GRAPHS", 0 if case.level == "eager" else 16):
-        sweep = PausedSweep(task, lrs, workload.window_steps, **(BRIEF if tiny else {}), **LEVELS[case.level])
+        how = BRIEF if tiny else {"patience_s": PATIENCE_S}
+        sweep = PausedSweep(task, lrs, workload.window_steps, **how, **LEVELS[case.level])
         step_s, start_s = sweep.settle()
         stock, num_trained = _stock(task, lrs, workload.window_steps)
         graphed, note = _graphed(task, lrs[:1]) if ON_GPU and isinstance(task.batches, list) else (None, "")

@@ -15,7 +15,8 @@ BENCH = Path(__file__).parent.parent / "bench"
 
 
 @pytest.fixture
-def gpu():
+def gpu(monkeypatch):
+    monkeypatch.syspath_prepend(BENCH)
     spec = importlib.util.spec_from_file_location("bench_gpu", BENCH / "gpu.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -46,6 +47,27 @@ def test_call_notes_what_became_of_each_part_and_the_next_runs_none_of_them_agai
         }
     assert found["good"]["last"] == "3 passed"
     assert (tmp_path / "ran").read_text() == "x"
+
+
+def test_figures_of_a_part_are_noted_after_it_also_where_it_takes_too_long(gpu, tmp_path, monkeypatch):
+    results = tmp_path / "results"
+    results.mkdir()
+    monkeypatch.setattr(gpu, "RESULTS", results)
+    old, new = {"name": "old", "step_ms": 1.0}, {"name": "new", "step_ms": 2.0, "ratios": {"stock": 3.0}}
+    path = results / "a-1threads-b.json"
+    path.write_text(json.dumps({"rows": [old]}))
+    written = json.dumps({"rows": [old, new]})
+    code = f"import pathlib, time; pathlib.Path({str(path)!r}).write_text({written!r}); time.sleep(60)"
+    said = []
+    gpu.run([part(gpu, "bench", code, limit_s=2.0)], tmp_path / "notes", 60, say=said.append)
+    noted = json.loads((tmp_path / "notes" / "parts.json").read_text())["bench"]
+    assert (noted["result"], noted["rows"]) == ("took too long", [new])
+    assert "  new, step_ms 2, x stock 3" in said
+
+
+def test_first_call_has_time_for_the_parts_that_tell_most_whatever_they_do(gpu):
+    assert sum(part.limit_s for part in gpu.FIRST) <= 60 * 7.5
+    assert gpu.PARTS[: len(gpu.FIRST)] == gpu.FIRST
 
 
 def test_part_that_a_call_has_no_time_for_has_its_turn_in_the_next(gpu, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from pretended_gpu import GPU, pretended_gpu
 from torch import nn
 
 import vecsweep as vs
+from vecsweep._engine import engines
 from vecsweep._engine.graphs.slots import Ashore, Slot
 
 NUM = 6
@@ -125,6 +126,32 @@ def test_run_that_members_wait_for_on_the_host_goes_on_from_a_checkpoint(small, 
     whole = vs.sweep(task(), **how)
     kept = vs.sweep(task(), **how, checkpoint=tmp_path, checkpoint_every="16 steps")
     np.testing.assert_array_equal(kept.train_loss, whole.train_loss)
+
+
+@pytest.mark.gpu
+def test_members_that_wait_on_the_host_give_the_same_bits_on_a_gpu(monkeypatch):
+    how = {"lrs": LRS, "seeds": 2, "num_steps": 64, "val_every": 16, "device": "cuda", "chunk_size": 3}
+    how |= {"engine": "vectorized", "compile": False}
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        here = vs.sweep(task(**VAL), **how)
+        monkeypatch.setattr(engines, "must_wait_ashore", lambda *_: True)
+        ashore = vs.sweep(task(**VAL), **how)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert "captured" in ashore.engine
+    np.testing.assert_array_equal(ashore.train_loss, here.train_loss)
+    np.testing.assert_array_equal(ashore.metrics["val_loss"], here.metrics["val_loss"])
+
+
+@pytest.mark.gpu
+def test_memory_of_the_host_that_is_pinned_on_a_gpu_is_ordinary_again_afterwards():
+    ashore = Ashore([torch.ones(3, 5)], torch.device("cuda", 0))
+    assert ashore.tensors[0].is_pinned()
+    kept = ashore.tensors
+    del ashore
+    assert not kept[0].is_pinned()
+    assert torch.equal(kept[0], torch.ones(3, 5))
 
 
 TENSORS = {

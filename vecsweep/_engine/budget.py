@@ -5,7 +5,7 @@ import logging
 import torch
 
 from vecsweep._engine.caller.memory import is_out_of_memory
-from vecsweep._engine.caller.room import free_bytes
+from vecsweep._engine.caller.room import free_bytes, free_on_gpu
 from vecsweep._engine.members.footprint import Footprint
 from vecsweep._errors import warn_of_trouble
 from vecsweep._words import counted, sized
@@ -45,8 +45,7 @@ def is_memory_told() -> bool:
 
 def must_wait_ashore(footprint: Footprint, num_members: int, device: torch.device) -> bool:
     """Whether a GPU has no room for a step of one member beside the states of all."""
-    free = free_bytes(device)
-    return free is not None and footprint.total(num_members, 1) > free
+    return device.type == "cuda" and footprint.total(num_members, 1) > free_on_gpu(device)
 
 
 def tell_memory(
