@@ -1,6 +1,7 @@
 """Members that wait for their turn on the host, where a GPU has no room for all: on one that is pretended."""
 
 import gc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 import vecsweep as vs
 from vecsweep._engine import engines
 from vecsweep._engine.graphs.slots import Ashore, Slot
+from vecsweep._engine.members.ensemble import MemberState, OptimizerState
 
 NUM = 6
 LRS = list(np.geomspace(1e-3, 1e-1, NUM))
@@ -48,10 +50,11 @@ VAL = {
 HOW = {"lrs": [*LRS, 1e9, 2e9], "seeds": 2, "num_steps": 64, "val_every": 16, "device": "cuda", "chunk_size": 3}
 
 
-def test_members_that_wait_on_the_host_give_the_same_bits(gpu, monkeypatch):
-    here = vs.sweep(task(**VAL), **HOW)
+def test_members_that_wait_on_the_host_give_the_same_bits(gpu, monkeypatch, tmp_path):
+    made = task(**VAL)
+    here = vs.sweep(made, **HOW)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10, 10))
-    ashore = vs.sweep(task(**VAL), **HOW)
+    ashore = vs.sweep(made, **HOW)
     np.testing.assert_array_equal(ashore.train_loss, here.train_loss)
     for name in ("val_loss", "val_accuracy"):
         np.testing.assert_array_equal(ashore.metrics[name], here.metrics[name])
@@ -60,7 +63,10 @@ def test_members_that_wait_on_the_host_give_the_same_bits(gpu, monkeypatch):
         for own, expected in zip(*(model.state_dict().values() for model in models), strict=True):
             assert own.device == expected.device == GPU
             torch.testing.assert_close(own, expected, rtol=0, atol=0, equal_nan=True)
-    np.testing.assert_array_equal(ashore.extend(num_steps=16).train_loss, here.extend(num_steps=16).train_loss)
+    expected = here.extend(num_steps=16).train_loss
+    np.testing.assert_array_equal(ashore.extend(num_steps=16).train_loss, expected)
+    ashore.save(tmp_path / "kept")
+    np.testing.assert_array_equal(vs.load(tmp_path / "kept", task=made).extend(num_steps=16).train_loss, expected)
 
 
 def test_members_that_wait_on_the_host_train_as_in_an_ordinary_loop(float64, small):
@@ -152,6 +158,16 @@ def test_memory_of_the_host_that_is_pinned_on_a_gpu_is_ordinary_again_afterwards
     del ashore
     assert not kept[0].is_pinned()
     assert torch.equal(kept[0], torch.ones(3, 5))
+
+
+def test_state_that_is_copied_holds_no_more_memory_than_its_own():
+    weights, moments = torch.randn(8, 3), torch.randn(8, 3)
+    state = MemberState.start({"w": weights[2]}, {}, None)
+    state = replace(state, optimizer=OptimizerState({"w": {"exp_avg": moments[2], "step": 3}}))
+    copied = state.copy().optimizer.of_parameters["w"]
+    assert torch.equal(copied["exp_avg"], moments[2])
+    assert copied["exp_avg"].untyped_storage().nbytes() == moments[2].nbytes
+    assert copied["step"] == 3
 
 
 TENSORS = {

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vecsweep._engine.data.layouts import side_by_side
-from vecsweep._engine.graphs.capture import copy_all_
 
 
 class Slot:
@@ -61,7 +60,8 @@ class Ashore:
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
         self._whole, self.tensors = side_by_side(tensors, torch.device("cpu"))
-        copy_all_(self.tensors, tensors)
+        for place, tensor in zip(self.tensors, tensors, strict=True):
+            place.copy_(tensor)
         self._device = device
         self._stored: torch.cuda.Event | None = None
         _pin(self, self._whole, device)

@@ -177,6 +177,8 @@ class Captures:
         ran, results = self._ran or (None, [])
         if self._pool is None or ran is not function or len(self._of_places) >= _MOST_CAPTURES:
             return None
+        if not all(map(has_strides, inputs)):  # sparse ones have no place that others could be copied to
+            return None
         try:
             staged = Staged(function, state, inputs, results, self._num_steps, self._pool)
         except RuntimeError as error:

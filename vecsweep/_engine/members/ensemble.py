@@ -107,11 +107,14 @@ class MemberState:
 
     def copy(self) -> "MemberState":
         """The same with tensors of its own."""
+        remembered = pytree.tree_leaves(self.optimizer.of_parameters) if self.optimizer else []
+        # What deepcopy makes of a view, such as a member's part of what is stacked, is a copy of the whole.
+        memo = {id(value): value.clone() for value in remembered if isinstance(value, Tensor)}
         return replace(
             self,
             parameters={name: p.clone() for name, p in self.parameters.items()},
             buffers={name: buffer.clone() for name, buffer in self.buffers.items()},
-            optimizer=copy.deepcopy(self.optimizer),
+            optimizer=copy.deepcopy(self.optimizer, memo),
             fate=self.fate.copy(),
             scale=None if self.scale is None else LossScale(self.scale.value.clone(), self.scale.streak.clone()),
         )
