@@ -176,7 +176,7 @@ class PretendedGpu(Cuda):
         return 0
 
     def cudaHostUnregister(self, place):  # noqa: N802
-        del self._registered[place]
+        self._registered.pop(place, None)  # of another machine, if what was there has outlived it
         return 0
 
     def _is_pinned(self, x):
@@ -269,7 +269,7 @@ class PretendedGpu(Cuda):
         else:
             pairs = [(self.is_on_gpu(place), place, value) for place, value in zip(*args[:2], strict=True)]
         for to_gpu, place, value in pairs:
-            if not isinstance(value, Tensor) or value.is_meta or to_gpu == self.is_on_gpu(value):
+            if not isinstance(value, Tensor) or value.is_meta or to_gpu == self.is_on_gpu(value) or not value.numel():
                 continue
             host = value if to_gpu else place
             if host is not None and self._is_pinned(host) and _is_not_awaited(args, kwargs):

@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from pretended_gpu import GPU, pretended_gpu
 from torch import nn
+from vecsweep.kernels._compile import compile_graph
+from vecsweep.kernels._trace import trace
 
 import vecsweep as vs
 from vecsweep._engine import engines
+from vecsweep._engine.data.layouts import side_by_side
 from vecsweep._engine.graphs.slots import Ashore, Slot
 from vecsweep._engine.members.ensemble import MemberState, OptimizerState
 
@@ -100,7 +103,7 @@ def test_nothing_moves_where_all_have_room(gpu, monkeypatch):
     vs.sweep(task(), lrs=LRS, num_steps=32, device="cuda", chunk_size=2)
 
 
-def test_turn_takes_a_copy_there_and_one_back_and_several_batches_are_measured_in_one(small, monkeypatch):
+def test_turn_takes_a_move_there_and_one_back_and_several_batches_are_measured_in_one(small, monkeypatch):
     kinds = []
     for name in ("load", "store"):
         usual = getattr(Ashore, name)
@@ -170,6 +173,27 @@ def test_state_that_is_copied_holds_no_more_memory_than_its_own():
     assert copied["step"] == 3
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler, of its own parts
+def test_step_on_tensors_that_lie_side_by_side_can_be_compiled():
+    """As the tensors of a batch do on a GPU; of views in one piece of memory the compiler would not know the dtype."""
+
+    def step(w, x, i):
+        return [w - (x @ w).mean(0, keepdim=True), (x @ w).sum() + i.sum()]
+
+    given = [torch.randn(8, 6), torch.randint(3, (5,))]
+    _, parts = side_by_side(given, torch.device("cpu"))
+    for part, tensor in zip(parts, given, strict=True):
+        part.copy_(tensor)
+    w = torch.randn(6, 1)
+    expected = step(w, *given)
+    with torch.no_grad():
+        graph = trace(step, [w, *parts]).module()
+        results = compile_graph(graph, is_wanted=lambda: True)(w, *parts)
+    for result, own in zip(results, expected, strict=True):
+        torch.testing.assert_close(result, own)
+    assert not any(part._is_view() for part in parts)
+
+
 TENSORS = {
     "small": torch.arange(3.0),
     "one number": torch.tensor(7),
@@ -184,7 +208,7 @@ TENSORS = {
 
 def test_state_of_all_kinds_of_tensors_comes_to_the_gpu_and_back(gpu):
     state = list(TENSORS.values())
-    ashore, slot = Ashore(state, GPU), Slot(state, GPU, is_whole=True)
+    ashore, slot = Ashore(state, GPU), Slot(state, GPU)
     ashore.load(slot)
     for place, tensor in zip(slot.tensors, state, strict=True):
         assert (place.device, place.dtype, place.stride()) == (GPU, tensor.dtype, tensor.stride())

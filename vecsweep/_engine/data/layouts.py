@@ -33,10 +33,11 @@ def side_by_side(
 
 def parts_of(whole: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     """The tensors in a piece of memory that `side_by_side` has made, or in a copy of it."""
-    parts, start = list[Tensor](), 0
+    parts, start, memory = list[Tensor](), 0, whole.untyped_storage()
     for tensor in like:
-        part = whole[start : start + tensor.nbytes].view(tensor.dtype)
-        parts.append(part.as_strided(tensor.shape, tensor.stride()))
+        # No view: PyTorch's compiler makes views anew from what they were taken of, and not of another dtype.
+        part = torch.empty(0, dtype=tensor.dtype, device=whole.device)
+        parts.append(part.set_(memory, start // tensor.itemsize, tensor.shape, tensor.stride()))
         start += _span(tensor)
     return parts
 

@@ -1,9 +1,8 @@
 """Where chunks have their state: in a slot while they train, and where a GPU has no room for all, on the host before.
 
 A captured graph works on the memory that it was captured on. So chunks that look alike take turns at one slot, and a
-chunk that waits may as well wait in the host's memory: its state comes in one copy, and goes back in another. That
-memory is pinned, so that the host waits for neither. It is registered with CUDA rather than taken from PyTorch, which
-rounds pinned memory up to powers of two, and keeps it.
+chunk that waits may as well wait in the host's memory. That is pinned, so that nobody waits as a state comes or goes,
+and registered with CUDA rather than taken from PyTorch, which rounds pinned memory up to powers of two, and keeps it.
 """
 
 import weakref
@@ -23,19 +22,13 @@ class Slot:
     Args:
         like: what a state looks like.
         device: the GPU.
-        is_whole: whether the state lies in one piece of memory.
 
     Attributes:
-        tensors: the state.
-        whole: the piece, as bytes; empty where there are many.
+        tensors: the state, flat; each in memory of its own, as PyTorch's compiler asks of what is written to.
     """
 
-    def __init__(self, like: Sequence[Tensor], device: torch.device, *, is_whole: bool) -> None:
-        if is_whole:
-            self.whole, self.tensors = side_by_side(like, device)
-        else:
-            self.whole = torch.empty(0, device=device)
-            self.tensors = [torch.empty_like(tensor, device=device) for tensor in like]
+    def __init__(self, like: Sequence[Tensor], device: torch.device) -> None:
+        self.tensors = [torch.empty_like(tensor, device=device) for tensor in like]
         self._holder: weakref.ref[Any] | None = None
 
     def is_of(self, holder: object) -> bool:
@@ -59,20 +52,19 @@ class Ashore:
     """
 
     def __init__(self, tensors: Sequence[Tensor], device: torch.device) -> None:
-        self._whole, self.tensors = side_by_side(tensors, torch.device("cpu"))
-        for place, tensor in zip(self.tensors, tensors, strict=True):
-            place.copy_(tensor)
+        whole, self.tensors = side_by_side(tensors, torch.device("cpu"))
+        _move(self.tensors, tensors, non_blocking=False)
         self._device = device
         self._stored: torch.cuda.Event | None = None
-        _pin(self, self._whole, device)
+        _pin(self, whole, device)
 
     def load(self, slot: Slot) -> None:
-        """Queue a copy to the slot."""
-        slot.whole.copy_(self._whole, non_blocking=True)
+        """Queue copies to the slot."""
+        _move(slot.tensors, self.tensors, non_blocking=True)
 
     def store(self, slot: Slot) -> None:
-        """Queue a copy of what is in the slot then."""
-        self._whole.copy_(slot.whole, non_blocking=True)
+        """Queue copies of what is in the slot then."""
+        _move(self.tensors, slot.tensors, non_blocking=True)
         self._stored = torch.cuda.Event()
         self._stored.record(torch.cuda.current_stream(self._device))
 
@@ -96,13 +88,12 @@ class Slots:
         self._used: dict[Hashable, int] = {}  # the last window
         self._windows = (-1, -1)  # the one before, and this one
 
-    def of(self, state: Sequence[Tensor], window: int, *, is_whole: bool) -> Slot:
+    def of(self, state: Sequence[Tensor], window: int) -> Slot:
         """The slot for a state; what no chunk has used in this window nor in the one before is given up.
 
         Args:
             state: flat.
             window: a number that grows from window to window.
-            is_whole: as in `Slot`; the same at each call, until all are given up.
         """
         if window != self._windows[1]:
             self._windows = (self._windows[1], window)
@@ -110,7 +101,7 @@ class Slots:
         if kind not in self._slots:
             for old in [old for old, used in self._used.items() if used < self._windows[0]]:
                 del self._slots[old], self._used[old]
-            self._slots[kind] = Slot(state, self._device, is_whole=is_whole)
+            self._slots[kind] = Slot(state, self._device)
         self._used[kind] = window
         return self._slots[kind]
 
@@ -118,6 +109,11 @@ class Slots:
         """Give all up."""
         self._slots.clear()
         self._used.clear()
+
+
+def _move(places: Sequence[Tensor], tensors: Sequence[Tensor], *, non_blocking: bool) -> None:
+    for place, tensor in zip(places, tensors, strict=True):
+        place.copy_(tensor, non_blocking=non_blocking)
 
 
 def _pin(owner: object, memory: Tensor, device: torch.device) -> None:

@@ -136,7 +136,7 @@ class Vectorized:
 
     def slot(self, state: Sequence[Tensor]) -> Slot | None:
         """Where a chunk of such a flat state trains; None where that is in its own memory."""
-        return None if self._pool is None else self._slots.of(state, self.num_done, is_whole=self.waits_ashore)
+        return None if self._pool is None else self._slots.of(state, self.num_done)
 
     @property
     def can_wait_ashore(self) -> bool:
