@@ -104,9 +104,8 @@ def read_trained(path: Path, task: Task, schedules: Schedules | None, prune: Pru
         courses = tuple(Course(named[name], name, begin, num_steps) for name, begin, num_steps in value["courses"])
         learners = learners_of(task, list(dict.fromkeys(member.seed for member in members)), request.execution)
         check_identity(identify_task(learners), value["identity"])
-        device = next(next(iter(learners.values())).model.parameters()).device
         start = Start(
-            [unpack_state(state).on(device) for state in value["states"]],
+            [unpack_state(state) for state in value["states"]],  # on the host, from where a run takes what it needs
             learners,
             {int(seed): unpack_end(end) for seed, end in value["ends"].items()},
             value["metrics"],
