@@ -14,7 +14,7 @@ from vecsweep.kernels._compile import compile_graph
 from vecsweep.kernels._trace import trace
 
 import vecsweep as vs
-from vecsweep._engine import engines
+from vecsweep._engine import engines, evaluate
 from vecsweep._engine.data.layouts import side_by_side
 from vecsweep._engine.graphs.slots import Ashore, Slot
 from vecsweep._engine.members.ensemble import MemberState, OptimizerState
@@ -114,6 +114,10 @@ def test_turn_takes_a_move_there_and_one_back_and_several_batches_are_measured_i
     kinds.clear()
     vs.sweep(task(**VAL), **how, num_steps=16, val_every=16)
     assert kinds == ["load", "store"] * 3 + ["load"] * 3
+    kinds.clear()
+    monkeypatch.setattr(evaluate, "_BYTES_AT_ONCE", 1)  # as if the batches were large
+    vs.sweep(task(**VAL), **how, num_steps=16, val_every=16)
+    assert kinds == ["load", "store"] * 3 + ["load"] * 3 * 5
 
 
 def test_member_that_has_the_gpu_for_itself_stays_there(small, monkeypatch):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vecsweep import _interrupts as interrupts
+from vecsweep._engine.data.batches import size_bytes
 from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.data.sources import check_validation_ends
 from vecsweep._engine.graphs.capture import upload
@@ -24,6 +25,7 @@ from vecsweep._types import FloatArray
 from vecsweep.execution import Execution
 
 _AT_ONCE = 16  # batches
+_BYTES_AT_ONCE = 64 * 2**20
 
 
 class Evaluator:
@@ -88,8 +90,8 @@ class Evaluator:
         indices = [upload(np.array(list(map(places.__getitem__, own))), device) for own in seeds]
         whole = torch.zeros(len(all_seeds), dtype=torch.float64, device=device)
         # What comes from the host for its turn measures several batches then.
-        num_at_once = _AT_ONCE if len(chunks) > 1 and any(chunk.waits_ashore for chunk in chunks) else 1
-        while some := list(islice(batches, num_at_once)):
+        is_patient = len(chunks) > 1 and any(chunk.waits_ashore for chunk in chunks)
+        while some := _next(batches, _AT_ONCE if is_patient else 1):
             weights = [torch.stack([of_seeds[seed].weight for seed in all_seeds]) for of_seeds in some]
             whole = functools.reduce(torch.add, weights, whole)
             for k, (chunk, index) in enumerate(zip(chunks, indices, strict=True)):
@@ -128,3 +130,13 @@ class Evaluator:
         if self._task.val_batches is not None:
             self._passes.streams.restart("validation", seed)
             check_validation_ends(self._task, seed, self._execution)
+
+
+def _next(batches: Iterator[dict[int, Weighed]], most: int) -> list[dict[int, Weighed]]:
+    """Take the next batches, several where they are small; none at the end."""
+    some = list(islice(batches, 1))
+    if some and most > 1:
+        of_seeds = {id(weighed): weighed.batch for weighed in some[0].values()}  # which may have one in common
+        num_that_fit = _BYTES_AT_ONCE // max(1, sum(map(size_bytes, of_seeds.values())))
+        some += islice(batches, max(0, min(most, num_that_fit) - 1))
+    return some
