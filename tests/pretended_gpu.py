@@ -135,6 +135,7 @@ class PretendedGpu(Cuda):
             "device_count": lambda: 1,
             "current_device": lambda: 0,
             "default_generators": (self.generator,),
+            "is_bf16_supported": lambda *_, **__: True,
             "get_device_name": lambda device=None: "A pretended GPU",
             "mem_get_info": lambda device=None: (_FREE, _FREE),
             "memory_reserved": lambda device=None: 0,
