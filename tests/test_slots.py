@@ -16,7 +16,7 @@ from vecsweep.kernels._trace import trace
 import vecsweep as vs
 from vecsweep._engine import engines, evaluate
 from vecsweep._engine.data.layouts import side_by_side
-from vecsweep._engine.graphs.slots import Ashore, Slot
+from vecsweep._engine.graphs.slots import Offloaded, Slot
 from vecsweep._engine.members.ensemble import MemberState, OptimizerState
 
 NUM = 6
@@ -57,18 +57,18 @@ def test_members_that_wait_on_the_host_give_the_same_bits(gpu, monkeypatch, tmp_
     made = task(**VAL)
     here = vs.sweep(made, **HOW)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10, 10))
-    ashore = vs.sweep(made, **HOW)
-    np.testing.assert_array_equal(ashore.train_loss, here.train_loss)
+    offloaded = vs.sweep(made, **HOW)
+    np.testing.assert_array_equal(offloaded.train_loss, here.train_loss)
     for name in ("val_loss", "val_accuracy"):
-        np.testing.assert_array_equal(ashore.metrics[name], here.metrics[name])
+        np.testing.assert_array_equal(offloaded.metrics[name], here.metrics[name])
     for i in range(len(here.members)):
-        models = ashore.model(i), here.model(i)
+        models = offloaded.model(i), here.model(i)
         for own, expected in zip(*(model.state_dict().values() for model in models), strict=True):
             assert own.device == expected.device == GPU
             torch.testing.assert_close(own, expected, rtol=0, atol=0, equal_nan=True)
     expected = here.extend(num_steps=16).train_loss
-    np.testing.assert_array_equal(ashore.extend(num_steps=16).train_loss, expected)
-    ashore.save(tmp_path / "kept")
+    np.testing.assert_array_equal(offloaded.extend(num_steps=16).train_loss, expected)
+    offloaded.save(tmp_path / "kept")
     np.testing.assert_array_equal(vs.load(tmp_path / "kept", task=made).extend(num_steps=16).train_loss, expected)
 
 
@@ -99,15 +99,15 @@ def test_memory_of_the_gpu_does_not_grow_with_the_members_that_wait(small):
 
 
 def test_nothing_moves_where_all_have_room(gpu, monkeypatch):
-    monkeypatch.setattr(Ashore, "__init__", None)
+    monkeypatch.setattr(Offloaded, "__init__", None)
     vs.sweep(task(), lrs=LRS, num_steps=32, device="cuda", chunk_size=2)
 
 
 def test_turn_takes_a_move_there_and_one_back_and_several_batches_are_measured_in_one(small, monkeypatch):
     kinds = []
     for name in ("load", "store"):
-        usual = getattr(Ashore, name)
-        monkeypatch.setattr(Ashore, name, lambda *args, usual=usual, name=name: kinds.append(name) or usual(*args))
+        usual = getattr(Offloaded, name)
+        monkeypatch.setattr(Offloaded, name, lambda *args, usual=usual, name=name: kinds.append(name) or usual(*args))
     how = {"lrs": LRS, "device": "cuda", "chunk_size": 2, "engine": "vectorized", "compile": False}
     vs.sweep(task(), **how, num_steps=48)
     assert kinds == ["load", "store"] * 3 * 3
@@ -121,7 +121,7 @@ def test_turn_takes_a_move_there_and_one_back_and_several_batches_are_measured_i
 
 
 def test_member_that_has_the_gpu_for_itself_stays_there(small, monkeypatch):
-    monkeypatch.setattr(Ashore, "__init__", None)
+    monkeypatch.setattr(Offloaded, "__init__", None)
     vs.sweep(task(), lrs=[0.01], num_steps=32, device="cuda", engine="vectorized")
 
 
@@ -149,20 +149,20 @@ def test_members_that_wait_on_the_host_give_the_same_bits_on_a_gpu(monkeypatch):
     try:
         here = vs.sweep(task(**VAL), **how)
         monkeypatch.setattr(engines, "must_wait_ashore", lambda *_: True)
-        ashore = vs.sweep(task(**VAL), **how)
+        offloaded = vs.sweep(task(**VAL), **how)
     finally:
         torch.use_deterministic_algorithms(False)
-    assert "captured" in ashore.engine
-    np.testing.assert_array_equal(ashore.train_loss, here.train_loss)
-    np.testing.assert_array_equal(ashore.metrics["val_loss"], here.metrics["val_loss"])
+    assert "captured" in offloaded.engine
+    np.testing.assert_array_equal(offloaded.train_loss, here.train_loss)
+    np.testing.assert_array_equal(offloaded.metrics["val_loss"], here.metrics["val_loss"])
 
 
 @pytest.mark.gpu
 def test_memory_of_the_host_that_is_pinned_on_a_gpu_is_ordinary_again_afterwards():
-    ashore = Ashore([torch.ones(3, 5)], torch.device("cuda", 0))
-    assert ashore.tensors[0].is_pinned()
-    kept = ashore.tensors
-    del ashore
+    offloaded = Offloaded([torch.ones(3, 5)], torch.device("cuda", 0))
+    assert offloaded.tensors[0].is_pinned()
+    kept = offloaded.tensors
+    del offloaded
     assert not kept[0].is_pinned()
     assert torch.equal(kept[0], torch.ones(3, 5))
 
@@ -212,16 +212,16 @@ TENSORS = {
 
 def test_state_of_all_kinds_of_tensors_comes_to_the_gpu_and_back(gpu):
     state = list(TENSORS.values())
-    ashore, slot = Ashore(state, GPU), Slot(state, GPU)
-    ashore.load(slot)
+    offloaded, slot = Offloaded(state, GPU), Slot(state, GPU)
+    offloaded.load(slot)
     for place, tensor in zip(slot.tensors, state, strict=True):
         assert (place.device, place.dtype, place.stride()) == (GPU, tensor.dtype, tensor.stride())
         assert torch.equal(place.cpu(), tensor)
         place.copy_(torch.ones_like(tensor, device="cuda"))
     gpu.waits.clear()
-    ashore.store(slot)
+    offloaded.store(slot)
     assert not gpu.waits
-    ashore.wait()
+    offloaded.wait()
     assert gpu.waits
-    for own, tensor in zip(ashore.tensors, state, strict=True):
+    for own, tensor in zip(offloaded.tensors, state, strict=True):
         assert torch.equal(own, torch.ones_like(tensor))

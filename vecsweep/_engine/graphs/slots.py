@@ -40,7 +40,7 @@ class Slot:
         self._holder = None if holder is None else weakref.ref(holder)
 
 
-class Ashore:
+class Offloaded:
     """A state in pinned memory of the host, while other chunks train on the GPU.
 
     Args:

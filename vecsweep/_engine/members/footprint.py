@@ -88,8 +88,8 @@ class Footprint:
         return size
 
     def total(self, num_members: int, num_at_once: int, *, waits_ashore: bool = False) -> int:
-        """What a run takes besides the base, with so many members stepped together; on a GPU, if they wait ashore."""
-        # Chunks ashore may be of two sizes, and train in two places then.
+        """What a run takes besides the base, with so many members stepped together; on a GPU, if they wait on the host."""
+        # Chunks that wait on the host may be of two sizes, and train in two places then.
         return (num_at_once if waits_ashore else num_members) * self.state + num_at_once * self.work
 
     def describe(self, num_members: int, num_at_once: int, free: int | None, *, waits_ashore: bool = False) -> str:

@@ -19,7 +19,7 @@ from vecsweep._engine.caller.memory import is_out_of_memory, let_go_of
 from vecsweep._engine.caller.rng import Turns
 from vecsweep._engine.data.batches import Key, key_of, stack
 from vecsweep._engine.graphs.capture import copy_all_, upload
-from vecsweep._engine.graphs.slots import Ashore, Slot
+from vecsweep._engine.graphs.slots import Offloaded, Slot
 from vecsweep._engine.members.ensemble import Ensemble, MemberState, OptimizerState
 from vecsweep._engine.members.measure import Foreseen, measure_one
 from vecsweep._engine.members.optimizer import MemberOptimizers
@@ -59,7 +59,7 @@ class VectorizedChunk:
         self._saved: list[Tensor] | None = None
         self._saved_optimizers: list[OptimizerState] | None = None
         self._slot: Slot | None = None  # where the members train
-        self._ashore: Ashore | None = None  # where their state waits, if on the host
+        self._offloaded: Offloaded | None = None  # where their state waits, if on the host
         engine.chunks.add(self)
         if engine.waits_ashore:
             self.go_ashore()
@@ -104,13 +104,13 @@ class VectorizedChunk:
     @property
     def waits_ashore(self) -> bool:
         """Whether the members wait for their turn in the memory of the host."""
-        return self._ashore is not None
+        return self._offloaded is not None
 
     def go_ashore(self) -> None:
         """Let the members wait for their turn in the memory of the host."""
-        if self._ashore is None and self._optimizers is None:
-            self._ashore = Ashore(self._flat, self._engine.device)
-            self._ensemble = self._with(self._ashore.tensors)
+        if self._offloaded is None and self._optimizers is None:
+            self._offloaded = Offloaded(self._flat, self._engine.device)
+            self._ensemble = self._with(self._offloaded.tensors)
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Put the members at the weights that they are evaluated at; no stacked update has such."""
@@ -198,8 +198,8 @@ class VectorizedChunk:
     @property
     def _settled(self) -> Ensemble:
         """The members where they wait; on the host once they have come there."""
-        if self._ashore is not None:
-            self._ashore.wait()
+        if self._offloaded is not None:
+            self._offloaded.wait()
         return self._ensemble
 
     @property
@@ -216,15 +216,15 @@ class VectorizedChunk:
         if slot.is_of(self):
             return
         slot.note(None)
-        if self._ashore is not None:
-            self._ashore.load(slot)
+        if self._offloaded is not None:
+            self._offloaded.load(slot)
         else:
             copy_all_(slot.tensors, self._flat)
         slot.note(self)
 
     def _on_device(self) -> Ensemble:
         """The members where they can be measured; not to be changed."""
-        if self._ashore is None or (slot := self._engine.slot(self._flat)) is None:
+        if self._offloaded is None or (slot := self._engine.slot(self._flat)) is None:
             return self._ensemble
         self._take(slot)
         return self._with(slot.tensors)
@@ -246,8 +246,8 @@ class VectorizedChunk:
         """Take over the state that a window has led to."""
         if self._slot is None:
             return
-        if self._ashore is not None:
-            self._ashore.store(self._slot)
+        if self._offloaded is not None:
+            self._offloaded.store(self._slot)
         else:
             copy_all_(self._flat, self._slot.tensors)
         self._slot.note(self)
