@@ -148,7 +148,7 @@ def test_members_that_wait_on_the_host_give_the_same_bits_on_a_gpu(monkeypatch):
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         here = vs.sweep(task(**VAL), **how)
-        monkeypatch.setattr(engines, "must_wait_ashore", lambda *_: True)
+        monkeypatch.setattr(engines, "must_offload", lambda *_: True)
         offloaded = vs.sweep(task(**VAL), **how)
     finally:
         torch.use_deterministic_algorithms(False)

@@ -18,17 +18,17 @@ class _TooLarge(torch.OutOfMemoryError):
     """There is no memory for a step of a single member."""
 
 
-def check_room(footprint: Footprint, num_members: int, device: torch.device, *, may_wait_ashore: bool = False) -> None:
+def check_room(footprint: Footprint, num_members: int, device: torch.device, *, may_offload: bool = False) -> None:
     """Warn where there is less memory than the members' states alone take.
 
     Args:
         footprint: of the members.
         num_members: of the run.
         device: on which they train.
-        may_wait_ashore: whether those of a GPU may be in the host's memory instead.
+        may_offload: whether those of a GPU may be in the host's memory instead.
     """
     states, free = num_members * (footprint.weights + (footprint.moments or 0)), free_bytes(device)
-    if may_wait_ashore and free is not None and states > free:
+    if may_offload and free is not None and states > free:
         free = free_bytes(torch.device("cpu"))
     if free is not None and states > free:
         warn_of_trouble(
@@ -43,13 +43,13 @@ def is_memory_told() -> bool:
     return _LOGGER.isEnabledFor(logging.INFO)
 
 
-def must_wait_ashore(footprint: Footprint, num_members: int, device: torch.device) -> bool:
+def must_offload(footprint: Footprint, num_members: int, device: torch.device) -> bool:
     """Whether a GPU has no room for a step of one member beside the states of all."""
     return device.type == "cuda" and footprint.total(num_members, 1) > free_on_gpu(device)
 
 
 def tell_memory(
-    footprint: Footprint, num_members: int, num_at_once: int, device: torch.device, *, waits_ashore: bool = False
+    footprint: Footprint, num_members: int, num_at_once: int, device: torch.device, *, is_offloaded: bool = False
 ) -> None:
     """Log what a run takes, and what there is; the record says by `is_much` whether that is a good part of it.
 
@@ -58,11 +58,11 @@ def tell_memory(
         num_members: of the run.
         num_at_once: that are stepped together.
         device: on which they train.
-        waits_ashore: whether the others wait in the memory of the host.
+        is_offloaded: whether the others wait in the memory of the host.
     """
-    free, total = free_bytes(device), footprint.total(num_members, num_at_once, waits_ashore=waits_ashore)
+    free, total = free_bytes(device), footprint.total(num_members, num_at_once, is_offloaded=is_offloaded)
     is_much = free is None or total > _MUCH * free
-    said = footprint.describe(num_members, num_at_once, free, waits_ashore=waits_ashore)
+    said = footprint.describe(num_members, num_at_once, free, is_offloaded=is_offloaded)
     _LOGGER.info("memory: %s", said, extra={"is_much": is_much})
 
 

@@ -3,7 +3,7 @@
 from contextlib import ExitStack
 from dataclasses import replace
 
-from vecsweep._engine.budget import check_room, in_words, is_memory_told, must_wait_ashore, tell_memory
+from vecsweep._engine.budget import check_room, in_words, is_memory_told, must_offload, tell_memory
 from vecsweep._engine.caller.lending import have_same_special
 from vecsweep._engine.caller.rng import Streams
 from vecsweep._engine.keeping.snapshot import Manner
@@ -85,8 +85,8 @@ class Engines:
     def choose(self) -> None:
         """Choose an engine as it was asked for, by what a pass of the first batch shows; say what memory that takes."""
         is_batched = self._execution.engine in ("auto", "vectorized") and not self._windows.mover
-        may_wait_ashore = self._device.type == "cuda" and is_batched and StackedUpdate.suits(self._pattern)
-        check_room(self.footprint, len(self._plan.members), self._device, may_wait_ashore=may_wait_ashore)
+        may_offload = self._device.type == "cuda" and is_batched and StackedUpdate.suits(self._pattern)
+        check_room(self.footprint, len(self._plan.members), self._device, may_offload=may_offload)
         self._choose()
         self._tell_memory()
 
@@ -132,12 +132,12 @@ class Engines:
     def _tell_memory(self) -> None:
         if not is_memory_told():
             return
-        at_once, engine, waits_ashore = 1, self.engine, False
+        at_once, engine, is_offloaded = 1, self.engine, False
         if isinstance(engine, Vectorized):
-            at_once, waits_ashore = max(map(len, self.divide(self._plan))), engine.waits_ashore
+            at_once, is_offloaded = max(map(len, self.divide(self._plan))), engine.is_offloaded
         elif isinstance(engine, Parallel):
             at_once = engine.num_processes
-        tell_memory(self.footprint, len(self._plan.members), at_once, self._device, waits_ashore=waits_ashore)
+        tell_memory(self.footprint, len(self._plan.members), at_once, self._device, is_offloaded=is_offloaded)
 
     @property
     def manner(self) -> Manner:
@@ -190,10 +190,10 @@ class Engines:
             found = (self.in_doubt_from, self.engine.in_doubt_from)
             self.in_doubt_from = min(step for step in found if step is not None)
 
-    def go_ashore(self) -> bool:
+    def offload(self) -> bool:
         """Let members wait on the host from now on, and warn of it; False where they do already, or cannot."""
         engine = self.engine
-        if not isinstance(engine, Vectorized) or engine.waits_ashore or not engine.can_wait_ashore:
+        if not isinstance(engine, Vectorized) or engine.is_offloaded or not engine.can_offload:
             return False
         if len(self._plan.members) == 1:
             return False
@@ -201,7 +201,7 @@ class Engines:
             "There is not enough memory on the GPU for a step of one member beside the states of all. Those that wait "
             "for their turn do so in the host's memory from now on; to come and go takes time. The result is the same."
         )
-        engine.go_ashore()
+        engine.offload()
         return True
 
     def half_of(self, num_members: int, error: BaseException | None) -> int:
@@ -294,8 +294,8 @@ class Engines:
         first, hyper = self._windows.first, tuple(self._plan.hyper)
         engine = Vectorized(self._learners, self._execution, self._streams, first, seen, hyper, self._recorded)
         num_members = len(self._plan.members)
-        if engine.can_wait_ashore and num_members > 1 and must_wait_ashore(engine.footprint, num_members, self._device):
-            engine.go_ashore()
+        if engine.can_offload and num_members > 1 and must_offload(engine.footprint, num_members, self._device):
+            engine.offload()
         return engine
 
     def _estimate_step_s(self, work: Work) -> float:

@@ -90,7 +90,7 @@ class Evaluator:
         indices = [upload(np.array(list(map(places.__getitem__, own))), device) for own in seeds]
         whole = torch.zeros(len(all_seeds), dtype=torch.float64, device=device)
         # What comes from the host for its turn measures several batches then.
-        is_patient = len(chunks) > 1 and any(chunk.waits_ashore for chunk in chunks)
+        is_patient = len(chunks) > 1 and any(chunk.is_offloaded for chunk in chunks)
         while some := _next(batches, _AT_ONCE if is_patient else 1):
             weights = [torch.stack([of_seeds[seed].weight for seed in all_seeds]) for of_seeds in some]
             whole = functools.reduce(torch.add, weights, whole)

@@ -56,7 +56,7 @@ class Grouping:
         try:
             return [self._load(members, states)]
         except OutOfMemory as shortage:
-            if len(members) == 1 and self.engines.go_ashore():
+            if len(members) == 1 and self.engines.offload():
                 return self.load(members, states)
             size = self.engines.half_of(len(members), shortage.__cause__)
         return [*self.load(members[:size], states[:size]), *self.load(members[size:], states[size:])]
@@ -67,7 +67,7 @@ class Grouping:
 
     def halve(self, group: Group, shortage: OutOfMemory) -> list[Group]:
         """Make two chunks of one that does not fit into memory; of one member, see that the others make room."""
-        if len(group.members) == 1 and self.engines.go_ashore():
+        if len(group.members) == 1 and self.engines.offload():
             return [group]
         size = self.engines.half_of(len(group.members), shortage.__cause__)
         return [group.select(part) for part in (range(size), range(size, len(group.members)))]

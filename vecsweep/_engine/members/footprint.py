@@ -74,43 +74,43 @@ class Footprint:
         """
         return 2 * self.state + 4 * self.weights + 2 * self.activations
 
-    def num_that_fit(self, num_members: int, free: int, *, waits_ashore: bool = False) -> int:
+    def num_that_fit(self, num_members: int, free: int, *, is_offloaded: bool = False) -> int:
         """How many members may be stepped together, where all of them wait for their turn in the same memory.
 
         Args:
             num_members: of the run.
             free: bytes of memory.
-            waits_ashore: whether they wait in the memory of the host.
+            is_offloaded: whether they wait in the memory of the host.
         """
         size = num_members
-        while size > 1 and self.total(num_members, size, waits_ashore=waits_ashore) > free:
+        while size > 1 and self.total(num_members, size, is_offloaded=is_offloaded) > free:
             size = -(-size // 2)
         return size
 
-    def total(self, num_members: int, num_at_once: int, *, waits_ashore: bool = False) -> int:
-        """What a run takes besides the base, with so many members stepped together; on a GPU, if they wait on the host."""
+    def total(self, num_members: int, num_at_once: int, *, is_offloaded: bool = False) -> int:
+        """What a run takes besides the base, so many members stepped together, those that wait on the host if offloaded."""
         # Chunks that wait on the host may be of two sizes, and train in two places then.
-        return (num_at_once if waits_ashore else num_members) * self.state + num_at_once * self.work
+        return (num_at_once if is_offloaded else num_members) * self.state + num_at_once * self.work
 
-    def describe(self, num_members: int, num_at_once: int, free: int | None, *, waits_ashore: bool = False) -> str:
+    def describe(self, num_members: int, num_at_once: int, free: int | None, *, is_offloaded: bool = False) -> str:
         """Say what a run takes, and what there is.
 
         Args:
             num_members: of the run.
             num_at_once: that are stepped together.
             free: bytes of memory; None where that is not known.
-            waits_ashore: whether the others wait in the memory of the host.
+            is_offloaded: whether the others wait in the memory of the host.
         """
         moments = "moments as its optimizer keeps them" if self.moments is None else f"{sized(self.moments)} of moments"
         own = [f"{sized(self.weights)} of weights", "as much of gradients", moments]
         own += [f"{sized(self.buffers)} of buffers"] * (self.buffers > 0)
         own += [f"{sized(self.activations)} of activations"] * (self.activations > 0)
-        total = f"about {sized(self.total(num_members, num_at_once, waits_ashore=waits_ashore))}"
+        total = f"about {sized(self.total(num_members, num_at_once, is_offloaded=is_offloaded))}"
         total += f" beside {sized(self.base)} that is not trained" * (self.base > 0)
         total += "" if free is None else f", of {sized(free)} free"
-        fit = 0 if free is None else self.num_that_fit(num_members, free, waits_ashore=waits_ashore)
+        fit = 0 if free is None else self.num_that_fit(num_members, free, is_offloaded=is_offloaded)
         could = "" if free is None else f" ({fit} would fit)"
-        could += f" while the others wait in {sized(num_members * self.state)} of the host's memory" * waits_ashore
+        could += f" while the others wait in {sized(num_members * self.state)} of the host's memory" * is_offloaded
         return f"{total}; {counted(num_members, 'member')}, {num_at_once} at a time{could}, each {', '.join(own)}"
 
 

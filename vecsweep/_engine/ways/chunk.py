@@ -61,8 +61,8 @@ class VectorizedChunk:
         self._slot: Slot | None = None  # where the members train
         self._offloaded: Offloaded | None = None  # where their state waits, if on the host
         engine.chunks.add(self)
-        if engine.waits_ashore:
-            self.go_ashore()
+        if engine.is_offloaded:
+            self.offload()
 
     def __len__(self) -> int:
         return len(self._ensemble)
@@ -102,11 +102,11 @@ class VectorizedChunk:
             del failure  # or it would hold this frame, which holds it, and with them all members, until Python looks
 
     @property
-    def waits_ashore(self) -> bool:
+    def is_offloaded(self) -> bool:
         """Whether the members wait for their turn in the memory of the host."""
         return self._offloaded is not None
 
-    def go_ashore(self) -> None:
+    def offload(self) -> None:
         """Let the members wait for their turn in the memory of the host."""
         if self._offloaded is None and self._optimizers is None:
             self._offloaded = Offloaded(self._flat, self._engine.device)

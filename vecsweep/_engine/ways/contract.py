@@ -66,7 +66,7 @@ class Chunk(Protocol):
     """Members that are stepped together."""
 
     @property
-    def waits_ashore(self) -> bool:
+    def is_offloaded(self) -> bool:
         """Whether the members of a GPU are in the host's memory but for their turns, so that these cost two moves."""
         ...
 

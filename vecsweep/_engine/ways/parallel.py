@@ -122,7 +122,7 @@ class ParallelChunk:
         seeds: of the members.
     """
 
-    waits_ashore = False
+    is_offloaded = False
 
     def __init__(self, engine: Parallel, workers: Sequence["Worker"], members: list[int], seeds: list[int]) -> None:
         self._engine = engine

@@ -99,7 +99,7 @@ class Sequential:
 class SequentialChunk:
     """Members that take turns; see `contract.Chunk`."""
 
-    waits_ashore = False
+    is_offloaded = False
 
     def __init__(self, engine: Sequential, members: Sequence["_Member"]) -> None:
         self._engine = engine

@@ -115,7 +115,7 @@ def choose_way(
     size = default_chunk_size(engine, plan) if execution.chunk_size == "auto" else execution.chunk_size
     batched = Way("vectorized", size, is_compiled=execution.compile is True)
     varied = {name for name in ("engine", "chunk_size", "compile") if getattr(execution, name) == "auto"}
-    if engine.waits_ashore:  # one after another, all members would be on the GPU
+    if engine.is_offloaded:  # one after another, all members would be on the GPU
         varied.discard("engine")
     if not varied:
         return Choice(batched, "")
@@ -186,7 +186,7 @@ def default_chunk_size(engine: Vectorized, plan: Plan) -> int:
     parameters = engine.pattern.parameters.values()
     device = next(iter(parameters)).device
     if device.type == "cuda":
-        return engine.footprint.num_that_fit(num_members, free_on_gpu(device), waits_ashore=engine.waits_ashore)
+        return engine.footprint.num_that_fit(num_members, free_on_gpu(device), is_offloaded=engine.is_offloaded)
     if device.type != "cpu":
         return num_members
     size = min(

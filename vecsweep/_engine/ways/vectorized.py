@@ -53,7 +53,7 @@ class Vectorized:
     Attributes:
         device: on which they train.
         chunks: that there are.
-        waits_ashore: whether they wait for their turn in the memory of the host.
+        is_offloaded: whether they wait for their turn in the memory of the host.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Vectorized:
         self._pool = Pool() if is_captured else None
         self._slots = Slots(self.device)
         self.chunks = weakref.WeakSet[VectorizedChunk]()
-        self.waits_ashore = False
+        self.is_offloaded = False
         self.measure = Measuring(self.pattern.objective, self._pool)
         self.is_measured_at_once = True  # until PyTorch turns out to be unable to batch the model's evaluation
         self.draws_numbers = False
@@ -139,16 +139,16 @@ class Vectorized:
         return None if self._pool is None else self._slots.of(state, self.num_done)
 
     @property
-    def can_wait_ashore(self) -> bool:
+    def can_offload(self) -> bool:
         """Whether chunks may wait for their turn in the memory of the host: they train in a slot."""
         return self._pool is not None and self.update is not None
 
-    def go_ashore(self) -> None:
+    def offload(self) -> None:
         """Let chunks wait on the host from now on, those that there are and those that come."""
         self.let_go()
-        self.waits_ashore = True
+        self.is_offloaded = True
         for chunk in self.chunks:
-            chunk.go_ashore()
+            chunk.offload()
 
     @property
     def member_bytes(self) -> int:
@@ -197,7 +197,7 @@ class Vectorized:
 
     def _load(self, members: Sequence[MemberState], seeds: Sequence[int]) -> "VectorizedChunk":
         member_buffers = self._stacked if len(set(seeds)) == 1 else self._changed | self._differing
-        place = torch.device("cpu") if self.waits_ashore else self.device
+        place = torch.device("cpu") if self.is_offloaded else self.device
         # Members of a seed may begin as one object, which comes but once.
         there = {id(member): member.on(place) for member in members if member.fate.alive.device != place}
         members = [there.get(id(member), member) for member in members]
