@@ -121,7 +121,8 @@ class _Tape(TorchDispatchMode):
         self._graph = Graph()
         self.constants = torch.nn.Module()
         self._nodes = WeakTensorKeyDictionary()  # by the tensor itself, for as long as anybody else needs it
-        self._constant_nodes: set[Node] = set()  # of tensors found outside: their memory may change between runs
+        # Of tensors found outside, whose memory may change between runs, and of views of them.
+        self._constant_nodes: set[Node] = set()
         self._known: set[Node] = set()  # of those made here, of nothing that could change
         for i, tensor in enumerate(tensors):
             self._note(tensor, self._graph.placeholder(f"input_{i}"))
@@ -148,6 +149,8 @@ class _Tape(TorchDispatchMode):
         is_drawn = torch.Tag.nondeterministic_seeded in func.tags
         if func is _LIFT or (self._known.issuperset(node.all_input_nodes) and not is_drawn):
             self._known.add(node)
+        elif func.is_view and self._constant_nodes.issuperset(node.all_input_nodes):
+            self._constant_nodes.add(node)
         elif func._schema.is_mutable:
             self._forget(node.all_input_nodes)
         self._note_all(result, node)

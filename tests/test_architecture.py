@@ -20,8 +20,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "kernels": [
         """kernels kernels._compile kernels._trace kernels.rules._mapped kernels.rules._mode kernels.rules._scan
-        kernels.rules.checkpoint kernels.rules.random kernels.updates._update""",
-        "kernels.updates._fused_adam",
+        kernels.rules.checkpoint kernels.updates._update""",
+        "kernels.rules.draw kernels.updates._fused_adam",
+        "kernels.rules.sampling",
+        "kernels.rules.random",
         """kernels.rules.attention kernels.rules.check kernels.rules.convolution kernels.rules.embedding
         kernels.rules.foreach kernels.rules.function kernels.rules.gradient
         kernels.rules.linear kernels.rules.loss kernels.rules.new kernels.rules.normalization kernels.rules.pooling

@@ -21,11 +21,12 @@ from . import attention, check, convolution, embedding, gradient, linear, loss, 
 from ._mapped import is_mapped, is_mapped_last
 from ._mode import CallMode, takes_values
 from .checkpoint import checkpoints_run_through
+from .draw import Draw, UnforeseenDrawError
 from .foreach import is_on_lists, one_by_one
 from .function import functions_for_each
 from .gradient import SharedInputsError
 from .new import MAKERS, is_shared_write, of_each
-from .random import Draw, UnforeseenDrawError, find_draw, replay
+from .random import find_draw, replay
 
 __all__ = [
     "Draw",
@@ -154,7 +155,7 @@ class Recorder(CallMode):
     def handle(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the draws of one call."""
         if (draw := find_draw(func, args, kwargs)) is not None:
-            self.draws.append(draw)
+            self.draws.append(draw.kept())
             return func(*args, **kwargs)
         if func in _HIDDEN_DRAWS and (draws := _HIDDEN_DRAWS[func](*args, **kwargs)):
             self.draws.extend(draws)
@@ -202,19 +203,27 @@ class MemberRules(CallMode):
             raise DataDependentError(f"{func.__name__} takes values out of tensors, which a trace would keep for ever")
         if (draw := find_draw(func, args, kwargs)) is not None:
             self._check_foreseen(draw, func)
-            return replay(func, args, kwargs, next(self._drawn))
+            result, is_good = replay(func, args, kwargs, next(self._drawn))
+            if is_mapped(is_good):
+                self._note(is_good)
+            return result
         result = self._batched(func, args, kwargs) if is_mapped_last() else NotImplemented
-        # Within transforms of the code's own, what is good is said of their samples, and cannot leave them.
         if result is NotImplemented and func in CHECKS and torch._C._functorch.maybe_current_level() == self._level:
             result, is_good = CHECKS[func](*args, **kwargs)
-            if is_good is not None:
-                self.is_good = is_good if self.is_good is None else self.is_good & is_good
+            self._note(is_good)
         return super().handle(func, args, kwargs) if result is NotImplemented else result
+
+    def _note(self, is_good: Tensor | None) -> None:
+        """Note whether a member's numbers are good; within transforms of the code's own, that is of samples."""
+        if is_good is not None and torch._C._functorch.maybe_current_level() == self._level:
+            self.is_good = is_good if self.is_good is None else self.is_good & is_good
 
     def _check_foreseen(self, draw: Draw, func: Callable[..., Any]) -> None:
         foreseen = next(self._draws, None)
         if foreseen is None:
             raise UnforeseenDrawError(f"`{func.__name__}` draws random numbers that were not foreseen")
+        if any(isinstance(own, Tensor) and is_mapped(own) for own in draw.args):
+            raise RuntimeError(f"`{func.__name__}` draws from another distribution for each member")
         if not draw.is_like(foreseen):
             raise RuntimeError("the loss draws other random numbers than in an ordinary pass")
 

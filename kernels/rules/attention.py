@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._mapped import Mapped, member_first
-from .random import Draw, dropout_draw
+from .draw import Draw
+from .random import dropout_draw
 
 
 def scaled_dot_product_attention(

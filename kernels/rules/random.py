@@ -4,18 +4,20 @@ One ordinary forward pass is recorded, and every draw noted. Before each step th
 own random stream, which yields the numbers that a stock loop would have seen; inside the mapped call they are handed
 out in the same order. The step itself is then a pure function, and the members of a seed share their dropout masks.
 
-Not here: draws whose distribution depends on data (`torch.bernoulli(p)`, `multinomial`), and generators of the
-model's own. They are not noted; the caller finds out by comparing the state of the global generator after a pass
-with that after the noted draws.
+Not here: samples of distributions that numbers in tensors give (`sampling.py`). Generators of the model's own, and
+RReLU, are not noted; the caller finds out by comparing the state of the global generator after a pass with that after
+the noted draws.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from . import sampling
+from .draw import Draw
 
 _DROPOUTS = (F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, torch.dropout, torch.feature_dropout)
 _LIKE = (torch.rand_like, torch.randn_like, torch.randint_like)
@@ -32,44 +34,6 @@ _IN_PLACE = (
 )
 
 
-class UnforeseenDrawError(RuntimeError):
-    """What is computed for all members at once draws random numbers that no ordinary pass was seen to draw."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """One call of a random function, to be repeated at each step.
-
-    Attributes:
-        function: the random function.
-        args: its positional arguments, without the tensor it starts from.
-        kwargs: its keyword arguments.
-        start: what the tensor it starts from looks like, as a meta tensor; None for a factory. The strides
-            matter: random numbers fill a tensor in the order of its memory.
-        device: where the draw takes place, if it starts from a tensor.
-    """
-
-    function: Callable[..., Tensor]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    start: Tensor | None = None
-    device: torch.device | None = None
-
-    def is_like(self, other: "Draw") -> bool:
-        """Whether the other draws from the same distribution into the same shape."""
-        return (
-            (self.function, self.args, self.kwargs) == (other.function, other.args, other.kwargs)
-            and (self.start is None) == (other.start is None)
-            and (self.start is None or other.start is None or self.start.shape == other.start.shape)
-        )
-
-    def __call__(self) -> Tensor:
-        """Draw anew from the global random generator."""
-        if self.start is None:
-            return self.function(*self.args, **self.kwargs)
-        return self.function(torch.ones_like(self.start, device=self.device), *self.args, **self.kwargs)
-
-
 def find_draw(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw | None:
     """Say what a call draws at random; None when it draws nothing, or nothing that can be repeated."""
     if func in _DROPOUTS:
@@ -78,11 +42,13 @@ def find_draw(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
         is_drawn = named.get("training", named.get("train", True)) and 0 < p < 1
         is_inplace = func.__module__ == F.__name__ and _is_inplace(args, kwargs)
         return dropout_draw(func, named["input"], p, is_inplace=is_inplace) if is_drawn else None
+    if (noise := sampling.find_noise(func, args, kwargs)) is not None:
+        return noise
     rest = args[1:] if func in _LIKE or func in _IN_PLACE else args
     if any(isinstance(value, Tensor | torch.Generator) for value in (*rest, *kwargs.values())):
         return None
     if func in _LIKE or func in _IN_PLACE:
-        return _draw_like(func, args[0], rest, kwargs)
+        return Draw.like(func, args[0], rest, kwargs)
     if func in _FACTORIES:
         return Draw(func, args, kwargs)
     return None
@@ -94,7 +60,7 @@ def dropout_draw(func: Callable[..., Tensor], like: Tensor, p: float, *, is_inpl
     Whether it is in place matters on a GPU, where there is a fused kernel for the one and not for the other, which
     deals the random numbers out otherwise (aten/src/ATen/native/Dropout.cpp).
     """
-    return _draw_like(func, like, (p, True), {"inplace": True} if is_inplace else {})
+    return Draw.like(func, like, (p, True), {"inplace": True} if is_inplace else {})
 
 
 def _is_inplace(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -102,16 +68,19 @@ def _is_inplace(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return bool(kwargs.get("inplace", len(args) > 3 and args[3]))
 
 
-def _draw_like(func: Callable[..., Tensor], like: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Draw:
-    """A draw that starts from a tensor such as this one."""
-    return Draw(func, args, kwargs, torch.empty_like(like, device="meta"), like.device)
+def replay(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], drawn: Tensor
+) -> tuple[Any, Tensor | None]:
+    """Compute a call of a random function from what was drawn for it.
 
-
-def replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], drawn: Tensor) -> Any:
-    """Compute a call of a random function from what was drawn for it."""
+    Returns:
+        what it returns, and whether the numbers that it was given are good; None where it does not ask.
+    """
     if func in _DROPOUTS:
         tensor = args[0] if args else kwargs["input"]
-        return tensor.mul_(drawn) if _is_inplace(args, kwargs) else tensor * drawn
+        return tensor.mul_(drawn) if _is_inplace(args, kwargs) else tensor * drawn, None
+    if (sampled := sampling.sample(func, args, kwargs, drawn)) is not None:
+        return sampled
     if func in _IN_PLACE:
-        return args[0].copy_(drawn)
-    return drawn.clone()
+        return args[0].copy_(drawn), None
+    return drawn.clone(), None

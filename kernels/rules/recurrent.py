@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ._mapped import Mapped, is_mapped, member_first
 from ._scan import GRU, LSTM, RNN_RELU, RNN_TANH, Cell, Scan
-from .random import Draw, dropout_draw
+from .draw import Draw
+from .random import dropout_draw
 
 State = tuple[Tensor, ...]  # (h, c) of an LSTM, (h,) of the others
 
