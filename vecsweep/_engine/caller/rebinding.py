@@ -1,10 +1,12 @@
 """Rebinding: functions that a model keeps, such as lambdas and hooks, refer to its copy where they referred to it.
 
-Python's own copies leave functions as they are: a lambda over a layer would go on calling the layer of the original.
+Python's own copies leave functions as they are: a lambda over a layer would go on calling the layer of the original,
+and so would a `forward` that was put around the original's. Weak references, as to a parent, are left alike.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping
-from types import CellType, FunctionType
+from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
@@ -32,18 +34,22 @@ class Rebinder:
                         items[key] = own
 
     def __call__(self, value: Any) -> Any:
-        """What stands for a value: another function if it is one that refers to what was copied, else the value."""
-        if not isinstance(value, FunctionType) or not self._refers(value, set()):
+        """What stands for a value: another if it is a function or a reference to what was copied, else the value."""
+        if type(value) not in _REFERRING or not self._refers(value, set()):
             return value
+        if isinstance(value, MethodType):
+            return MethodType(self(value.__func__), self._item(value.__self__))
+        if isinstance(value, weakref.ref):
+            return weakref.ref(self._memo[id(value())])
         if id(value) not in self._functions:
             self._rebind(value)
         return self._functions[id(value)]
 
     def _refers(self, value: Any, seen: set[int]) -> bool:
-        """Whether a value was copied, or is a function that refers to something that was."""
+        """Whether a value was copied, or refers to something that was."""
         if id(value) in self._memo:
             return True
-        if not isinstance(value, FunctionType) or id(value) in seen:
+        if type(value) not in _REFERRING or id(value) in seen:
             return False
         seen.add(id(value))
         return any(self._refers(item, seen) for item in _items(value))
@@ -54,7 +60,7 @@ class Rebinder:
         own = FunctionType(function.__code__, function.__globals__, function.__name__, closure=cells)
         self._functions[id(function)] = own  # before what it refers to, which may be itself
         own.__qualname__, own.__module__, own.__doc__ = function.__qualname__, function.__module__, function.__doc__
-        vars(own).update(vars(function))
+        vars(own).update({key: self._item(value) for key, value in vars(function).items()})
         if function.__defaults__ is not None:
             own.__defaults__ = tuple(map(self._item, function.__defaults__))
         if function.__kwdefaults__ is not None:
@@ -71,8 +77,19 @@ class Rebinder:
         return self._memo[id(value)] if id(value) in self._memo else self(value)
 
 
-def _items(function: FunctionType) -> Iterator[Any]:
-    """What a function refers to besides globals."""
+_REFERRING = (FunctionType, MethodType, weakref.ref)
+
+
+def _items(value: Any) -> Iterator[Any]:
+    """What a function refers to besides globals, or another reference."""
+    if isinstance(value, weakref.ref):
+        yield value()
+        return
+    if isinstance(value, MethodType):
+        yield value.__func__
+        yield value.__self__
+        return
+    function: FunctionType = value
     for cell in function.__closure__ or ():
         yield from _contents(cell)
     yield from function.__defaults__ or ()
