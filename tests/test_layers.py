@@ -119,6 +119,16 @@ VECTOR, SEQUENCE, IMAGE, VOLUME, TOKENS = (4, 8), (4, 5, 8), (4, 2, 6, 6), (3, 2
 LAYERS = {
     "linear": (lambda: flat(nn.Linear(8, 8), nn.Tanh()), VECTOR),
     "linear-no-bias": (lambda: flat(nn.Linear(8, 8, bias=False), nn.Tanh()), VECTOR),
+    "linear-complex": (
+        lambda: flat(
+            Lambda(lambda x: torch.complex(x, x.sin())),
+            nn.Linear(8, 40, dtype=torch.complex128),
+            Lambda(lambda x: torch.complex(x.real.tanh(), x.imag)),
+            nn.Linear(40, 8, dtype=torch.complex128),
+            Lambda(torch.abs),
+        ),
+        VECTOR,
+    ),
     "bilinear": (lambda: flat(Lambda(lambda x: (x, x)), Pair(nn.Bilinear(8, 8, 8)), nn.Tanh()), VECTOR),
     "conv1d": (lambda: flat(nn.Conv1d(5, 4, 3), nn.Tanh(), features=24), SEQUENCE),
     "conv2d": (lambda: image(nn.Conv2d(2, 4, 3, padding=1), features=144), IMAGE),

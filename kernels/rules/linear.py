@@ -140,7 +140,7 @@ class _BatchedLinear(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad
         return (
-            grad.bmm(weight) if needs_input else None,
-            grad.transpose(1, 2).bmm(input) if needs_weight else None,
+            grad.bmm(weight.conj()) if needs_input else None,
+            grad.transpose(1, 2).bmm(input.conj()) if needs_weight else None,
             grad.sum(1) if ctx.has_bias and needs_bias else None,
         )
