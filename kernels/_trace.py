@@ -173,6 +173,8 @@ class _Tape(TorchDispatchMode):
 
     def _constant(self, tensor: Tensor, value: Tensor) -> None:
         """Let a tensor stand for a value in each run of the graph."""
+        if value._is_zerotensor():  # without memory, as tangents are at first that nothing depends on
+            value = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
         name = f"constant_{len(self._constant_nodes)}"
         setattr(self.constants, name, value)
         node = self._graph.get_attr(name)

@@ -152,6 +152,11 @@ def directional(model, batch):
     return along.square().mean() + F.mse_loss(outputs, batch[1])
 
 
+def curvature(model, batch):
+    hessian = torch.func.vmap(torch.func.hessian(lambda x: model(x)[0]))(batch[0])
+    return (hessian.diagonal(dim1=1, dim2=2).sum(1) - batch[0][:, 0]).square().mean()
+
+
 # name: (a function that builds the model, one that makes batches, the loss)
 CASES = {
     "heat": (net, points, heat),
@@ -165,6 +170,7 @@ CASES = {
     "functional": (net, points, functional),
     "of torch.func": (net, points, of_torch_func),
     "directional": (net, points, directional),
+    "curvature": (net, points, curvature),
     "convolutions": (critic, images, smooth),
     "batch norm and dropout": (lambda: net(nn.BatchNorm1d(8), nn.Dropout(0.2)), points, smooth),
     "attention": (Encoder, sequences, smooth),
