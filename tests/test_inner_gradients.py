@@ -157,6 +157,19 @@ def curvature(model, batch):
     return (hessian.diagonal(dim1=1, dim2=2).sum(1) - batch[0][:, 0]).square().mean()
 
 
+def sensitive(model, batch):
+    slopes = torch.func.vmap(torch.func.jacrev(lambda x: model(x)[0]))(batch[0])
+    return slopes.square().mean() + F.mse_loss(model(batch[0]), batch[1])
+
+
+def of_next_step(model, batch):
+    """Finn et al., MAML, 2017."""
+    parameters = dict(model.named_parameters())
+    slopes = grad(F.mse_loss(model(batch[0]), batch[1]), list(parameters.values()), create_graph=True)
+    ahead = {name: p - 0.1 * slope for (name, p), slope in zip(parameters.items(), slopes, strict=True)}
+    return F.mse_loss(torch.func.functional_call(model, ahead, (batch[0] + 0.1,)), batch[1])
+
+
 # name: (a function that builds the model, one that makes batches, the loss)
 CASES = {
     "heat": (net, points, heat),
@@ -171,6 +184,8 @@ CASES = {
     "of torch.func": (net, points, of_torch_func),
     "directional": (net, points, directional),
     "curvature": (net, points, curvature),
+    "sensitive": (net, points, sensitive),
+    "of next step": (net, points, of_next_step),
     "convolutions": (critic, images, smooth),
     "batch norm and dropout": (lambda: net(nn.BatchNorm1d(8), nn.Dropout(0.2)), points, smooth),
     "attention": (Encoder, sequences, smooth),
@@ -215,7 +230,7 @@ def test_members_whose_loss_takes_gradients_train_in_one_pass_as_plain_loops_do(
 
 
 @pytest.mark.parametrize("engine", ["vectorized", "sequential"])
-@pytest.mark.parametrize("name", ["heat", "forces"])
+@pytest.mark.parametrize("name", ["heat", "forces", "curvature", "sensitive", "of next step"])
 def test_loss_that_takes_gradients_takes_them_in_validation_too(name, engine, recwarn):
     task = make_task(name, val_batches=CASES[name][1]())
     runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, engine=engine)

@@ -230,7 +230,8 @@ class MemberRules(CallMode):
     def _batched(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Compute one call where vmap would not, or not well; NotImplemented where it does."""
         if func == _REQUIRES_GRAD:
-            return _innermost(args[0]).requires_grad  # autograd runs outside vmap, and has the answer
+            # Autograd runs outside vmap, and has the answer, if not a gradient that the code takes itself.
+            return func(*args) or _innermost(args[0]).requires_grad
         if func in _SET_REQUIRES_GRAD:  # which vmap refuses; without it, a checkpointed layer may train nothing
             with enable_inplace_requires_grad(True):
                 _innermost(args[0]).requires_grad_(*args[1:], **kwargs)

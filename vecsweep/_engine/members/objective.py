@@ -18,7 +18,8 @@ from vecsweep.kernels.rules import OpenDraws
 from vecsweep.task import Task
 
 AUTOCAST_DTYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_NO_GRAPH = "does not require grad and does not have a grad_fn"  # what torch says where it was to take a gradient
+# What torch says where it was to take a gradient, or one of a gradient whose formula is another without autograd.
+_NO_GRAPH = ("does not require grad and does not have a grad_fn", "Trying to use forward AD with")
 
 
 class Objective(nn.Module):
@@ -101,15 +102,18 @@ class Objective(nn.Module):
             tensors: parameters and buffers by their names in the model.
             batch: one batch.
         """
-        placed = self._placed(tensors)
         if not self.takes_gradients:
             try:
-                return functional_call(self, placed, (batch,), {"is_measured": True}, tie_weights=False)
+                return functional_call(self, self._placed(tensors), (batch,), {"is_measured": True}, tie_weights=False)
             except RuntimeError as error:
-                if _NO_GRAPH not in str(error):
+                if not any(words in str(error) for words in _NO_GRAPH):
                     raise
         self.takes_gradients = True
+        trained = {name for name, p in self.model.named_parameters() if p.requires_grad}
         with torch.enable_grad():
+            # Leaves, because it may take gradients with respect to parameters, too.
+            tensors = {n: t.detach().requires_grad_() if n in trained else t for n, t in tensors.items()}
+            placed = self._placed(tensors)
             return functional_call(self, placed, (batch,), {"is_measured": True}, tie_weights=False).detach()
 
     def _placed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
