@@ -268,6 +268,26 @@ def test_gradient_with_respect_to_what_no_batch_brings_is_taken_member_by_member
         np.testing.assert_allclose(runs.train_loss[:, i], plain_loop(task, lr)[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize(
+    "make_norm",
+    [lambda: nn.LayerNorm(8), lambda: nn.BatchNorm1d(8, track_running_stats=False)],
+    ids=["layer norm", "batch norm"],
+)
+def test_gradient_of_the_gradient_of_a_norms_weight_is_that_of_a_plain_loop(make_norm):
+    def flat(model, batch):
+        def loss(parameters):
+            return F.mse_loss(torch.func.functional_call(model, parameters, (batch[0],)), batch[1])
+
+        parameters = dict(model.named_parameters())
+        return loss(parameters) + sum(slope.square().sum() for slope in torch.func.grad(loss)(parameters).values())
+
+    task = vs.Task(net(make_norm()), points(), training_step=flat, optimizer=adamw)
+    with pytest.warns(vs.FallbackWarning, match="takes a gradient of the weight of `(layer|batch)_norm`"):
+        runs = vs.sweep(task, lrs=LRS, num_steps=NUM_STEPS, engine="vectorized")
+    for i, lr in enumerate(LRS):
+        np.testing.assert_allclose(runs.train_loss[:, i], plain_loop(task, lr)[0], rtol=1e-9)
+
+
 def test_outputs_that_are_no_scalars_need_grad_outputs_as_in_torch():
     def step(model, batch):
         x = batch[0].clone().requires_grad_()

@@ -55,6 +55,11 @@ def cross_entropy_evidence(model, x):
     return nn.functional.binary_cross_entropy(outputs, x.sigmoid()) + 0.1 * mean.square().mean()
 
 
+def gaussian(model, x):
+    mean, variance = model.encoder(x).chunk(2, dim=1)
+    return nn.functional.gaussian_nll_loss(mean, x[:, :2], 1 + 0.2 * variance)
+
+
 def policy_gradient(model, batch):
     states, actions, returns = batch
     policy = Categorical(logits=model(states).square())
@@ -111,6 +116,7 @@ CASES = {
     "vae": (evidence, images),
     "binary-cross-entropy": (cross_entropy_evidence, images),
     "bernoulli": (bernoulli_evidence, images),
+    "gaussian": (gaussian, images),
     "policy": (policy_gradient, episodes),
     "gaussian-process": (marginal_likelihood, points),
     "cholesky": (by_cholesky, points),

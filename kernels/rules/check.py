@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -33,10 +34,12 @@ def is_all_true(valid: Tensor) -> Checked:
 
 
 def truth(tensor: Tensor) -> Checked:
-    """Compute `if tensor:`, which constraints ask on their way to the answer that a distribution validates."""
-    asks = sys._getframe(3)  # past this function and the mode's two
-    if is_mapped(tensor) and asks.f_globals.get("__name__") == constraints.__name__:
+    """Compute `if tensor:`, which constraints and losses ask on their way to what they say of the numbers."""
+    asks = sys._getframe(3).f_globals.get("__name__")  # past this function and the mode's two
+    if is_mapped(tensor) and asks == constraints.__name__:
         return True, tensor.all()
+    if is_mapped(tensor) and asks == F.__name__:  # whether to raise, as a Gaussian likelihood does
+        return False, tensor.logical_not()
     return bool(tensor), None
 
 
@@ -48,6 +51,17 @@ def by_info(variant: Callable[..., Any]) -> Callable[..., Checked]:
         return result, (info == 0).all()
 
     return compute
+
+
+def solve_in_one_batch(*args: Any, **kwargs: Any) -> Tensor:
+    """Compute torch.linalg.solve; of matrices in several batches vmap takes some for vectors (torch 2.13)."""
+    named = dict(zip(("A", "B"), args, strict=False)) | kwargs
+    a, b = named.pop("A"), named.pop("B")
+    has_vectors = b.dim() == 1 or (a.dim() - 1 == b.dim() and b.shape == a.shape[:-1])
+    if has_vectors or a.shape[:-2] == b.shape[:-2]:
+        return NotImplemented
+    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    return torch.linalg.solve(a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:]), **named)
 
 
 def raise_on_host(input: Tensor, *_: Any, **__: Any) -> None:

@@ -182,6 +182,31 @@ class _LayerNorm(Mapped):
         return torch.stack([torch.layer_norm(x, normalized_shape, w, b, *options) for x, w, b in each]), 0
 
 
+def check_gradients(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], level: int) -> None:
+    """Raise RuntimeError where the code takes a gradient of a norm's weight by a transform of its own.
+
+    In vmap's rules for the backward passes of these norms the gradient of the weight takes the statistics for constants
+    (torch 2.13), so that the gradient of that gradient would be another than without vmap.
+
+    Args:
+        func: that is called.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        level: of the transform that maps members.
+    """
+    if (place := _WEIGHT_PLACES.get(func)) is None:
+        return
+    weight = args[place] if len(args) > place else kwargs.get("weight")
+    if weight is None or not torch._C._functorch.is_gradtrackingtensor(weight):
+        return
+    own = (torch._C._functorch.get_interpreter_stack() or [])[level:]
+    if not any(transform.key() == torch._C._functorch.TransformType.Vmap for transform in own):
+        raise RuntimeError(f"`torch.func` takes a gradient of the weight of `{func.__name__}`")
+
+
+_WEIGHT_PLACES: dict[Callable[..., Any], int] = {torch.batch_norm: 1, torch.instance_norm: 1, torch.layer_norm: 2}
+
+
 def weight_norm(
     v: Tensor,  # [*shape], the direction
     g: Tensor,  # broadcasts to [*shape], the norm

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -112,7 +113,7 @@ def is_of_weights(error: Exception, own: Callable[[], object], untrained: Callab
             untrained()
     except Exception:  # the data's own fault, or the code's
         return False
-    is_known = isinstance(error, torch.linalg.LinAlgError) or _is_of_distributions(error)  # type: ignore[attr-defined]
+    is_known = isinstance(error, torch.linalg.LinAlgError) or _is_of_numbers(error)  # type: ignore[attr-defined]
     return is_known or seen.has_nan or (seen.has_infinity and not before.has_infinity)
 
 
@@ -121,10 +122,11 @@ def in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
 
 
-def _is_of_distributions(error: Exception) -> bool:
-    """Whether torch.distributions has raised an error itself."""
+def _is_of_numbers(error: Exception) -> bool:
+    """Whether torch.distributions has raised an error itself, or a loss of PyTorch's."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return bool(frames) and str(frames[-1].f_globals.get("__name__")).startswith("torch.distributions.")
+    name = str(frames[-1].f_globals.get("__name__")) if frames else ""
+    return name == F.__name__ or name.startswith("torch.distributions.")
 
 
 class _SeesNonFinite(TorchDispatchMode):
