@@ -263,3 +263,15 @@ def test_loss_trains_as_in_a_plain_loop(loss, engine):
     assert runs.engine.startswith(engine), "none of these keeps members from being batched"
     # Distances have no gradient by the last bias but rounding, which Adam takes for whole steps.
     stock.assert_equal(runs, make_task(loss), NUM_STEPS, rtol=1e-7)
+
+
+def test_systems_that_pytorch_cannot_map_rightly_are_solved_one_member_after_another():
+    def several_sides(outputs, labels):
+        """One matrix, factorised, and several right-hand sides."""
+        factors = torch.linalg.lu_factor(outputs[:4] + 5 * torch.eye(NUM_CLASSES))
+        solved = torch.linalg.lu_solve(*factors, outputs[4:].unflatten(0, (2, 4)))
+        return solved.square().mean() + F.cross_entropy(outputs, labels)
+
+    with pytest.warns(vs.FallbackWarning, match="`linalg_lu_solve` is given matrices and right-hand sides in several"):
+        runs = vs.sweep(make_task(several_sides), lrs=np.array([0.03, 0.3]), num_steps=6, engine="vectorized")
+    stock.assert_equal(runs, make_task(several_sides), 6, rtol=1e-7)

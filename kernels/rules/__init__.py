@@ -208,11 +208,7 @@ class MemberRules(CallMode):
                 self._note(is_good)
             return result
         normalization.check_gradients(func, args, kwargs, self._level or 0)
-        if func is torch.linalg.solve:
-            with self:
-                solved = check.solve_in_one_batch(*args, **kwargs)
-            if solved is not NotImplemented:
-                return solved
+        args = check.in_one_batch(func, args)
         result = self._batched(func, args, kwargs) if is_mapped_last() else NotImplemented
         if result is NotImplemented and func in CHECKS and torch._C._functorch.maybe_current_level() == self._level:
             result, is_good = CHECKS[func](*args, **kwargs)

@@ -53,15 +53,36 @@ def by_info(variant: Callable[..., Any]) -> Callable[..., Checked]:
     return compute
 
 
-def solve_in_one_batch(*args: Any, **kwargs: Any) -> Tensor:
-    """Compute torch.linalg.solve; of matrices in several batches vmap takes some for vectors (torch 2.13)."""
-    named = dict(zip(("A", "B"), args, strict=False)) | kwargs
-    a, b = named.pop("A"), named.pop("B")
-    has_vectors = b.dim() == 1 or (a.dim() - 1 == b.dim() and b.shape == a.shape[:-1])
-    if has_vectors or a.shape[:-2] == b.shape[:-2]:
-        return NotImplemented
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-    return torch.linalg.solve(a.expand(*batch, *a.shape[-2:]), b.expand(*batch, *b.shape[-2:]), **named)
+def in_one_batch(func: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments for what solves systems of equations, the matrices and their right-hand sides in one batch.
+
+    Where they are in several, vmap's rules take some matrices for vectors, or for those of other members (torch 2.13).
+
+    Raises:
+        RuntimeError: they are in several, and one would not help.
+    """
+    num = _NUM_OF_SYSTEM.get(func, 0)
+    if num == 0 or len(args) < num:
+        return args
+    matrices, sides = args[0], args[num - 1]
+    has_vectors = num == 2 and (sides.dim() == 1 or sides.shape == matrices.shape[:-1])
+    is_of_one = matrices.shape[:-2] == sides.shape[: sides.dim() - (1 if has_vectors else 2)]
+    if func in (torch.linalg.solve, torch.linalg.solve_ex):
+        if has_vectors or is_of_one:
+            return args
+        batch = torch.broadcast_shapes(matrices.shape[:-2], sides.shape[:-2])
+        return (*(x.expand(*batch, *x.shape[-2:]) for x in (matrices, sides)), *args[2:])
+    if not is_of_one or (has_vectors and sides.dim() > 1):
+        raise RuntimeError(f"`{func.__name__}` is given matrices and right-hand sides in several batches")
+    return args
+
+
+_NUM_OF_SYSTEM: dict[Callable[..., Any], int] = {
+    torch.linalg.lstsq: 2,
+    torch.linalg.lu_solve: 3,
+    torch.linalg.solve: 2,
+    torch.linalg.solve_ex: 2,
+}  # how many of the first arguments are matrices and sides
 
 
 def raise_on_host(input: Tensor, *_: Any, **__: Any) -> None:

@@ -43,6 +43,12 @@ def _reason(error: Exception) -> str:
         return "data-dependent control flow, such as `if` or `while` on the values of a tensor"
     if "sparse" in sentence.lower():
         return "a sparse tensor, such as a sparse matrix or the gradient of `nn.Embedding(..., sparse=True)`"
+    if "can support dynamic shape" in message:
+        return "a result that is as large as values say, such as the rows that a mask selects"
+    if "access storage of BatchedTensorImpl" in message:
+        return "a copy of a model or a tensor by `copy.deepcopy`"
+    if "may have escaped from inside a function being vmapped" in message:
+        return "an `autograd.Function` that computes with parameters it is not given"
     if "data pointer of Tensor" in message:
         return "numbers taken out of a tensor, as by `.numpy()`"
     if written := re.match(r"(?:aten::)?(\w+)_\(self, \*extra_args\) is not possible", sentence):
