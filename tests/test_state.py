@@ -474,6 +474,17 @@ def test_step_that_takes_a_trained_parameter_out_is_refused_by_its_name():
     assert not prune.is_pruned(model)
 
 
+@pytest.mark.parametrize("engine", ["auto", "sequential"])
+def test_first_step_that_takes_a_trained_parameter_out_is_refused_by_its_name(engine):
+    def step(own, batch):
+        if not prune.is_pruned(own):
+            prune.l1_unstructured(own, "weight", amount=2)
+        return loss_of(own, batch)
+
+    with pytest.raises(ValueError, match="a step has taken out 'weight'"):
+        sweep(linear(), step, engine)
+
+
 def test_model_of_a_member_has_what_its_passes_kept():
     runs, _ = sweep(Counts(), loss_of, "sequential")
     assert runs.model(1).stats.n == NUM_STEPS
@@ -729,6 +740,32 @@ def test_fallback_names_what_leaves_pytorch_for_numpy():
     task = vs.Task(model, BATCHES, training_step=step, optimizer=lambda p: torch.optim.SGD(p, 0.1))
     with pytest.warns(vs.FallbackWarning, match=r"them: numbers taken out of a tensor, as by `.numpy\(\)`, at "):
         vs.sweep(task, lrs=LRS, num_steps=3)
+
+
+def of_rows(model, batch):
+    errors = (model(batch[0]) - batch[1]).square().sum(1)
+    return errors[errors > errors.mean()].mean()
+
+
+def with_a_copy(model, batch):
+    with torch.no_grad():
+        targets = copy.deepcopy(model)(batch[0])
+    return F.mse_loss(model(batch[0] + 0.1), targets) + F.mse_loss(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize(
+    ("step", "reason", "line"),
+    [
+        (of_rows, "a result that is as large as values say, such as the rows that a mask selects", 2),
+        (with_a_copy, "a copy of a model or a tensor by `copy.deepcopy`", 2),
+    ],
+    ids=["mask", "copy"],
+)
+def test_fallback_names_what_the_step_does_at_its_line(step, reason, line):
+    task = vs.Task(linear(), BATCHES, training_step=step, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    where = f"{__file__}:{step.__code__.co_firstlineno + line}"
+    with pytest.warns(vs.FallbackWarning, match=f"them: {reason}, at {where}"):
+        vs.sweep(task, lrs=LRS, num_steps=3, engine="vectorized")
 
 
 def test_fallback_in_a_layer_of_torch_names_that_layer():

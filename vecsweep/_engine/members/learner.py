@@ -236,6 +236,14 @@ def check_given(model: nn.Module, template: Optimizer | None) -> None:
         _groups(model, template)
 
 
+def taken_out(name: str) -> ValueError:
+    """The error for a trained parameter of this name that a pass has taken out of the model."""
+    return ValueError(
+        f"A model must keep the parameters that are trained; a step has taken out {name!r}, as pruning and "
+        "parametrizations do. Do it before the sweep, and build the optimizer after that."
+    )
+
+
 def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Put copies of tensors into a model, by name; what a pass was the first to register is registered as a buffer.
 

@@ -12,7 +12,7 @@ from vecsweep._engine.caller.copying import accumulation_hooks_of, hooks_of
 from vecsweep._engine.caller.rng import Streams, is_same_but_for_numbers, is_same_state
 from vecsweep._engine.caller.watch import Watch
 from vecsweep._engine.data.layouts import has_strides, ragged_in
-from vecsweep._engine.members.learner import Learner
+from vecsweep._engine.members.learner import Learner, taken_out
 from vecsweep._engine.members.reads import Reads, reads_of_callers, tell_of_callers, tell_of_shared, tell_of_written
 from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.single_pass import is_read_on_other_data, registered_in, single_pass, why_registered
@@ -72,6 +72,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
             loss, first = seen.loss, seen.changed
         end = streams.mark("model", seed)
         registered = registered_in(original, learner)
+        for name in filter(lambda name: f"{name}_orig" in registered, learner.parameters):  # as pruning names them
+            raise taken_out(name)
         nodes = _autograd_nodes(loss)
         _check_depends_on(nodes, [*learner.model.parameters(), *parameters.values()])
         tell_of_callers(callers)

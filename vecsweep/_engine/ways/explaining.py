@@ -1,5 +1,6 @@
 """What cannot be batched, in words: the operator, the layer, and the line of the caller's code."""
 
+import copy
 import os
 import re
 import traceback
@@ -17,7 +18,7 @@ _MEANT = {  # what a caller knows an operator by
     r"aten::(lstm|gru|rnn_tanh|rnn_relu)\.data": ", of packed sequences",
     r"aten::(where|nonzero\w*|masked_select|_?unique\w*)$": ", whose result is as large as values say",
 }
-_LIBRARIES = tuple(f"{folder}{os.sep}" for folder in _FOLDERS)
+_LIBRARIES = (copy.__file__, *(f"{folder}{os.sep}" for folder in _FOLDERS))
 
 
 def explain(error: Exception) -> str:

@@ -24,7 +24,7 @@ from vecsweep._engine.data.batches import copy_batch
 from vecsweep._engine.data.packing import unpack
 from vecsweep._engine.members.divergence import Fate, judge
 from vecsweep._engine.members.ensemble import MemberState
-from vecsweep._engine.members.learner import Learner, put_tensors
+from vecsweep._engine.members.learner import Learner, put_tensors, taken_out
 from vecsweep._engine.members.measure import measure_one
 from vecsweep._engine.members.reads import tell_of_shared
 from vecsweep._engine.members.sameness import is_same
@@ -301,10 +301,7 @@ class _Member:
         """The parameters that are trained, or what passes have put in their place."""
         named = dict(self._learner.model.named_parameters())
         if gone := [name for name in self._learner.parameters if name not in named]:
-            raise ValueError(
-                f"A model must keep the parameters that are trained; a step has taken out {gone[0]!r}, as pruning and "
-                "parametrizations do. Do it before the sweep, and build the optimizer after that."
-            )
+            raise taken_out(gone[0])
         return {name: named[name].detach() for name in self._learner.parameters}
 
     def _changing(self) -> dict[str, Tensor]:
