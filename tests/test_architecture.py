@@ -148,10 +148,11 @@ LAYERS = {
     "verbs": ["batch_sizes", "answer checking range_testing sweeps", "resuming"],
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
-        integrations._sklearn integrations._trainer integrations.fastai""",
-        """finder.history finder.seeds finder.steps integrations._lightning integrations.ignite
-        integrations.transformers""",
-        "finder.lr_finder integrations.lightning integrations.peft integrations.sklearn",
+        integrations._sklearn integrations._trainer_loss integrations.fastai""",
+        """finder.history finder.seeds finder.steps integrations._lightning integrations._trainer
+        integrations.ignite""",
+        "finder.lr_finder integrations.lightning integrations.sklearn integrations.transformers",
+        "integrations.peft",
         "finder",
         "vecsweep",
         "cli.arguments cli.demos cli.plain_loop cli.waiting",

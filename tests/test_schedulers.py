@@ -153,7 +153,7 @@ def test_factory_sees_the_options_of_the_template_and_the_lr_of_the_member():
 
     def factory(optimizer):
         seen.extend(dict(group) for group in optimizer.param_groups)
-        assert optimizer.defaults == template.defaults
+        assert optimizer.defaults == template.defaults | {"lr": 0.06}  # as if built for the member
         return lr_scheduler.StepLR(optimizer, 3)
 
     s.from_torch(factory).start(template, 0.03)

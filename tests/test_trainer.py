@@ -62,7 +62,7 @@ def make_model(has_adapter=False):
     return model
 
 
-def make_trainer(folder, lr=LRS[1], model=None, kind=transformers.Trainer, parts=None, **how):
+def make_trainer(folder, lr=LRS[1], model=None, kind=transformers.Trainer, parts=None, data=None, **how):
     how = {"num_train_epochs": 2} | how
     arguments = transformers.TrainingArguments(
         str(folder),
@@ -76,7 +76,8 @@ def make_trainer(folder, lr=LRS[1], model=None, kind=transformers.Trainer, parts
         **how,
     )
     model = make_model() if model is None else model
-    return kind(model, arguments, train_dataset=Texts(), eval_dataset=Texts(8), **parts or {})
+    train, validate = (Texts(), Texts(8)) if data is None else (data, None)
+    return kind(model, arguments, train_dataset=train, eval_dataset=validate, **parts or {})
 
 
 def losses_of(trainer):
@@ -107,6 +108,74 @@ def test_member_at_a_trainers_learning_rate_has_the_losses_of_its_train(has_adap
         expected = losses_of(make_trainer(tmp_path, lr, make_model(has_adapter), **how))
         np.testing.assert_allclose(runs.train_loss[:, i], expected, rtol=2e-5)
     np.testing.assert_allclose(runs.train_loss[:, 1], losses_of(trainer), rtol=2e-5)  # which can still be run
+
+
+class Classes(Texts):
+    """The same rows, each of one class."""
+
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"labels": self.ids[i, 0] % 3}
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """The same rows, whose number is not told."""
+
+    def __iter__(self):
+        return map(Texts().__getitem__, range(len(Texts())))
+
+
+class Halving(transformers.Trainer):
+    """With a scheduler of its own."""
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        self.lr_scheduler = torch.optim.lr_scheduler.StepLR(optimizer or self.optimizer, 2, 0.5)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+
+def make_classifier():
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        num_labels=3,
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def mean_loss(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(outputs.logits, labels)
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "how"),
+    [
+        # Trainer adds up what it takes for parts of a sum, though these are means.
+        (make_classifier, Classes, {"gradient_accumulation_steps": 2}),
+        (make_classifier, Classes, {"gradient_accumulation_steps": 2, "parts": {"compute_loss_func": mean_loss}}),
+        (make_classifier, Classes, {"gradient_accumulation_steps": 3, "label_smoothing_factor": 0.2}),
+        (make_model, Texts, {"gradient_accumulation_steps": 2, "label_smoothing_factor": 0.2}),
+        (make_model, Texts, {"gradient_accumulation_steps": 4}),  # of 6 batches: 4 and 2
+        (make_classifier, Classes, {"gradient_accumulation_steps": 4, "parts": {"compute_loss_func": mean_loss}}),
+        (make_model, Stream, {"max_steps": 8}),
+        (make_model, Stream, {"max_steps": 4, "gradient_accumulation_steps": 3}),
+        (make_model, Texts, {"kind": Halving}),
+        (make_model, Texts, {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-4}}),
+        (make_model, Texts, {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 5e-4}}),
+    ],
+)
+def test_steps_of_a_trainer_are_added_up_and_scheduled_as_it_does(make, data, how, tmp_path, capsys):
+    trainer = make_trainer(tmp_path, model=make(), data=data(), **how)
+    runs = vs.sweep(make_task(trainer), lrs=LRS, **options_of(trainer), engine="vectorized", divergence_factor=None)
+    for i, lr in enumerate(LRS):
+        expected = losses_of(make_trainer(tmp_path, lr, make(), data=data(), **how))
+        np.testing.assert_allclose(runs.train_loss[:, i], expected, rtol=2e-5)
 
 
 def mean_square(outputs, labels, num_items_in_batch=None):
@@ -187,10 +256,14 @@ def test_what_cannot_be_read_of_a_trainer_is_refused(tmp_path):
 
     with pytest.raises(ValueError, match=r"must compute its loss as Trainer does; Own has a `compute_loss`"):
         make_task(make_trainer(tmp_path, kind=Own))
-    with pytest.raises(ValueError, match=r"must train on the model's own loss.*; got label smoothing"):
-        make_task(make_trainer(tmp_path, label_smoothing_factor=0.1))
-    with pytest.raises(ValueError, match=r"must divide the 6 batches of an epoch; got 4"):
-        make_task(make_trainer(tmp_path, gradient_accumulation_steps=4))
+    with pytest.raises(ValueError, match=r"must train without `neftune_noise_alpha`.*; got 5"):
+        make_task(make_trainer(tmp_path, neftune_noise_alpha=5.0))
+    model = make_model()
+    model.add_module("norm", nn.BatchNorm1d(2))
+    with pytest.raises(ValueError, match=r"must divide the 6 batches of an epoch where .* statistics.*; got 4"):
+        make_task(make_trainer(tmp_path, model=model, gradient_accumulation_steps=4))
+    with pytest.raises(ValueError, match=r"must be one that needs no metric; got 'greedy'"):
+        options_of(make_trainer(tmp_path, lr_scheduler_type="greedy", eval_strategy="epoch"))
     model = make_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
@@ -203,3 +276,24 @@ def test_what_cannot_be_read_of_a_trainer_is_refused(tmp_path):
         make_task(trainer)
     with pytest.raises(TypeError, match=r"`batches` must be given with a model"):
         make_task(nn.Linear(2, 2))
+
+
+def test_what_a_trainers_class_does_otherwise_is_named(tmp_path):
+    class Own(transformers.Trainer):
+        def training_step(self, *args, **kwargs):
+            return super().training_step(*args, **kwargs)
+
+    with pytest.warns(vs.FallbackWarning, match=r"train without `training_step` of Own"):
+        make_task(make_trainer(tmp_path, kind=Own))
+
+
+def test_batches_left_over_by_a_stream_are_told_of(tmp_path):
+    trainer = make_trainer(tmp_path, data=Stream(), max_steps=3, gradient_accumulation_steps=4)
+    with pytest.warns(vs.FallbackWarning, match=r"last 2 batches of a pass.* are left out"):
+        vs.sweep(make_task(trainer), lrs=LRS, **options_of(trainer))
+
+
+def test_lists_in_place_of_tensors_are_told_of():
+    batches = [{"input_ids": [[1, 2], [3, 4]], "labels": [[1, 2], [3, 4]]}]
+    with pytest.raises(TypeError, match=r"got lists as \['input_ids', 'labels'\], .*with_format"):
+        vs.sweep(make_task(make_model(), batches), lrs=LRS, num_steps=1)

@@ -1,24 +1,25 @@
-"""What a Trainer of Transformers would train, as far as a Task needs it: its model, batches, loss, optimizer, schedule.
+"""What a Trainer of Transformers would train, as far as a Task needs it: its model, batches, optimizer and schedule.
 
-Also TRL's SFTTrainer, whose loss is the model's own. Of Transformers nothing is imported but what the trainer is made
-of. A trainer is read and not run: nothing of it is changed.
+Also TRL's SFTTrainer. Of Transformers nothing is imported but what the trainer is made of. A trainer is read and not
+run: nothing of it is changed. Not here: its loss (`_trainer_loss.py`).
 """
 
 import copy
 import math
-import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any, TypedDict
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from vecsweep._types import Batch, Batches, Precision, TrainingStep
+from vecsweep._errors import warn_of_fallback
+from vecsweep._types import Batch, Batches, Precision
+from vecsweep.integrations._trainer_loss import COUNT, WEIGHT, is_sft, loss_function_of, owner_of
 from vecsweep.schedules import from_torch
 from vecsweep.schedules.torch_schedulers import TorchSchedule
-
-COUNT = "num_items_in_batch"  # as Trainer calls it
 
 
 class TrainerOptions(TypedDict, total=False):
@@ -61,7 +62,9 @@ def _is_exchanged(module: nn.Module) -> bool:
 class TrainingRun:
     """The batches of a trainer's whole run, in its order, as one pass.
 
-    Each has what Trainer counts in the batches of its step: the model divides by that, and not by the mean.
+    Each has what Trainer counts in the batches of its step, where the model or the loss divides by that. The losses of
+    a step are averaged here and added up in Trainer: each batch of several says what it weighs. A last step of fewer
+    batches is filled up with what weighs nothing.
 
     Args:
         trainer: whose.
@@ -72,34 +75,46 @@ class TrainingRun:
         self._trainer = trainer
         self._seed = seed
         self._loader = _loader_of(trainer, "get_train_dataloader")
-        self._accumulated = trainer.args.gradient_accumulation_steps
-        if len(self._loader) % self._accumulated:
+        self._accumulated: int = trainer.args.gradient_accumulation_steps
+        self._num_batches = _length_of(self._loader)
+        if self._num_batches is None and trainer.args.max_steps <= 0:
             raise ValueError(
-                f"`gradient_accumulation_steps` must divide the {len(self._loader)} batches of an epoch; got "
-                f"{self._accumulated}, which leaves a smaller step at its end. Choose another, or leave some data out."
+                f"`max_steps` must be given for a data set without a length; got {trainer.args.max_steps}. Give the "
+                "trainer's arguments the number of its updates."
+            )
+        if (self._num_batches or 0) % self._accumulated and any(map(_is_moved_by_batches, trainer.model.modules())):
+            raise ValueError(
+                f"`gradient_accumulation_steps` must divide the {self._num_batches} batches of an epoch where a model "
+                f"keeps statistics of its batches; got {self._accumulated}. Choose another, or leave some data out."
             )
 
     @property
     def num_steps(self) -> int:
         """How many updates the trainer takes."""
-        args, of_epoch = self._trainer.args, len(self._loader) // self._accumulated
-        return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * of_epoch)
+        args: Any = self._trainer.args
+        if self._num_batches is None or args.max_steps > 0:
+            return int(args.max_steps)
+        return math.ceil(args.num_train_epochs * math.ceil(self._num_batches / self._accumulated))
 
     def __len__(self) -> int:
         return self.num_steps * self._accumulated
 
     def __iter__(self) -> Iterator[Batch]:
-        num_left, epoch = len(self), 0
-        while num_left > 0:
-            group: list[Batch] = []
-            for batch in self._epoch(epoch):
-                group.append(dict(batch))
-                if len(group) == self._accumulated:
-                    yield from self._counted(group)
-                    num_left -= len(group)
-                    group = []
+        num_left, epoch, is_over = self.num_steps, 0, False
+        while num_left and not is_over:
+            is_over = True  # unless the epoch has any step
+            batches = map(dict, self._epoch(epoch))
+            for group in iter(lambda: list(islice(batches, self._accumulated)), []):  # noqa: B023
+                if len(group) < self._accumulated and self._num_batches is None:
+                    warn_of_fallback(
+                        f"The last {len(group)} batches of a pass, fewer than `gradient_accumulation_steps`, are left "
+                        "out; Trainer adds their gradients to those of the next pass's first step."
+                    )
+                    break
+                yield from self._weighed(group)
+                is_over, num_left = False, num_left - 1
                 if num_left == 0:
-                    return
+                    break
             epoch += 1
 
     def _epoch(self, epoch: int) -> Iterator[Batch]:
@@ -114,10 +129,35 @@ class TrainingRun:
             sampler.initial_seed = (args.seed if args.data_seed is None else args.data_seed) + self._seed
         return iter(self._loader)
 
-    def _counted(self, group: Sequence[Batch]) -> Iterator[Batch]:
-        """The batches of a step; their losses are averaged here, and added up in Trainer."""
-        count = _count(self._trainer, group)
-        return (batch if count is None else {**batch, COUNT: count / len(group)} for batch in group)
+    def _weighed(self, group: Sequence[Batch]) -> Iterator[Batch]:
+        """The batches of a step, with what Trainer counts in them, and what the loss of each weighs in their mean."""
+        count, num = _count(self._trainer, group), self._accumulated
+        # TRL divides what it adds to the losses of tokens by the number of batches; Trainer adds up all there is.
+        is_mean = is_sft(self._trainer) and loss_function_of(self._trainer) is None
+        is_sum = self._trainer.compute_loss_func is not None
+        own: dict[str, Tensor] = {}
+        if count is not None:
+            own[COUNT] = count / len(group) if is_mean else count
+            is_sum |= self._trainer.model_accepts_loss_kwargs
+        if num == 1:
+            return ({**batch, **own} for batch in group)
+        weights = [num if is_sum and not is_mean else num / len(group)] * len(group) + [0.0] * (num - len(group))
+        filled = [*group, *[group[0]] * (num - len(group))]
+        return (
+            {**batch, **own, WEIGHT: torch.tensor(weight, dtype=torch.float64)}
+            for batch, weight in zip(filled, weights, strict=True)
+        )
+
+
+def _length_of(loader: DataLoader[Any]) -> int | None:
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def _is_moved_by_batches(module: nn.Module) -> bool:
+    return bool(getattr(module, "track_running_stats", False))
 
 
 def batches_of(trainer: Any) -> Batches:
@@ -174,44 +214,6 @@ def optimizer_of(trainer: Any) -> Optimizer:
     return made
 
 
-def step_of(trainer: Any) -> TrainingStep | None:
-    """What computes the trainer's loss where it is not the model's own.
-
-    Raises:
-        ValueError: it is the trainer's class's own, or smoothed.
-    """
-    kind = type(trainer)
-    base = sys.modules["transformers"].Trainer
-    is_sft = any(c.__name__ == "SFTTrainer" and c.__module__.startswith("trl.") for c in kind.__mro__)
-    owner = next(c for c in kind.__mro__ if "compute_loss" in vars(c))
-    if owner is not base and not (is_sft and owner.__module__.startswith("trl.")):
-        raise ValueError(
-            f"`trainer` must compute its loss as Trainer does; {owner.__name__} has a `compute_loss` of its own, which "
-            "may keep things in the trainer. Write it as a step of one model: `vs.Task(trainer.model, batches, "
-            "training_step=lambda model, batch: ..., optimizer=...)`."
-        )
-    loss_type = getattr(trainer.args, "loss_type", None) or "nll"
-    if trainer.label_smoother is not None or (is_sft and loss_type != "nll"):
-        what = "label smoothing" if trainer.label_smoother is not None else f"`loss_type` {loss_type!r}"
-        raise ValueError(
-            f"`trainer` must train on the model's own loss, or on a `compute_loss_func`; got {what}. Write it as a "
-            "`compute_loss_func`."
-        )
-    return None if trainer.compute_loss_func is None else _OwnLoss(trainer.compute_loss_func)
-
-
-class _OwnLoss:
-    """The loss by a trainer's `compute_loss_func`."""
-
-    def __init__(self, function: Any) -> None:
-        self._function = function
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
-        inputs = {name: value for name, value in batch.items() if name not in ("labels", COUNT)}
-        loss: Tensor = self._function(model(**inputs), batch.get("labels"), num_items_in_batch=batch.get(COUNT))
-        return loss
-
-
 def options_of(trainer: Any) -> TrainerOptions:
     """Read the options of a verb off a Trainer: `vs.sweep(make_task(trainer), lrs=[...], **options_of(trainer))`.
 
@@ -222,7 +224,8 @@ def options_of(trainer: Any) -> TrainerOptions:
         `num_steps`, `schedules`, `accumulation_steps`, `max_grad_norm` and `precision`, as its arguments have them.
 
     Raises:
-        ValueError: it has a scheduler of its own, which is bound to its optimizer.
+        ValueError: it has a scheduler of its own, which is bound to its optimizer, or one that is fed a metric; or
+            there is no telling how many updates it takes.
     """
     args: Any = trainer.args
     if trainer.lr_scheduler is not None and not trainer._created_lr_scheduler:
@@ -231,18 +234,21 @@ def options_of(trainer: Any) -> TrainerOptions:
             "optimizer. Pass it as `schedules`: `[vs.schedules.from_torch(lambda optimizer: ..., interval='step')]`."
         )
     num_steps = TrainingRun(trainer, 0).num_steps
-    get_scheduler = sys.modules["transformers"].get_scheduler
-
-    def scheduler(optimizer: Optimizer) -> Any:
-        return get_scheduler(
-            args.lr_scheduler_type,
-            optimizer=optimizer,
-            num_warmup_steps=args.get_warmup_steps(num_steps),
-            num_training_steps=num_steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+    name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    if name in ("reduce_lr_on_plateau", "greedy"):
+        raise ValueError(
+            f"`lr_scheduler_type` must be one that needs no metric; got {name!r}, which is fed by the trainer's own "
+            "evaluations. Choose another."
         )
 
-    name = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+    def scheduler(optimizer: Optimizer) -> Any:
+        own = copy.copy(trainer)  # which keeps what it makes
+        own.optimizer, own.lr_scheduler = optimizer, None
+        own.create_scheduler(num_steps, optimizer=optimizer)
+        return own.lr_scheduler
+
+    if owner_of(trainer, "create_scheduler") is not None:
+        name = type(trainer).__name__
     return {
         "num_steps": num_steps,
         "schedules": {name: from_torch(scheduler, interval="step")},

@@ -1,7 +1,7 @@
 """Hugging Face Transformers: a Task from a model that returns its own loss and a loader of dict batches.
 
 Transformers itself is not imported here: whoever has such a model has imported it. Not here: what is read of a Trainer
-(`_trainer.py`).
+(`_trainer.py`, `_trainer_loss.py`).
 """
 
 import copy
@@ -23,9 +23,9 @@ from vecsweep.integrations._trainer import (
     model_of,
     optimizer_of,
     options_of,
-    step_of,
     val_batches_of,
 )
+from vecsweep.integrations._trainer_loss import COUNT, check_training, loss_function_of, weighed
 from vecsweep.task import Task
 
 __all__ = ["make_task", "options_of"]
@@ -56,8 +56,9 @@ def make_task(
     Args:
         model: the module, or a function without arguments that builds one; or a Trainer that has not been run (TRL's
             SFTTrainer, too), which brings all the rest along, as far as it is not given. Then a pass over the batches
-            is its whole run, in its order for the first seed, and its losses are those that its `train()` gives at a
-            member's learning rate, with what `options_of(trainer)` says.
+            is its whole run, in its order for the first seed (but for "group_by_length", whose order hangs on what was
+            drawn before), and its losses are those that its `train()` gives at a member's learning rate, with what
+            `options_of(trainer)` says. What its class does otherwise than Trainer is named in a `FallbackWarning`.
         batches: a DataLoader or other iterable of dicts (or `BatchEncoding`), whose items are the model's arguments.
         optimizer: as in `Task`; None for `AdamW(lr=5e-5, weight_decay=0)`, as `transformers.Trainer` has it unless it
             is told otherwise. Of its lr only the ratios between parameter groups matter to a sweep.
@@ -70,7 +71,8 @@ def make_task(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: the Trainer has a loss of its own, or steps of unlike size.
+        ValueError: the Trainer's class computes the loss otherwise, or it adds noise to embeddings; or its steps are of
+            unlike size, and its model keeps statistics of batches.
 
     Example:
         `task = make_task(BertForSequenceClassification(config), loader)`, then `vs.range_test(task)`
@@ -78,7 +80,9 @@ def make_task(
     step: TrainingStep = _training_step
     if is_trainer(model):
         trainer: Any = model
-        step = step_of(trainer) or step
+        check_training(trainer)
+        loss_function = loss_function_of(trainer)
+        step = weighed(step if loss_function is None else functools.partial(_loss_by, loss_function))
         model = model_of(trainer)
         batches = batches_of(trainer) if batches is None else _as_dicts(batches)
         optimizer = optimizer_of(trainer) if optimizer is None else optimizer
@@ -119,6 +123,12 @@ def _training_step(model: nn.Module, batch: Batch) -> Tensor:
     return loss
 
 
+def _loss_by(function: Callable[..., Tensor], model: nn.Module, batch: Batch) -> Tensor:
+    """The loss by a Trainer's `compute_loss_func`, or another function like it."""
+    inputs = {name: value for name, value in batch.items() if name not in ("labels", COUNT)}
+    return function(_call(model, inputs), batch.get("labels"), num_items_in_batch=batch.get(COUNT))
+
+
 def _bind(metric: Callable[[Any, Batch], Any]) -> Metric:
     return lambda model, batch: metric(_call(model, batch), batch)
 
@@ -130,7 +140,16 @@ def _call(model: nn.Module, batch: Batch) -> Any:
             "yourself: `vs.Task(model, batches, training_step=lambda model, batch: ...)`."
         )
     with _masks_unread():
-        return model(**batch)
+        try:
+            return model(**batch)
+        except (AttributeError, TypeError) as error:
+            lists = [name for name, value in batch.items() if isinstance(value, list)]
+            if not lists:
+                raise
+            raise TypeError(
+                f"Batches must hold the tensors that the model takes; got lists as {lists}, of which it says: {error}. "
+                'Of a data set of `datasets`, take `data.with_format("torch")`.'
+            ) from error
 
 
 @contextmanager

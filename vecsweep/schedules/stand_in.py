@@ -31,7 +31,10 @@ class StandIn(Optimizer):
             | {"params": [torch.zeros(1, device="cpu")], "lr": lr * (own / lrs[0]) if index else lr}
             for index, (group, own) in enumerate(zip(template.param_groups, lrs, strict=True))
         ]
-        super().__init__(groups, dict(template.defaults))
+        defaults = dict(template.defaults)
+        if defaults.get("lr"):  # schedulers of Transformers read it
+            defaults["lr"] = lr * (float(defaults["lr"]) / lrs[0]) if lrs[0] else lr
+        super().__init__(groups, defaults)
 
     def step(self, closure: Any = None) -> Any:
         """Do nothing; schedulers ask only that it was called."""
