@@ -6,6 +6,7 @@ import logging
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -216,30 +217,51 @@ def one_cycle(optimizer):
 
 
 @pytest.mark.parametrize(
-    "wrap",
+    ("wrap", "is_scheduled"),
     [
-        lambda self, made: made,
-        lambda self, made: [made],
-        lambda self, made: (made,),
-        lambda self, made: {"optimizer": made},
-        lambda self, made: ({"optimizer": made},),
-        lambda self, made: ([made], [one_cycle(made)]),
-        lambda self, made: [[made], [{"scheduler": one_cycle(made), "interval": "step"}]],
-        lambda self, made: {"optimizer": made, "lr_scheduler": one_cycle(made)},
-        lambda self, made: [{"optimizer": made, "lr_scheduler": {"scheduler": one_cycle(made)}}],
-        lambda self, made: (
-            [made],
-            [torch.optim.lr_scheduler.OneCycleLR(made, 0.1, total_steps=self.trainer.estimated_stepping_batches)],
+        (lambda self, made: made, False),
+        (lambda self, made: [made], False),
+        (lambda self, made: (made,), False),
+        (lambda self, made: {"optimizer": made}, False),
+        (lambda self, made: ({"optimizer": made},), False),
+        (lambda self, made: ([made], []), False),
+        (lambda self, made: ([made], [one_cycle(made)]), True),
+        (lambda self, made: [[made], [{"scheduler": one_cycle(made), "interval": "step"}]], True),
+        (lambda self, made: {"optimizer": made, "lr_scheduler": one_cycle(made)}, True),
+        (lambda self, made: [{"optimizer": made, "lr_scheduler": {"scheduler": one_cycle(made)}}], True),
+        (
+            lambda self, made: {
+                "optimizer": made,
+                "lr_scheduler": {
+                    "scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau(made),
+                    "monitor": "val_loss",
+                },
+            },
+            True,
         ),
-        lambda self, made: ([made], [torch.optim.lr_scheduler.CosineAnnealingLR(made, self.trainer.max_epochs)]),
+        (
+            lambda self, made: (
+                [made],
+                [torch.optim.lr_scheduler.OneCycleLR(made, 0.1, total_steps=self.trainer.estimated_stepping_batches)],
+            ),
+            True,
+        ),
+        (
+            lambda self, made: (
+                [made],
+                [torch.optim.lr_scheduler.CosineAnnealingLR(made, self.trainer.max_epochs)],
+            ),
+            True,
+        ),
     ],
 )
-def test_optimizer_is_read_in_every_form_and_its_scheduler_leaves_no_trace(wrap):
+def test_optimizer_is_read_in_every_form_and_its_scheduler_leaves_no_trace_but_a_warning(wrap, is_scheduled):
     def nesterov(params):
         return torch.optim.SGD(params, lr=0.1, momentum=0.8, nesterov=True)
 
     module = with_optimizers(lambda self: wrap(self, nesterov(self.parameters())))
-    task = make_task(module, make_loader())
+    with pytest.warns(UserWarning, match="is set aside") if is_scheduled else nullcontext():
+        task = make_task(module, make_loader())
     (group,) = task.optimizer.param_groups
     (expected,) = nesterov(module.parameters()).param_groups
     assert {key: group[key] for key in group if key not in ("params", "lr")} == {
@@ -254,10 +276,9 @@ def test_warm_up_of_a_scheduler_does_not_touch_the_ratios_between_groups():
         optimizer = torch.optim.SGD(groups)
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 0.0, lambda step: 0.5])]
 
-    assert [group["lr"] for group in make_task(with_optimizers(configure), make_loader()).optimizer.param_groups] == [
-        0.1,
-        0.3,
-    ]
+    with pytest.warns(UserWarning, match="is set aside"):
+        task = make_task(with_optimizers(configure), make_loader())
+    assert [group["lr"] for group in task.optimizer.param_groups] == [0.1, 0.3]
 
 
 def test_data_module_is_set_up_as_a_trainer_does_and_stays_as_it_was():
@@ -380,6 +401,13 @@ def test_torchmetrics_measure_in_validation_where_they_are_asked_for():
             self.log("val_accuracy", self.val_accuracy(outputs, batch[1]))
             return F.cross_entropy(outputs, batch[1])
 
+    class AsObject(Metered):
+        def validation_step(self, batch, batch_idx):
+            outputs = self.net(batch[0])
+            self.val_accuracy.update(outputs, batch[1])
+            self.log("val_accuracy", self.val_accuracy, on_epoch=True)
+            return F.cross_entropy(outputs, batch[1])
+
     class AsLoss(Metered):
         def validation_step(self, batch, batch_idx):
             self.log("val_loss", self.val_accuracy(self.net(batch[0]), batch[1]))
@@ -391,11 +419,36 @@ def test_torchmetrics_measure_in_validation_where_they_are_asked_for():
         accuracy = np.mean([(model.net(x).argmax(dim=1) == y).double().mean().item() for x, y in val_batches])
         loss = np.mean([F.cross_entropy(model.net(x), y).item() for x, y in val_batches])
     assert runs.metrics["val_loss"][-1, 1] == pytest.approx(loss, rel=1e-9)
-    for module, name in ((Metered(), "val_accuracy"), (AsLoss(), "val_loss")):
+    for module, name in ((Metered(), "val_accuracy"), (AsObject(), "val_accuracy"), (AsLoss(), "val_loss")):
         metrics = ["val_accuracy"] if name == "val_accuracy" else []
         task = make_task(module, make_loader(), val_dataloaders=val_batches, metrics=metrics)
         runs = vs.sweep(task, lrs=[0.3, 0.03], num_steps=3)
         assert runs.metrics[name][-1, 1] == pytest.approx(accuracy, rel=1e-6) != runs.metrics[name][-1, 0]
+
+
+@pytest.mark.parametrize("look", [lambda self: self.optimizers(), lambda self: self.trainer.optimizers[0]])
+def test_step_may_look_at_the_optimizer_and_is_warned_that_it_is_the_template(look):
+    def step(self, batch, batch_idx):
+        self.log("lr", look(self).param_groups[0]["lr"])
+        self.log("none", self.lr_schedulers())
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    task = make_task(with_step(step)(), make_loader())
+    with pytest.warns(vs.FallbackWarning, match=r"reads `optimizers`, whose learning rate is that of") as caught:
+        runs = vs.sweep(task, lrs=LRS, num_steps=5)
+    assert len(caught) == 1
+    stock.assert_equal(runs, oracle_of(with_step(step)(), sgd), 5)
+
+
+@pytest.mark.parametrize("reckon", [lambda i: 1 + i, lambda i: 2 if i % 2 else 1, lambda i: 2.0 if i else 1.0])
+def test_step_that_reckons_with_the_index_of_its_batch_is_warned(reckon):
+    def step(self, batch, batch_idx):
+        return F.cross_entropy(self.net(batch[0]), batch[1]) * reckon(batch_idx)
+
+    task = make_task(with_step(step)(), make_loader())
+    with pytest.warns(vs.FallbackWarning, match=r"reads `batch_idx`, which is 0") as caught:
+        vs.sweep(task, lrs=LRS, num_steps=5)
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("name", ["current_epoch", "global_step"])
@@ -421,7 +474,7 @@ def test_hooks_that_would_change_the_update_are_named():
         make_task(Clipped(), make_loader())
 
 
-@pytest.mark.parametrize("name", ["on_train_batch_end", "on_before_zero_grad"])
+@pytest.mark.parametrize("name", ["on_train_batch_end", "on_before_zero_grad", "on_fit_start", "on_train_epoch_start"])
 def test_hooks_in_which_targets_are_moved_are_named(name):
     moving = type("Moving", (Plain,), {name: lambda self, *args: self.target.lerp_(self.net.weight, 0.1)})
     with pytest.warns(vs.FallbackWarning, match=f"train without `{name}` of Moving"):
@@ -485,7 +538,7 @@ def test_manual_optimization_is_refused():
         (lambda self, batch: None, ValueError, "return the loss, a tensor, or a dict .*; got neither"),
         (lambda self, batch: {"out": 1}, ValueError, "return the loss, a tensor, or a dict .*; got neither"),
         (lambda self, batch: self.trainer.strategy, AttributeError, r"without `self.trainer.strategy` in a sweep"),
-        (lambda self, batch: self.optimizers(), AttributeError, "in a sweep, where there is no Trainer"),
+        (lambda self, batch: self.trainer.strategy, AttributeError, "in a sweep, where there is no Trainer"),
         (lambda self, dataloader_iter: None, ValueError, "takes `dataloader_iter`"),
     ],
 )
@@ -599,6 +652,8 @@ def test_finder_takes_accumulation_and_clipping_from_a_trainer():
         np.testing.assert_allclose(found.found.train_loss[:, i], expected.losses, rtol=1e-9)
     with pytest.raises(ValueError, match="must clip gradients by norm"):
         lr_find(module, make_loader(), trainer=trainer(**how, gradient_clip_algorithm="value"))
+    with pytest.raises(ValueError, match=r"must have the precision 32-true, .*; got 64-true"):
+        lr_find(module, make_loader(), trainer=trainer(precision="64-true"))
 
 
 def test_plot_marks_the_suggestion():

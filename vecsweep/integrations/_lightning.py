@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from vecsweep._types import Batch, Batches, Metric
 from vecsweep.execution import ExecutionOptions
-from vecsweep.integrations._stand_in import StandIn, attached, meters_of
+from vecsweep.integrations._stand_in import StandIn, attached, is_meter, meters_of
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _MOMENTUM_KEYS = ("momentum", "betas")
@@ -63,7 +63,7 @@ class Steps:
         result, logged = self._run(step, model, batch, is_metered=is_metered)
         found = result.get("loss") if isinstance(result, dict) else result
         if found is None and step == "validation_step":
-            found = logged.get("val_loss")
+            found = _measured(logged.get("val_loss"))
         return found if isinstance(found, Tensor) else None
 
     def metric(self, name: str) -> Metric:
@@ -73,7 +73,7 @@ class Steps:
             _, logged = self._run("validation_step", model, batch, is_metered=True)
             if name not in logged:
                 raise ValueError(f"`metrics` must be names that `validation_step` logs, {list(logged)}; got {name!r}.")
-            return logged[name]
+            return _measured(logged[name])
 
         return measure
 
@@ -81,17 +81,26 @@ class Steps:
         """Call a step as the Trainer would; return also what it logged."""
         logged: dict[str, Any] = {}
         self._trainer.training, self._trainer.validating = model.training, not model.training
+        if is_metered and step == "validation_step":
+            for meter in meters_of(model):
+                meter.reset()  # what is measured is of this batch
         with attached(model, self._trainer, logged, is_metered=is_metered):
             for hook in ("on_before_batch_transfer", "on_after_batch_transfer"):
                 batch = self._batch_hook(model, hook)(batch, 0)
             method = getattr(model, step)
-            return method(batch, *[0] * _num_indices(method)), logged
+            indices = [self._trainer.batch_idx() if step == "training_step" else 0, 0][: _num_indices(method)]
+            return method(batch, *indices), logged
 
     def _batch_hook(self, model: nn.Module, name: str) -> Callable[[Batch, int], Batch]:
         """The data module's, if it has one of its own, else the module's."""
         data = self._trainer.datamodule
         default = getattr(self._base, name)
         return getattr(model if data is None or getattr(type(data), name, default) is default else data, name)
+
+
+def _measured(value: Any) -> Any:
+    """What was logged; of a torchmetrics object what it has measured."""
+    return value.compute() if is_meter(value) else value
 
 
 def _num_indices(step: Callable[..., Any]) -> int:
@@ -148,11 +157,23 @@ def _only_loader(name: str, loaders: Any) -> Any:
     if isinstance(loaders, list | tuple) and is_collection and len(members) == 1:
         return members[0]
     if is_collection or isinstance(loaders, dict) or type(loaders).__name__ == "CombinedLoader":
-        raise ValueError(
-            f"`{name}` must be one loader; got {type(loaders).__name__} of several. Pass one iterable that yields the "
-            "batches your step takes, such as a generator function over `zip(first, second)`."
+        remedy = (
+            "the one that members are to be judged by"
+            if name == "val_dataloaders"
+            else "one iterable that yields the batches your step takes, such as a generator function over `zip(first, "
+            "second)`"
         )
+        raise ValueError(f"`{name}` must be one loader; got {type(loaders).__name__} of several. Pass {remedy}.")
     return loaders
+
+
+def has_scheduler(configured: Any) -> bool:
+    """Whether there is a scheduler in what `configure_optimizers` returns."""
+    if isinstance(configured, dict):
+        return configured.get("lr_scheduler") is not None
+    if isinstance(configured, list | tuple) and len(configured) == 2 and isinstance(configured[0], list | tuple):
+        return bool(configured[1])
+    return isinstance(configured, list | tuple) and any(isinstance(c, dict) and has_scheduler(c) for c in configured)
 
 
 def read_optimizer(configured: Any) -> Optimizer:
@@ -199,6 +220,11 @@ def options_of(trainer: Any) -> ExecutionOptions:
         options["precision"] = "bf16"
     elif trainer.precision == "16-mixed":
         options["precision"] = "fp16"
+    elif trainer.precision != "32-true":
+        raise ValueError(
+            f"`trainer` must have the precision 32-true, 16-mixed or bf16-mixed; got {trainer.precision}. Convert the "
+            "module, as by `module.double()`, and give batches of its type."
+        )
     return options
 
 

@@ -15,13 +15,14 @@ from torch import nn
 
 from vecsweep._engine.caller.copying import copy_model
 from vecsweep._engine.caller.rng import Streams
-from vecsweep._errors import warn_of_fallback
+from vecsweep._errors import warn_of_fallback, warn_of_stumble
 from vecsweep._types import FloatArray, Method, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
 from vecsweep.integrations._lightning import (
     Steps,
     base_of,
     find_attribute,
+    has_scheduler,
     load,
     num_batches_of,
     options_of,
@@ -37,11 +38,14 @@ from vecsweep.task import Task
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Hooks around the loss and the update, with which a Trainer may train otherwise than members do: averages of weights
-# are moved in the last two, say.
+# Hooks before and around the loss and the update, with which a Trainer may train otherwise than members do: averages of
+# weights are moved in the last two, say.
 _HOOKS_LEFT_OUT = (
     "backward",
     "configure_gradient_clipping",
+    "on_fit_start",
+    "on_train_start",
+    "on_train_epoch_start",
     "on_after_backward",
     "on_before_optimizer_step",
     "on_train_batch_start",
@@ -64,15 +68,15 @@ def make_task(
 
     The loss is what `training_step` returns, a tensor or a dict with "loss". The data module's `prepare_data` and
     `setup("fit")`, the module's own, `configure_model` and `configure_optimizers` are called, in this order, as a
-    Trainer would; `on_before_batch_transfer` and `on_after_batch_transfer` at each batch. No other hook is: hooks of
-    each step are named in a `FallbackWarning`, those around epochs and runs are not.
+    Trainer would; `on_before_batch_transfer` and `on_after_batch_transfer` at each batch. No other hook is: those of
+    each step, and at the start of runs and epochs, are named in a `FallbackWarning`, those at their ends are not.
 
     Members take steps without a Trainer: `self.log` and `self.print` do nothing, `self.logger` takes anything,
-    `self.current_epoch` and `self.global_step` are 0 (with a warning where they are read), `batch_idx` and
-    `dataloader_idx` are 0, and what else a module asks of `self.trainer` is an AttributeError.
+    `self.current_epoch`, `self.global_step` and the `batch_idx` of training are 0, `self.optimizers()` is the template
+    (each with a warning where it is read), and what else a module asks of `self.trainer` is an AttributeError.
 
-    The optimizer of `configure_optimizers` is the template. Its scheduler is set aside, and what that did to the
-    optimizer is undone; pass `schedules` to `sweep` for those to compare.
+    The optimizer of `configure_optimizers` is the template. Its scheduler is set aside, with a warning, and what that
+    did to the optimizer is undone; pass `schedules` to `sweep` for those to compare.
 
     "val_loss" is what `validation_step` returns, or else what it logs as "val_loss", or else, as for a module without
     one, the loss of `training_step` in eval mode.
@@ -87,7 +91,8 @@ def make_task(
         val_dataloaders: what members are validated on; None for the data module's, or the module's own, if any.
         datamodule: a LightningDataModule.
         metrics: names under which `validation_step` logs; each becomes a metric `val_<name>`, where "val_" is not
-            repeated if the name begins with it. Each takes a pass of its own.
+            repeated if the name begins with it: the mean over batches, of a torchmetrics object too. Each takes a pass
+            of its own.
 
     Returns:
         The task, for every verb.
@@ -101,6 +106,20 @@ def make_task(
     Example:
         `task = make_task(module, datamodule=data)`, then `vs.sweep(task, lrs=[1e-3, 1e-2], epochs=3)`
     """
+    task, is_scheduled = _make_task(module, train_dataloaders, val_dataloaders, datamodule, metrics)
+    if is_scheduled:
+        warn_of_stumble(
+            f"The scheduler of `configure_optimizers` of {type(module).__name__} is set aside: the learning rate of "
+            "members is constant, unless a schedule is passed, as in `schedules=[vs.schedules.from_torch(lambda "
+            "optimizer: StepLR(optimizer, 10))]`."
+        )
+    return task
+
+
+def _make_task(
+    module: nn.Module, train_dataloaders: Any, val_dataloaders: Any, datamodule: Any, metrics: Sequence[str] = ()
+) -> tuple[Task, bool]:
+    """Make a task as `make_task` does; return also whether a scheduler was set aside."""
     base = base_of(module)
     if hasattr(train_dataloaders, "train_dataloader") and datamodule is None:
         train_dataloaders, datamodule = None, train_dataloaders
@@ -124,13 +143,15 @@ def make_task(
         with attached(owned, trainer, {}):
             batches, val_batches = load(owned, base, trainer, train_dataloaders, val_dataloaders)
             with trainer.planning(num_batches_of(batches)):
-                optimizer = read_optimizer(owned.configure_optimizers())
+                configured = owned.configure_optimizers()
+                optimizer = read_optimizer(configured)
+    trainer.take(optimizer, is_scheduled=has_scheduler(configured))
     kind: type[Any] = type(module)
     has_validation = kind.validation_step is not base.validation_step
     if metrics and not has_validation:
         raise ValueError(f"`metrics` needs a `validation_step` that logs them; {type(module).__name__} has none.")
     steps = Steps(trainer, base, has_validation=has_validation)
-    return Task(
+    task = Task(
         owned,
         batches,
         optimizer=optimizer,
@@ -138,6 +159,7 @@ def make_task(
         val_batches=val_batches if has_validation or val_dataloaders is not None else None,
         metrics={name.removeprefix("val_"): steps.metric(name) for name in metrics},
     )
+    return task, has_scheduler(configured)
 
 
 def lr_find(
@@ -203,7 +225,7 @@ def lr_find(
     name = find_attribute(module, base, attr_name) if update_attr else ""
     options: ExecutionOptions = {"divergence_factor": early_stop_threshold}
     found = range_test(
-        make_task(module, train_dataloaders, datamodule=datamodule),
+        _make_task(module, train_dataloaders, None, datamodule)[0],
         start_lr=min_lr,
         end_lr=max_lr,
         num_lrs=num_lrs,
