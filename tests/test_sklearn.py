@@ -103,6 +103,14 @@ def test_module_of_probabilities_is_trained_by_their_logarithm_as_in_skorch(iris
     np.testing.assert_allclose(logits.predict_proba(X), probabilities.predict_proba(X), rtol=1e-3)
 
 
+@pytest.mark.parametrize("criterion", [None, nn.CrossEntropyLoss])
+def test_module_of_probabilities_under_cross_entropy_is_told_of(iris, criterion):
+    with pytest.warns(UserWarning, match=r"gives probabilities, .*Pass `criterion=nn.NLLLoss`"):
+        NeuralNetClassifier(lambda: nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), criterion=criterion, **SHORT).fit(
+            *iris
+        )
+
+
 def test_regressor_works_in_a_pipeline_with_scaled_targets():
     X, y = make_regression(200, 5, noise=1.0, random_state=0)
     net = NeuralNetRegressor(max_epochs=30, batch_size=32, random_state=0, optimizer__momentum=0.9)
@@ -160,6 +168,8 @@ def test_mistakes_are_told_before_any_work(iris):
         NeuralNetClassifier().set_params(momentum=0.9)
     with pytest.raises(ValueError, match=r'`lr` must be "auto", or a positive number; got 0'):
         NeuralNetClassifier(lr=0).fit(X, y)
+    with pytest.raises(ValueError, match=r"`batch_size` must be .* at least 1; got -1"):
+        NeuralNetClassifier(batch_size=-1).fit(X, y)
     with pytest.raises(ValueError, match=r"two classes at least; got one class, 1"):
         NeuralNetClassifier().fit(X, np.ones(len(X), dtype=int))
     with pytest.raises(ValueError, match=r"`budget` must be at least") as caught:

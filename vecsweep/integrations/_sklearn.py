@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from vecsweep.answer import find_lr
-from vecsweep.execution import MOST_SEED
+from vecsweep.execution import MOST_SEED, check_count
 from vecsweep.results import Answer
 from vecsweep.sweeps import sweep
 from vecsweep.task import Task
@@ -120,6 +120,7 @@ class NeuralNet(BaseEstimator):
         """Train on checked data, targets being what the criterion takes."""
         if self.lr != "auto" and (isinstance(self.lr, str) or not self.lr > 0):
             raise ValueError(f'`lr` must be "auto", or a positive number; got {self.lr!r}.')
+        check_count("batch_size", self.batch_size)
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1)) % MOST_SEED
         held_out = None

@@ -18,6 +18,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 from torch import Tensor, nn
 
+from vecsweep._engine.caller.rng import Streams
+from vecsweep._errors import warn_of_stumble
 from vecsweep.integrations._sklearn import NeuralNet, Perceptron
 
 __all__ = ["NeuralNetClassifier", "NeuralNetRegressor", "Perceptron"]
@@ -76,7 +78,23 @@ class NeuralNetClassifier(ClassifierMixin, NeuralNet):
         self.classes_, targets = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"`y` must hold two classes at least; got one class, {self.classes_[0]}.")
+        if self.criterion in (None, nn.CrossEntropyLoss):
+            self._look_at_outputs(X)
         return self._fit(X, targets.astype(np.int64), len(self.classes_), targets)
+
+    def _look_at_outputs(self, X: NDArray[Any]) -> None:
+        """Warn of a module that gives probabilities, as those for skorch do, where scores are asked for."""
+        with Streams(torch.device("cpu")).borrowed(), torch.no_grad():
+            try:
+                outputs = self._build(X.shape[1], len(self.classes_)).eval()(self._tensor(X[:8]))
+            except Exception:
+                return
+            is_probability = outputs.dim() == 2 and bool((outputs >= 0).all())
+            if is_probability and torch.allclose(outputs.sum(dim=1), torch.ones(len(outputs)), atol=1e-4):
+                warn_of_stumble(
+                    "The module gives probabilities, and cross-entropy takes scores. Pass `criterion=nn.NLLLoss`, as "
+                    "skorch has it, or leave out the softmax."
+                )
 
     def predict_proba(self, X: Any) -> NDArray[Any]:
         """Return the probability of each class, `[sample, class]`.
