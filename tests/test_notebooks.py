@@ -200,6 +200,7 @@ def test_kernel_shows_the_live_figure_and_the_results():
         warnings.simplefilter("ignore")  # of the kernel's sockets, and paths of Jupyter's that will change
         nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     outputs = notebook.cells[1].outputs
+    assert "IProgress" not in "".join(output.text for output in outputs if output.output_type == "stream")
     pictures = [output.data["text/html"] for output in outputs if output.output_type == "display_data"]
     assert any(_Shown(picture).tags == ["img"] for picture in pictures)
     assert "to the best" in outputs[-1].data["text/html"]

@@ -3,10 +3,13 @@
 import os
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from typing import Any
 
-from tqdm.auto import tqdm
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # in a notebook without ipywidgets the bar is one of characters, which is enough
+    from tqdm.auto import tqdm
 
 _HOME = os.getpid()
 
