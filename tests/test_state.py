@@ -2,6 +2,7 @@
 
 import collections
 import copy
+import importlib
 import itertools
 import os
 import warnings
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 
 import vecsweep as vs
+from vecsweep._engine.caller.watch import Watch
 from vecsweep.observers import Observer
 
 LRS = (0.01, 0.03)
@@ -823,3 +825,19 @@ def test_scripted_model_is_refused_as_what_it_is():
     task = vs.Task(model, BATCHES, loss_of_pair, optimizer=lambda p: torch.optim.SGD(list(p), 0.1))
     with pytest.raises(TypeError, match="`model` must be a module of Python; got RecursiveScriptModule"):
         vs.sweep(task, lrs=LRS, num_steps=3)
+
+
+def test_hook_of_a_library_does_not_lead_through_all_of_it(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "hooking.py").write_text(
+        "SEEN, FAR = [], []\n\n\ndef far():\n    FAR.append(1)\n\n\ndef hook(*args):\n    SEEN.append(1)\n    far()\n"
+    )
+    monkeypatch.syspath_prepend(str(folder))
+    hooking = importlib.import_module("hooking")
+    model = nn.Linear(2, 1)
+    model.register_forward_hook(hooking.hook)
+    task = vs.Task(model, [(torch.ones(4, 2), torch.ones(4, 1))], F.mse_loss, torch.optim.SGD(model.parameters()))
+    held = Watch.of_pass(task, model, has_numbers=True).holders
+    assert id(hooking.SEEN) in held
+    assert id(hooking.FAR) not in held

@@ -39,6 +39,7 @@ _MAX_BYTES = 256 * 2**20  # of all tensors and arrays together
 _NEVER_FOLLOWED = sys.stdlib_module_names - {"__main__"} | {"torch", "functorch", "numpy", "vecsweep"}
 _GLOBAL_CODES = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
 _KEEPING = (types.SimpleNamespace, Optimizer, LRScheduler, torch.amp.GradScaler)
+KEPT = "the module's function"  # the kind of those that modules have as attributes and hooks
 _LIBRARIES = {"site-packages", "dist-packages"}  # the folders of what is installed
 
 
@@ -89,7 +90,8 @@ class Reach:
     ) -> None:
         self._pending: deque[tuple[Label, object]] = deque(roots.items())
         self._roots = {id(root) for root in roots.values()}
-        functions = (root for root in roots.values() if not isinstance(root, nn.Module | type))
+        # Not those of a model's own functions: a hook of a large library would lead through all of it.
+        functions = (r for label, r in roots.items() if label.kind != KEPT and not isinstance(r, nn.Module | type))
         self._packages = {_package_of(function) for function in functions} - _NEVER_FOLLOWED
         self._passed = passed
         self._trained = trained

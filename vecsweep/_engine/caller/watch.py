@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from vecsweep._engine.caller.places import GONE, Items, Place, is_plain, is_same
-from vecsweep._engine.caller.reach import Label, Reach, Roots
+from vecsweep._engine.caller.reach import KEPT, Label, Reach, Roots
 from vecsweep.task import Task
 
 Changes = dict[str, Items]  # by the name of a place
@@ -213,7 +213,7 @@ def _kept_functions(model: nn.Module) -> dict[Label, object]:
         for name, value in vars(module).items():
             own = value.values() if isinstance(value, dict) and name.endswith("_hooks") else [value]
             kept = (part for part in own if isinstance(part, types.FunctionType | functools.partial))
-            found |= {Label("the attribute", f"{path}.{name}[{i}]"): part for i, part in enumerate(kept)}
+            found |= {Label(KEPT, f"{path}.{name}[{i}]"): part for i, part in enumerate(kept)}
     return found
 
 
