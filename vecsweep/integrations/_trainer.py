@@ -64,7 +64,7 @@ class TrainingRun:
 
     Each has what Trainer counts in the batches of its step, where the model or the loss divides by that. The losses of
     a step are averaged here and added up in Trainer: each batch of several says what it weighs. A last step of fewer
-    batches is filled up with what weighs nothing.
+    batches has some of them twice.
 
     Args:
         trainer: whose.
@@ -140,13 +140,13 @@ class TrainingRun:
             own[COUNT] = count / len(group) if is_mean else count
             is_sum |= self._trainer.model_accepts_loss_kwargs
         if num == 1:
-            return ({**batch, **own} for batch in group)
-        weights = [num if is_sum and not is_mean else num / len(group)] * len(group) + [0.0] * (num - len(group))
-        filled = [*group, *[group[0]] * (num - len(group))]
-        return (
-            {**batch, **own, WEIGHT: torch.tensor(weight, dtype=torch.float64)}
-            for batch, weight in zip(filled, weights, strict=True)
-        )
+            yield {**group[0], **own}
+            return
+        whole = num if is_sum and not is_mean else num / len(group)
+        for i in range(num):  # a batch that comes twice weighs half each time
+            first = i % len(group)
+            weight = torch.tensor(whole / len(range(first, num, len(group))), dtype=torch.float64)
+            yield {**group[first], **own, WEIGHT: weight}
 
 
 def _length_of(loader: DataLoader[Any]) -> int | None:
