@@ -483,11 +483,21 @@ def test_device_that_is_not_there_is_refused():
 MODEL = nn.Linear(6, 3)
 
 
+class Learner:
+    """Like fastai's, which can be called."""
+
+    model = nn.Linear(2, 2)
+
+    def __call__(self, event):
+        pass
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"model": nn.Linear}, TypeError, "`model` must be an nn.Module, or a function"),
         ({"model": 3}, TypeError, "`model` must be an nn.Module"),
+        ({"model": Learner()}, TypeError, "got Learner, which has one. Pass its `.model`"),
         ({"batches": 3}, TypeError, "`batches` must be an iterable of batches"),
         ({"batches": X}, TypeError, "`batches` must be an iterable of batches"),
         ({"loss_fn": None}, ValueError, "Exactly one of `loss_fn` and `training_step` must be given; got neither"),

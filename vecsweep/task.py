@@ -77,6 +77,12 @@ class Task:
                 f"`model` must be an nn.Module, or a function without arguments that builds one; got "
                 f"{_describe(self.model)}. Pass an instance, or wrap the class in a lambda."
             )
+        is_within = not isinstance(self.model, nn.Module) and isinstance(getattr(self.model, "model", None), nn.Module)
+        if is_within and not _takes(self.model, 0):  # as a Learner of fastai, which is called with events
+            raise TypeError(
+                f"`model` must be an nn.Module, or a function without arguments that builds one; got "
+                f"{type(self.model).__name__}, which has one. Pass its `.model`."
+            )
         if not _is_source(self.batches):
             raise TypeError(
                 "`batches` must be an iterable of batches (a DataLoader, a list), a generator function, or a "
@@ -95,7 +101,7 @@ class Task:
                     f"`{name}` must be a function, or an instance such as `nn.CrossEntropyLoss()`; got "
                     f"{_describe(function)}."
                 )
-            if function is not None and not _takes_two(function):
+            if function is not None and not _takes(function, 2):
                 given = "(outputs, targets)" if name == "loss_fn" else "(model, batch)"
                 raise TypeError(
                     f"`{name}` must take two arguments, `{given}`; got one of {inspect.signature(function)}. Bind the "
@@ -259,10 +265,10 @@ def is_by_seed(source: Any) -> bool:
     return any(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
-def _takes_two(function: Any) -> bool:
-    """Whether a function can be called with two arguments, as far as Python can say."""
+def _takes(function: Any, num_arguments: int) -> bool:
+    """Whether a function can be called with so many arguments, as far as Python can say."""
     try:
-        inspect.signature(function).bind(None, None)
+        inspect.signature(function).bind(*[None] * num_arguments)
     except TypeError:
         return False
     except ValueError:  # of some functions in C
