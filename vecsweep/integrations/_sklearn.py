@@ -20,6 +20,7 @@ from torch.optim import SGD, Optimizer
 from vecsweep.answer import find_lr
 from vecsweep.execution import MOST_SEED, check_count
 from vecsweep.results import Answer
+from vecsweep.results.sweep import without_weights
 from vecsweep.sweeps import sweep
 from vecsweep.task import Task
 from vecsweep.tasks.batches import ShuffledBatches, batches_in_order
@@ -149,7 +150,8 @@ class NeuralNet(BaseEstimator):
             answer = self._find(task, how)
             self.lr_, self.module_ = answer.winner.setting.lr, answer.model()
             # Without what goes on from there, which cannot be pickled and holds all that was trained.
-            self.answer_ = replace(answer, runs=tuple(replace(runs, _trained=None) for runs in answer.runs))
+            runs_alone = tuple(replace(runs, _trained=None) for runs in answer.runs)
+            self.answer_ = replace(answer, runs=runs_alone, _train_anew=without_weights)
         else:
             runs = sweep(task, lrs=[rate], schedules=[self.schedule], **how)
             self.lr_, self.module_ = rate, runs.model(0)
