@@ -88,7 +88,7 @@ class Footprint:
         return size
 
     def total(self, num_members: int, num_at_once: int, *, is_offloaded: bool = False) -> int:
-        """What a run takes besides the base, so many members stepped together, those that wait on the host if offloaded."""
+        """What a run takes besides the base; where it is offloaded, members that wait take none of the GPU."""
         # Chunks that wait on the host may be of two sizes, and train in two places then.
         return (num_at_once if is_offloaded else num_members) * self.state + num_at_once * self.work
 
