@@ -122,9 +122,9 @@ LAYERS = {
     "linear-complex": (
         lambda: flat(
             Lambda(lambda x: torch.complex(x, x.sin())),
-            nn.Linear(8, 40, dtype=torch.complex128),
+            nn.Linear(8, 40, dtype=torch.get_default_dtype().to_complex()),
             Lambda(lambda x: torch.complex(x.real.tanh(), x.imag)),
-            nn.Linear(40, 8, dtype=torch.complex128),
+            nn.Linear(40, 8, dtype=torch.get_default_dtype().to_complex()),
             Lambda(torch.abs),
         ),
         VECTOR,
