@@ -323,6 +323,15 @@ def test_without_plotly_one_line_says_what_to_install(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_command_that_is_to_write_a_report_says_so_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("vecsweep.cli.arguments.find_spec", lambda name: None)
+    monkeypatch.setattr(vs, "find_lr", lambda *_, **__: pytest.fail("it trains"))
+    with pytest.raises(SystemExit) as ended:
+        main(["find-lr", "digits", "--num-steps", "64", "--report", str(tmp_path / "answer.html")])
+    assert ended.value.code == 2
+    assert "argument --report: a report needs Plotly; run: pip install 'vecsweep[report]'" in capsys.readouterr().err
+
+
 def test_report_that_is_there_is_replaced_and_a_folder_that_is_not_is_named(tmp_path):
     (tmp_path / "runs.html").write_text("old")
     make_runs().to_html(tmp_path / "runs.html")

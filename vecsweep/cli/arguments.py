@@ -6,6 +6,7 @@ An option that is not given is left out of the parsed arguments, so that the def
 import argparse
 import os
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
@@ -182,7 +183,9 @@ def picture_file(text: str) -> Path:
 
 
 def report_file(text: str) -> Path:
-    """Check where a report can be written."""
+    """Check where a report can be written, and that it can be."""
+    if find_spec("plotly") is None:
+        raise argparse.ArgumentTypeError("a report needs Plotly; run: pip install 'vecsweep[report]'")
     path = output_file(text)
     if path.suffix not in (".html", ".htm"):
         raise argparse.ArgumentTypeError(f"{text!r} must end in .html")
