@@ -17,6 +17,17 @@ class Custom(torch.optim.SGD):
     """A class that no stacked update stands for."""
 
 
+class Scaled(nn.Module):
+    """A learned temperature, a parameter without an axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x):
+        return x * self.scale.exp()
+
+
 OPTIMIZERS = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=0.1),
@@ -26,7 +37,7 @@ OPTIMIZERS = {
 
 def make_model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, 3)).double()
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, 3), Scaled()).double()
 
 
 def make_task(optimizer="SGD", model=None):
@@ -72,6 +83,7 @@ def plain_loop(task, lr, num_steps, max_grad_norm=None, accumulation_steps=1):
 def test_norms_equal_those_of_a_plain_loop(engine, optimizer, options):
     task = make_task(optimizer)
     runs = vs.sweep(task, lrs=LRS, num_steps=40, record=BOTH, engine=engine, progress=False, **options)
+    assert runs.engine.startswith(engine)
     own = {name: value for name, value in options.items() if name != "chunk_size"}
     for i, lr in enumerate(LRS):
         for name, expected in plain_loop(task, lr, 40, **own).items():
@@ -115,12 +127,13 @@ def test_member_that_diverged_has_no_norms_from_there_on_and_the_others_have_the
 
 def test_step_that_a_loss_scale_skips_has_no_update(monkeypatch):
     torch.manual_seed(0)
-    model = nn.Linear(4, 2)
+    model = nn.Sequential(nn.Linear(4, 2), Scaled())
     batches = [(torch.randn(8, 4), torch.randn(8, 2)) for _ in range(4)]
     task = vs.Task(model, batches, lambda y, t: (y - t).pow(2).mean(), optimizer=torch.optim.SGD(model.parameters()))
     found = {}
     for engine in ("vectorized", "sequential"):
         runs = vs.sweep(task, lrs=[0.01], num_steps=8, record=BOTH, engine=engine, precision="fp16", progress=False)
+        assert runs.engine.startswith(engine)
         found[engine] = runs.norms
         taken = np.isfinite(runs.norms["update_norm"][:, 0])
         assert (runs.norms["update_norm"][taken] > 0).all()

@@ -210,7 +210,7 @@ def _unscale(grads: Grads, scale: LossScale) -> tuple[Grads, Tensor]:
     grads = {name: g if g is None else g * per_member(scale.inverse, g) for name, g in grads.items()}
     if all(g is None for g in grads.values()):
         return grads, torch.ones_like(scale.value, dtype=torch.bool)
-    is_finite = torch.stack([g.isfinite().flatten(1).all(1) for g in grads.values() if g is not None]).all(0)
+    is_finite = torch.stack([_flat(g).isfinite().all(1) for g in grads.values() if g is not None]).all(0)
     return grads, is_finite
 
 
@@ -229,5 +229,10 @@ def norm_of(tensors: Grads, like: Tensor) -> Tensor:
 
 def _norm(tensors: Grads) -> Tensor:
     """The same of some tensors, as torch.nn.utils.clip_grad_norm_ takes one model's: the norm of their norms."""
-    norms = [torch.linalg.vector_norm(t.flatten(1), dim=1) for t in tensors.values() if t is not None]
+    norms = [torch.linalg.vector_norm(_flat(t), dim=1) for t in tensors.values() if t is not None]
     return torch.linalg.vector_norm(torch.stack(norms), dim=0)
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    """All numbers of each member side by side, `[member, number]`; a parameter may be a single one, without an axis."""
+    return tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]

@@ -319,7 +319,7 @@ class _Member:
             return True
         grads = [p.grad for p in parameters if p.grad is not None]
         for grad in grads:
-            grad.mul_(self._scale.inverse.to(grad.dtype))
+            grad.mul_(self._scale.inverse.squeeze().to(grad.dtype))  # a parameter may have no axis
         is_finite = not grads or bool(torch.stack([grad.isfinite().all() for grad in grads]).all())
         self._scale = self._scale.after(torch.tensor([is_finite], device=self.device))
         return is_finite
