@@ -294,7 +294,7 @@ class Race:
     def after_divergence(self, start: float) -> Setting | None:
         """Who is to start, too, because nobody came to the end alive; None if somebody did.
 
-        Of those sent home whose lr is below all that diverged, the best goes again; else what is below all that raced.
+        The best of those sent home goes again; where none of them is left, one below all that raced starts.
 
         Args:
             start: what untrained weights score.
