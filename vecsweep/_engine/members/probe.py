@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from vecsweep._engine.data.layouts import has_strides, ragged_in
 from vecsweep._engine.members.learner import Learner, taken_out
 from vecsweep._engine.members.reads import Reads, reads_of_callers, tell_of_callers, tell_of_shared, tell_of_written
 from vecsweep._engine.members.sameness import is_same
-from vecsweep._engine.members.single_pass import is_read_on_other_data, registered_in, single_pass, why_registered
+from vecsweep._engine.members.single_pass import Pass, is_read_on_other_data, registered_in, single_pass, why_registered
 from vecsweep._engine.members.work import Work, WorkCounter
 from vecsweep._types import Batch
 from vecsweep.kernels.rules import Draw, Recorder, checkpoints_run_through
@@ -59,110 +60,155 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         TypeError: the loss is not a tensor.
         ValueError: the loss is not a scalar, or does not depend on what is trained.
     """
-    original, learner = learner, learner.copy()  # what a loss does to parameters or attributes in place stays there
-    parameters: dict[str, Tensor] = {name: _clone(p) for name, p in learner.parameters.items()}
-    start = streams.mark("model", seed)
-    rewind = partial(streams.rewind, "model", seed, start)
+    passes = _Passes(learner, batch, seed, streams)
     recorder, counter = Recorder(), WorkCounter()
-    reads, callers = Reads(_named(learner)), reads_of_callers(learner)
-    watch = Watch.of_pass(learner.task, learner.model, has_numbers=True)
-    with watch.undisturbed():
+    reads, callers = Reads(_named(passes.learner)), reads_of_callers(passes.learner)
+    with passes.watch.undisturbed():
         with recorder, checkpoints_run_through() as checkpoints:
-            seen = single_pass(learner, parameters, batch, [counter, reads, callers])
-            loss, first = seen.loss, seen.changed
+            first = single_pass(passes.learner, passes.parameters, batch, [counter, reads, callers])
         end = streams.mark("model", seed)
-        registered = registered_in(original, learner)
+        registered = registered_in(learner, passes.learner)
         for name in filter(lambda name: f"{name}_orig" in registered, learner.parameters):  # as pruning names them
             raise taken_out(name)
-        nodes = _autograd_nodes(loss)
-        _check_depends_on(nodes, [*learner.model.parameters(), *parameters.values()])
+        nodes = _autograd_nodes(first.loss)
+        _check_depends_on(nodes, [*passes.learner.model.parameters(), *passes.parameters.values()])
         tell_of_callers(callers)
-        tell_of_written(learner, batch, seen.batch)
-        activation_bytes = _count_activations(nodes, parameters.values())
-        rewind()
+        tell_of_written(passes.learner, batch, first.batch)
+        activation_bytes = _count_activations(nodes, passes.parameters.values())
+        passes.rewind()
         for draw in recorder.draws:
             draw()
         repeated = streams.mark("model", seed)
-        is_repeatable = is_same_but_for_numbers(repeated, end)
-        draws_numbers = not is_same_state(repeated, end)
-        keeps = bool(watch.changes())
-        kept, changed, member_buffers = list[str](), frozenset(first), frozenset[str]()
-        others = dict[str, Tensor]()
-        if keeps or learner.constants:
-            others = {name: _clone(1.1 * p + 0.01) for name, p in parameters.items()}
-            watch.restore()
-            rewind()
-            with checkpoints_run_through():  # and autograd, because a loss may take gradients itself
-                elsewhere = single_pass(learner, others, batch).changed
-            # An average of weights that starts at the weights is changed only by other weights.
-            changed, member_buffers = changed.union(elsewhere), _differing(first, elsewhere)
-        if keeps:
-            # What another pass has left, with other weights: is it read by the next, or does it count passes?
-            rewind()
-            after = Watch.of_pass(learner.task, learner.model, has_numbers=True)
-            with checkpoints_run_through():
-                again = single_pass(learner, parameters, batch).loss
-            counting, renewed = after.grown()
-            names = watch.names(watch.changes())
-            left = [] if is_same(loss, again) else [*names, *renewed]
-            if not (counting or left or all(map(_is_of_recurrent, names))):
-                left = names if is_read_on_other_data(learner, parameters, batch, watch, rewind) else []
-            # What recurrent layers list of their weights comes last: it is new in every pass, and not the reason.
-            kept = sorted([*counting, *left], key=_is_of_recurrent)
-        if any(first[name].is_floating_point() for name in first.keys() - member_buffers):
-            # What counts choices, as of the codes of a codebook, differs only for weights that choose otherwise.
-            watch.restore()
-            rewind()
-            with checkpoints_run_through(), suppress(Exception):  # of weights that the model refuses
-                turned: dict[str, Tensor] = {name: _clone(p.flatten().roll(1).view_as(p)) for name, p in others.items()}
-                member_buffers |= _differing(first, single_pass(learner, turned, batch).changed)
-        if changed and dict(learner.model.named_buffers()).keys() - changed:
-            # What is copied from a buffer follows it a pass later, as in an average of a model with batch norm.
-            later = []
-            for weights, before in ((parameters, first), (others, elsewhere)):
-                watch.restore()
-                rewind()
-                with checkpoints_run_through():
-                    later.append(before | single_pass(learner, weights, batch, before=before).changed)
-            changed, member_buffers = changed.union(*later), member_buffers | _differing(*later)
-        tell_of_shared(original, watch.shared(watch.changes()))
-    rewind()
-    obstacle = set_up = None
-    if registered:
-        set_up = why_registered(original, registered, others, batch)
-        rewind()
-        changed, member_buffers = changed.difference(registered), member_buffers.difference(registered)
-    if set_up:
-        obstacle = set_up
-    elif kept:
-        obstacle = f"the forward pass keeps something for the next in {kept[0]}"
-    elif seen.replaced:
-        obstacle = f"the forward pass puts a new parameter in the place of {seen.replaced[0]!r}; a buffer may change"
-    elif written := [name for name, p in original.parameters.items() if not is_same(p, parameters[name])]:
-        obstacle = f"the forward pass changes the parameter {written[0]!r} in place"
-    elif reads.obstacle:
-        obstacle = reads.obstacle
-    elif checkpoints.has_any and changed:
-        name = next(filter(changed.__contains__, learner.constants))
-        obstacle = f"a recomputed checkpoint may change {name!r} twice"
-    elif ragged := ragged_in(batch):
-        obstacle = f"{ragged} in the batches; pad samples, and mask the loss"
-    elif not is_repeatable:
-        obstacle = "the forward pass draws random numbers in a way that cannot be repeated for all members at once"
-    elif hooked := _hooked(learner):
-        obstacle = f"gradients pass through a hook of {hooked}"
-    num_parameters = sum(p.numel() for p in learner.parameters.values())
-    work = counter.work(learner.model, num_parameters)
+        keeps = bool(passes.watch.changes())
+        kept, changed, own = list[str](), frozenset[str](), frozenset[str]()
+        if keeps or passes.learner.constants:
+            elsewhere = passes.run_anew(passes.others)
+            kept = _kept(passes, first) if keeps else []  # before anything is set back
+            changed, own = _changed(passes, first.changed, elsewhere.changed)
+        tell_of_shared(learner, passes.watch.shared(passes.watch.changes()))
+    passes.rewind()
+    set_up = why_registered(learner, registered, passes.others, batch) if registered else None
+    passes.rewind()
+    changed, own = changed.difference(registered), own.difference(registered)
+    is_repeatable = is_same_but_for_numbers(repeated, end)
+    twice = next(filter(changed.__contains__, passes.learner.constants), None) if checkpoints.has_any else None
+    ragged, hooked = ragged_in(batch), _hooked(passes.learner)
+    reasons = (
+        set_up,
+        f"the forward pass keeps something for the next in {kept[0]}" if kept else None,
+        _parameters_moved(passes, first),
+        reads.obstacle,
+        f"a recomputed checkpoint may change {twice!r} twice" if twice else None,
+        f"{ragged} in the batches; pad samples, and mask the loss" if ragged else None,
+        None
+        if is_repeatable
+        else "the forward pass draws random numbers in a way that cannot be repeated for all members at once",
+        f"gradients pass through a hook of {hooked}" if hooked else None,
+    )
     return Probe(
         recorder.draws,
         changed,
-        member_buffers,
-        obstacle,
+        own,
+        next(filter(None, reasons), None),
         bool(kept),
         activation_bytes,
-        work,
-        draws_numbers,
+        counter.work(passes.learner.model, sum(p.numel() for p in learner.parameters.values())),
+        draws_numbers=not is_same_state(repeated, end),
     )
+
+
+class _Passes:
+    """Passes of a copy of a learner over one batch, all with the random numbers of the first.
+
+    Attributes:
+        learner: the copy, because what a loss does to parameters or attributes in place stays there.
+        parameters: the weights that training starts from.
+        watch: over what a pass keeps in Python.
+        rewind: sets the random streams to where they stood.
+    """
+
+    def __init__(self, learner: Learner, batch: Batch, seed: int, streams: Streams) -> None:
+        self.original = learner
+        self.learner = learner.copy()
+        self.batch = batch
+        self.parameters: dict[str, Tensor] = {name: _clone(p) for name, p in learner.parameters.items()}
+        self.watch = Watch.of_pass(self.learner.task, self.learner.model, has_numbers=True)
+        self.rewind = partial(streams.rewind, "model", seed, streams.mark("model", seed))
+
+    @cached_property
+    def others(self) -> dict[str, Tensor]:
+        """Weights that are none of the start's."""
+        return {name: _clone(1.1 * p + 0.01) for name, p in self.parameters.items()}
+
+    @property
+    def turned(self) -> dict[str, Tensor]:
+        """Weights of the same numbers at other places."""
+        return {name: _clone(p.flatten().roll(1).view_as(p)) for name, p in self.others.items()}
+
+    def run(self, weights: dict[str, Tensor], before: Mapping[str, Tensor] = MappingProxyType({})) -> Pass:
+        """Run a pass, which finds in Python what the last one kept, and what is not trained as it was `before`."""
+        self.rewind()
+        with checkpoints_run_through():  # and autograd, because a loss may take gradients itself
+            return single_pass(self.learner, weights, self.batch, before=before)
+
+    def run_anew(self, weights: dict[str, Tensor], before: Mapping[str, Tensor] = MappingProxyType({})) -> Pass:
+        """Run a pass which finds in Python what the first one found."""
+        self.watch.restore()
+        return self.run(weights, before)
+
+
+def _kept(passes: _Passes, first: Pass) -> list[str]:
+    """Name what a pass keeps in Python that the next one reads, or that counts passes; nothing, if it does no harm.
+
+    Args:
+        passes: of which the last was one with other weights.
+        first: the first of them.
+    """
+    watch = passes.watch
+    passes.rewind()
+    after = Watch.of_pass(passes.learner.task, passes.learner.model, has_numbers=True)
+    again = passes.run(passes.parameters)
+    counting, renewed = after.grown()
+    names = watch.names(watch.changes())
+    left = [] if is_same(first.loss, again.loss) else [*names, *renewed]
+    if not (counting or left or all(map(_is_of_recurrent, names))):
+        is_read = is_read_on_other_data(passes.learner, passes.parameters, passes.batch, watch, passes.rewind)
+        left = names if is_read else []
+    # What recurrent layers list of their weights comes last: it is new in every pass, and not the reason.
+    return sorted([*counting, *left], key=_is_of_recurrent)
+
+
+def _changed(
+    passes: _Passes, first: Mapping[str, Tensor], elsewhere: Mapping[str, Tensor]
+) -> tuple[frozenset[str], frozenset[str]]:
+    """Name what passes change that is not trained, and those among them that other weights change otherwise.
+
+    Args:
+        passes: to run more of, where these leave a doubt.
+        first: what the first changes, and to what.
+        elsewhere: the same of one with other weights, which alone change an average of weights that starts at them.
+    """
+    changed, own = frozenset(first).union(elsewhere), _differing(first, elsewhere)
+    if any(first[name].is_floating_point() for name in first.keys() - own):
+        # What counts choices, as of the codes of a codebook, differs only for weights that choose otherwise.
+        with suppress(Exception):  # of weights that the model refuses
+            own |= _differing(first, passes.run_anew(passes.turned).changed)
+    if changed and dict(passes.learner.model.named_buffers()).keys() - changed:
+        # What is copied from a buffer follows it a pass later, as in an average of a model with batch norm.
+        starts = ((passes.parameters, first), (passes.others, elsewhere))
+        later = [{**before, **passes.run_anew(weights, before).changed} for weights, before in starts]
+        changed, own = changed.union(*later), own | _differing(*later)
+    return changed, own
+
+
+def _parameters_moved(passes: _Passes, first: Pass) -> str | None:
+    """Say which parameter a pass puts another in the place of, or changes in place."""
+    if first.replaced:
+        return f"the forward pass puts a new parameter in the place of {first.replaced[0]!r}; a buffer may change"
+    for name, p in passes.original.parameters.items():
+        if not is_same(p, passes.parameters[name]):
+            return f"the forward pass changes the parameter {name!r} in place"
+    return None
 
 
 def _clone(p: Tensor) -> nn.Parameter:
