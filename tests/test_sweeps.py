@@ -253,6 +253,14 @@ def test_what_differs_between_seeds_and_not_between_members_of_one_keeps_nobody_
         np.testing.assert_allclose(runs.train_loss[:, i], expected.losses, rtol=1e-9)
 
 
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_class_of_an_optimizer_is_a_function_from_parameters_to_one(optimizer):
+    task = linear_task([(X.double(), Y)], model=nn.Linear(6, 3).double(), optimizer=optimizer)
+    runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=12)
+    for i, member in enumerate(runs.members):
+        np.testing.assert_allclose(runs.train_loss[:, i], stock.train(task, member.lr, 12).losses, rtol=1e-9)
+
+
 @pytest.mark.parametrize("lrs", [[0.01, 1], (0.01, 1.0), np.array([0.01, 1]), torch.tensor([0.01, 1.0])], ids=str)
 def test_lrs_come_as_list_array_or_tensor(lrs):
     runs = vs.sweep(linear_task(), lrs=lrs, num_steps=2)
@@ -483,6 +491,13 @@ def test_device_that_is_not_there_is_refused():
 MODEL = nn.Linear(6, 3)
 
 
+class NeedsMore(torch.optim.SGD):
+    """An optimizer that has no default for its learning rate."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+
+
 class Learner:
     """Like fastai's, which can be called."""
 
@@ -505,7 +520,8 @@ class Learner:
         ({"loss_fn": "mse"}, TypeError, "`loss_fn` must be a function"),
         ({"loss_fn": nn.CrossEntropyLoss}, TypeError, "got the class CrossEntropyLoss"),
         ({"optimizer": None}, TypeError, "`optimizer` must be given"),
-        ({"optimizer": torch.optim.SGD}, TypeError, "Wrap a class in a lambda"),
+        ({"optimizer": nn.Linear}, TypeError, "got the class Linear. A class must be one of torch.optim.Optimizer"),
+        ({"optimizer": NeedsMore}, TypeError, "got the class NeedsMore. .* takes parameters alone; wrap any other"),
         ({"optimizer": "sgd"}, TypeError, "`optimizer` must be a torch.optim optimizer"),
         (
             {"model": lambda: nn.Linear(6, 3), "optimizer": torch.optim.SGD(MODEL.parameters())},

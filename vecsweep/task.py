@@ -31,8 +31,8 @@ class Task:
             make more than 16 and than there are processors, seeds train in turns.
         loss_fn: `(outputs, targets) -> scalar`, for batches that are pairs `(inputs, targets)`.
         optimizer: a torch.optim optimizer over the model's parameters, used as a template and never stepped,
-            or a function from parameters to an optimizer. Its class, hyperparameters and parameter groups
-            are what every member trains with. A member's lr is that of the first group; the other groups
+            or a function from parameters to an optimizer, such as its class. Its class, hyperparameters and parameter
+            groups are what every member trains with. A member's lr is that of the first group; the other groups
             keep their ratio to it. A list of optimizers, such as Muon for matrices and AdamW for the rest, is
             as one optimizer with the groups of all.
         training_step: `(model, batch) -> scalar loss`, in place of `loss_fn`, for batches of any structure. It must
@@ -113,7 +113,7 @@ class Task:
                 "from parameters to one, such as `lambda params: torch.optim.SGD(params, lr=0.1)`."
             )
         object.__setattr__(self, "optimizer", as_one(self.optimizer))
-        if isinstance(self.optimizer, type) or not (isinstance(self.optimizer, Optimizer) or callable(self.optimizer)):
+        if not _is_optimizer_source(self.optimizer):
             raise TypeError(say_what_optimizer_is(self.optimizer))
         if isinstance(self.optimizer, Optimizer) and not isinstance(self.model, nn.Module):
             raise TypeError(
@@ -239,8 +239,16 @@ def say_what_optimizer_is(value: object) -> str:
         )
     return (
         "`optimizer` must be a torch.optim optimizer, or a function from parameters to one; got "
-        f"{_describe(value)}. Wrap a class in a lambda: `lambda params: SGD(params, lr=0.1)`."
+        f"{_describe(value)}. A class must be one of torch.optim.Optimizer that takes parameters alone; wrap any "
+        "other: `lambda params: SGD(params, lr=0.1)`."
     )
+
+
+def _is_optimizer_source(optimizer: Any) -> bool:
+    """Whether this is an optimizer, or can be called with parameters for one, as most classes of optimizers can."""
+    if isinstance(optimizer, type):
+        return issubclass(optimizer, Optimizer) and _takes(optimizer, 1)
+    return isinstance(optimizer, Optimizer) or callable(optimizer)
 
 
 def _is_source(source: Any) -> bool:
