@@ -261,6 +261,18 @@ def test_the_class_of_an_optimizer_is_a_function_from_parameters_to_one(optimize
         np.testing.assert_allclose(runs.train_loss[:, i], stock.train(task, member.lr, 12).losses, rtol=1e-9)
 
 
+def test_the_class_of_a_model_is_a_function_that_builds_one():
+    class Net(nn.Linear):
+        def __init__(self):
+            super().__init__(6, 3, dtype=torch.float64)
+
+    runs = vs.sweep(linear_task([(X.double(), Y)], model=Net), lrs=[0.01, 0.1], num_steps=12, seeds=2)
+    for i, member in enumerate(runs.members):
+        torch.manual_seed(member.seed)
+        expected = stock.train(linear_task([(X.double(), Y)], model=Net()), member.lr, 12)
+        np.testing.assert_allclose(runs.train_loss[:, i], expected.losses, rtol=1e-9)
+
+
 @pytest.mark.parametrize("lrs", [[0.01, 1], (0.01, 1.0), np.array([0.01, 1]), torch.tensor([0.01, 1.0])], ids=str)
 def test_lrs_come_as_list_array_or_tensor(lrs):
     runs = vs.sweep(linear_task(), lrs=lrs, num_steps=2)
@@ -510,7 +522,8 @@ class Learner:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"model": nn.Linear}, TypeError, "`model` must be an nn.Module, or a function"),
+        ({"model": nn.Linear}, TypeError, "got the class Linear. .* wrap a class that takes arguments"),
+        ({"model": torch.optim.SGD}, TypeError, "got the class SGD"),
         ({"model": 3}, TypeError, "`model` must be an nn.Module"),
         ({"model": Learner()}, TypeError, "got Learner, which has one. Pass its `.model`"),
         ({"batches": 3}, TypeError, "`batches` must be an iterable of batches"),

@@ -23,8 +23,8 @@ class Task:
     each seed has an order of its own, and given back.
 
     Args:
-        model: a module, or a function without arguments that builds one. A function is called once for each
-            seed, under that seed, so that every seed has its own initial weights.
+        model: a module, or a function without arguments that builds one, such as its class. It is called once for
+            each seed, under that seed, so that every seed has its own initial weights.
         batches: a DataLoader, a list, any iterable of batches, a generator function, or a function from a
             seed to an iterable. Batches start over when they run out; a function is then called again. An iterator
             serves one seed, once. Each seed has the worker processes of a DataLoader for itself; where that would
@@ -72,10 +72,10 @@ class Task:
     batch_weight: BatchWeight | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, type) or not callable(self.model):
+        if not callable(self.model) or (isinstance(self.model, type) and not _is_class(self.model, nn.Module, 0)):
             raise TypeError(
                 f"`model` must be an nn.Module, or a function without arguments that builds one; got "
-                f"{_describe(self.model)}. Pass an instance, or wrap the class in a lambda."
+                f"{_describe(self.model)}. Pass an instance, or wrap a class that takes arguments in a lambda."
             )
         is_within = not isinstance(self.model, nn.Module) and isinstance(getattr(self.model, "model", None), nn.Module)
         if is_within and not _takes(self.model, 0):  # as a Learner of fastai, which is called with events
@@ -247,8 +247,13 @@ def say_what_optimizer_is(value: object) -> str:
 def _is_optimizer_source(optimizer: Any) -> bool:
     """Whether this is an optimizer, or can be called with parameters for one, as most classes of optimizers can."""
     if isinstance(optimizer, type):
-        return issubclass(optimizer, Optimizer) and _takes(optimizer, 1)
+        return _is_class(optimizer, Optimizer, 1)
     return isinstance(optimizer, Optimizer) or callable(optimizer)
+
+
+def _is_class(value: type, base: type, num_arguments: int) -> bool:
+    """Whether a class makes instances of this base, and of so many arguments."""
+    return issubclass(value, base) and _takes(value, num_arguments)
 
 
 def _is_source(source: Any) -> bool:
