@@ -446,6 +446,8 @@ def test_bad_lrs_are_refused_before_any_work(lrs, error, message):
         ({"num_steps": 1, "max_grad_norm": 0}, ValueError, "`max_grad_norm` must be a positive number"),
         ({"num_steps": 1, "divergence_factor": 1}, ValueError, "`divergence_factor` must be a number above 1"),
         ({"num_steps": 1, "chunksize": 3}, TypeError, "'chunksize' is not an option. Did you mean 'chunk_size'"),
+        ({"max_steps": 1}, TypeError, "'max_steps' is not an option. Did you mean 'num_steps'"),
+        ({"num_steps": 1, "dampening": [0]}, TypeError, r"goes into `vary={'dampening': \[...\]}`"),
     ],
 )
 def test_bad_options_are_refused_before_any_work(options, error, message):

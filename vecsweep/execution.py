@@ -15,6 +15,18 @@ from vecsweep._words import did_you_mean
 _MOST = 10**9  # of steps, say; whoever asks for more means something else
 MOST_MEMBERS = 10**6
 MOST_SEED = 2**63 - 1  # that generators take
+# What other finders and trainers call ours.
+_AS_OTHERS_SAY = {
+    "min_lr": "start_lr",
+    "max_lr": "end_lr",
+    "num_it": "num_steps",
+    "num_iter": "num_steps",
+    "num_training": "num_steps",
+    "max_steps": "num_steps",
+    "max_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "step_mode": "spacing",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +188,11 @@ class Execution:
         known = [*others, *own]
         for name in options:
             if name not in own:
-                raise TypeError(f"{name!r} is not an option.{did_you_mean(name, known)} The options are {known}.")
+                meant = _AS_OTHERS_SAY.get(name, name)
+                hint = f" Did you mean {meant!r}?" if meant in known else did_you_mean(name, known)
+                if not hint and "vary" in known:
+                    hint = f" A hyperparameter of the optimizer goes into `vary={{{name!r}: [...]}}`."
+                raise TypeError(f"{name!r} is not an option.{hint} The options are {known}.")
         return cls(**options)
 
 
