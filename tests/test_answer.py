@@ -487,6 +487,11 @@ def test_picture_shows_each_rung_and_the_answer():
     assert [text for text in texts if text.startswith("after")] == [f"after {n} steps" for n in (20, 40, 80, 160)]
     assert f"answer, {answer.lr:.3g}" in texts
     assert ax.get_xscale() == "log"
+    scores = [score for own in answer.trials for score in own.scores if math.isfinite(score)]
+    assert min(scores) < answer.start / 3
+    assert ax.get_yscale() == "log"  # the last rungs stand apart from each other, far below the first
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().x0 > ax.get_window_extent().x1  # it covers nothing
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
+from vecsweep.results.views import LOG_RATIO
+
 EDGE = 0.965  # where, as a fraction of the axes, stands the cross of what left the view
-LOG_RATIO = 30  # of the highest to the lowest value in view, from which on a value axis is logarithmic
 _FEW_DECADES = 1000  # ratio of a logarithmic axis up to which 1, 2 and 5 have ticks
 _MOST_POINTS = 100_000  # of which a legend can keep clear without delay
 

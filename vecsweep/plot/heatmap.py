@@ -8,10 +8,18 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
 from vecsweep._types import FloatArray, Mode
-from vecsweep.plot._axes import LOG_RATIO, axes_for
+from vecsweep.plot._axes import axes_for
 from vecsweep.plot._looks import VERMILION, make_color_map
 from vecsweep.results.curves import Curves
-from vecsweep.results.views import describe_counts, find_usual, find_varying, find_view, name_metric, value_of
+from vecsweep.results.views import (
+    LOG_RATIO,
+    describe_counts,
+    find_usual,
+    find_varying,
+    find_view,
+    name_metric,
+    value_of,
+)
 
 _MOST_COLUMNS = 16  # whose numbers can be read
 _GREY = "#D9D9D9"

@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vecsweep._types import FloatArray
-from vecsweep.plot._axes import LOG_RATIO, add_grid, add_legend, axes_for, describe_steps, limit_values, neutral_color
+from vecsweep.plot._axes import add_grid, add_legend, axes_for, describe_steps, limit_values, neutral_color
 from vecsweep.plot._looks import BLUE, VERMILION, Look, Looks, choose_looks, make_entry
 from vecsweep.results.curves import Curves
 from vecsweep.results.member import MemberRecord
 from vecsweep.results.ranking import Band, Setting
-from vecsweep.results.views import describe_counts
+from vecsweep.results.views import LOG_RATIO, describe_counts
 
 _BELOW = 100  # how many times below the lowest peak of a line a logarithmic axis ends at the latest
 _NUM_POINTS = 1001  # at which a schedule is drawn

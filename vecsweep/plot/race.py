@@ -8,10 +8,19 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from vecsweep._types import Mode
-from vecsweep.plot._axes import EDGE, add_grid, at_height, axes_for, draw_crosses, limit_values, neutral_color
+from vecsweep.plot._axes import (
+    EDGE,
+    add_grid,
+    add_legend,
+    at_height,
+    axes_for,
+    draw_crosses,
+    limit_values,
+    neutral_color,
+)
 from vecsweep.plot._looks import BLUE, VERMILION
 from vecsweep.results.trial import Trial
-from vecsweep.results.views import find_view
+from vecsweep.results.views import RACE_LOG_RATIO, find_view
 
 _FAINTEST = 0.3  # of the first rung's line; the last is opaque
 
@@ -63,7 +72,7 @@ def plot_race(
     ax.axhline(start, color=neutral_color(ax), linestyle=":", linewidth=1)
     ax.set_xscale("log")
     add_grid(ax)
-    limit_values(ax, *find_view(np.append(values, start), start, mode))
+    limit_values(ax, *find_view(np.append(values, start), start, mode), log_ratio=RACE_LOG_RATIO)
     if lost := [own.setting.lr for own in trials if np.isnan(own.scores[-1])]:
         draw_crosses(ax, lost, [at_height(ax, EDGE)] * len(lost))
         entries.append(Line2D([], [], linestyle="none", marker="x", color=neutral_color(ax), label="diverged"))
@@ -72,7 +81,7 @@ def plot_race(
         Line2D([], [], color=VERMILION, label=f"answer, {lr:.3g}"),
         Patch(facecolor=VERMILION, alpha=0.15, label=f"as good: {low:.3g} to {high:.3g}"),
     ]
-    ax.legend(handles=entries, fontsize="small")
+    add_legend(ax, entries)
     ax.set(xlabel="learning rate", ylabel=metric)
     ax.set_title(title)
     return ax

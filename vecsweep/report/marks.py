@@ -8,9 +8,9 @@ import numpy as np
 
 from vecsweep._types import FloatArray
 from vecsweep.report.blocks import Trace, pack
+from vecsweep.results.views import LOG_RATIO
 
 LR_AXIS = {"title": {"text": "learning rate"}, "type": "log"}
-_LOG_RATIO = 30  # of the highest to the lowest value in view, from which on a value axis begins logarithmic
 _AT_TOP = {"textposition": "end", "textangle": 0, "xanchor": "left", "yanchor": "top"}  # of a vertical line
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "star", "hexagon", "cross")
 
@@ -32,14 +32,14 @@ def band_trace(
     return {"x": pack(xs), "y": pack(ys), **look}
 
 
-def value_axis(title: str, view: tuple[float, float] | None) -> dict[str, Any]:
+def value_axis(title: str, view: tuple[float, float] | None, log_ratio: float = LOG_RATIO) -> dict[str, Any]:
     """Return an axis of values, of which there is a part to be seen; logarithmic over a wide ratio."""
-    return {"title": {"text": title}, "type": "log" if view is not None and is_wide(*view) else "linear"}
+    return {"title": {"text": title}, "type": "log" if view is not None and is_wide(*view, log_ratio) else "linear"}
 
 
-def is_wide(bottom: float, top: float) -> bool:
+def is_wide(bottom: float, top: float, log_ratio: float = LOG_RATIO) -> bool:
     """Whether an axis of these values begins logarithmic."""
-    return bool(bottom > 0 and top > _LOG_RATIO * bottom)
+    return bool(bottom > 0 and top > log_ratio * bottom)
 
 
 def cross_trace(lrs: Sequence[float], name: str) -> Trace:

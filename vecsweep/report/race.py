@@ -9,7 +9,7 @@ import numpy as np
 from vecsweep.report.blocks import Cell, Chart, Figure, Table, Trace
 from vecsweep.report.marks import LR_AXIS, SYMBOLS, cross_trace, interval_area, straight_line, value_axis, vertical_line
 from vecsweep.results.trial import Trial
-from vecsweep.results.views import find_view
+from vecsweep.results.views import RACE_LOG_RATIO, find_view
 
 if TYPE_CHECKING:
     from vecsweep.results.answer import Answer
@@ -55,7 +55,7 @@ def _figure_of_race(answer: "Answer", trials: Sequence[Trial], name: str, *, is_
     shapes = [straight_line("y", answer.start, "@ink", "dot")]
     if is_won:
         shapes += [interval_area(*answer.interval), vertical_line(answer.lr, "@1", name=f"answer, {answer.lr:.3g}")]
-    layout = {"xaxis": LR_AXIS, "yaxis": value_axis(answer.metric, view), "shapes": shapes}
+    layout = {"xaxis": LR_AXIS, "yaxis": value_axis(answer.metric, view, RACE_LOG_RATIO), "shapes": shapes}
     return Figure(traces=traces, layout=layout, view=view, name=name)
 
 

@@ -16,6 +16,9 @@ from vecsweep.results.ranking import Setting, group_by_setting, mode_of
 _HEADROOM = 1.5  # height of the view, in units of what the usual value is above the best
 _LEAST_HEADROOM = 0.1  # the same in units of the usual value, so that a flat curve stays in view
 _LONGEST_NAME = 30  # of a schedule, in a title
+# Of the highest to the lowest value in view, from which on an axis is logarithmic; a race is looked at for its lowest.
+LOG_RATIO = 30.0
+RACE_LOG_RATIO = 3.0
 
 
 def find_varying(settings: Sequence[Setting]) -> dict[str, list[Any]]:
