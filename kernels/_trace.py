@@ -8,7 +8,7 @@ import linecache
 import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -76,8 +76,14 @@ def trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> T
     tape = _Tape(tensors)
     token = _TRACING.set(True)
     try:
-        # In autograd's own thread for a device, `is_tracing` would not know.
-        with tape, torch.autograd.set_multithreading_enabled(False):
+        with (
+            compiled_run_through(),
+            tape,
+            torch.autograd.set_multithreading_enabled(
+                False
+            ),  # in whose thread for a device `is_tracing` would not know
+            torch.autograd.set_detect_anomaly(False),  # to look for NaN is to ask for numbers
+        ):
             results = function(*tensors)
     finally:
         _TRACING.reset(token)
@@ -95,6 +101,15 @@ def try_to_trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor
         except Exception:  # whatever the function raises on a tape, and does not without
             return None
     return None
+
+
+def compiled_run_through() -> AbstractContextManager[Any]:
+    """Run what is compiled, as `torch.cond` is when it is called, as it was written.
+
+    Under a mode that sees each call or operator torch.compile runs it so anyway, and never compiles it again in this
+    process.
+    """
+    return torch.compiler.set_stance("force_eager")
 
 
 def is_tracing() -> bool:

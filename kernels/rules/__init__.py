@@ -188,10 +188,29 @@ class MemberRules(CallMode):
         self._of_seeds = next(filter(is_mapped, drawn), None)  # one that each seed has drawn for itself
         self._level = torch._C._functorch.maybe_current_level()
         self._apart: list[tuple[Tensor, int]] = []  # what would share memory in an ordinary pass, and its version
+        self._failure: Exception | None = None  # the first of a call
         self.is_good: Tensor | None = None
 
-    def check_end(self) -> None:
-        """Raise RuntimeError if the code has drawn less than was recorded, or written into what is a view elsewhere."""
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            return super().__torch_function__(func, types, args, kwargs)
+        except Exception as error:
+            self._failure = self._failure or error
+            raise
+
+    def check_end(self, *, is_repeated: bool = False) -> None:
+        """Raise what the code has caught, or RuntimeError if it has drawn less than recorded, or written into a view.
+
+        A `try` that is there for an ordinary pass would else take the way that is meant for another error: with
+        `float(loss)` in it, say, which vmap refuses.
+
+        Args:
+            is_repeated: whether the code was run anew after an error, which is known, then.
+        """
+        if self._failure is not None and not is_repeated:
+            raise self._failure
         if next(self._draws, None) is not None:
             raise RuntimeError("the loss draws fewer random numbers than in an ordinary pass")
         if any(_innermost(tensor)._version != version for tensor, version in self._apart):

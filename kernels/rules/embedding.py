@@ -29,8 +29,8 @@ def embedding(
     del drawn
     if scale_grad_by_freq or sparse or (weight.device.type != "cpu" and not is_mapped(indices)):
         return NotImplemented
-    output: Tensor = _Embedding.apply(weight, indices, padding_idx)
-    return output
+    output: Tensor = _Embedding.apply(weight, torch.atleast_1d(indices), padding_idx)
+    return output if indices.dim() else output[0]
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1, *, drawn: Iterator[Tensor]) -> Tensor:

@@ -11,8 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+
+from vecsweep.kernels._trace import compiled_run_through
 
 _WORTH_LENDING = 2**20  # bytes: watching for writes takes a few microseconds an operator, which small models would feel
 
@@ -108,6 +111,8 @@ class Lent(TorchDispatchMode):
         changed: what was written, by name, after the context is left.
     """
 
+    supports_higher_order_operators = True  # such as `torch.cond`, in which nothing is written to
+
     def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
         self.changed: dict[str, Tensor] = {}
@@ -121,6 +126,8 @@ class Lent(TorchDispatchMode):
     def __enter__(self) -> "Lent":
         self.changed, self._before = {}, {}
         if self._parameters:
+            self._compiled = compiled_run_through()
+            self._compiled.__enter__()
             super().__enter__()
         return self
 
@@ -128,6 +135,7 @@ class Lent(TorchDispatchMode):
         if not self._parameters:
             return
         super().__exit__(*error)
+        self._compiled.__exit__(None, None, None)
         with torch.no_grad():
             for name, before in self._before.items():
                 self.changed[name] = self._data[name].clone()
@@ -140,7 +148,7 @@ class Lent(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Keep aside what is about to be written to."""
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
+        if isinstance(func, OpOverload) and func._schema.is_mutable:
             given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
             written = [given.get(a.name) for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
             for leaf in pytree.tree_leaves(written):

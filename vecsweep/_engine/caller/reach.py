@@ -5,13 +5,18 @@ their classes, and functions of the caller's that are called. What belongs to Py
 left alone, and so is what is very large.
 """
 
+import argparse
 import dis
 import functools
+import queue
+import random
 import sys
+import threading
 import types
-from collections import deque
+from collections import ChainMap, UserDict, UserList, deque
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import SynchronizedBase
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +36,27 @@ from vecsweep._engine.caller.places import (
     Slots,
     is_plain,
 )
-from vecsweep._engine.caller.wholes import Generator, Numbers, Progress, place_of
+from vecsweep._engine.caller.wholes import Differentiated, Generator, Numbers, Progress, place_of
 
 _MAX_PLACES = 20_000
 _MAX_ITEMS = 10_000  # of a container that is looked into
 _MAX_BYTES = 256 * 2**20  # of all tensors and arrays together
 _NEVER_FOLLOWED = sys.stdlib_module_names - {"__main__"} | {"torch", "functorch", "numpy", "vecsweep"}
 _GLOBAL_CODES = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-_KEEPING = (types.SimpleNamespace, Optimizer, LRScheduler, torch.amp.GradScaler)
+_KEEPING = (
+    types.SimpleNamespace,
+    argparse.Namespace,
+    ChainMap,
+    UserDict,
+    UserList,
+    queue.Queue,
+    threading.local,
+    SynchronizedBase,  # multiprocessing's `Value` and `Array`
+    Optimizer,
+    LRScheduler,
+    torch.amp.GradScaler,
+)
+_GLOBAL_GENERATOR = random.uniform.__self__  # type: ignore[attr-defined]  # which each seed has a stream of
 KEPT = "the module's function"  # the kind of those that modules have as attributes and hooks
 _LIBRARIES = {"site-packages", "dist-packages"}  # the folders of what is installed
 
@@ -98,7 +116,8 @@ class Reach:
         self._has_functions = has_functions
         self._has_numbers = has_numbers
         self._num_bytes = 0
-        self._seen: dict[int, object] = {}  # holds what was seen, so that no id comes twice
+        # Holds what was seen, so that no id comes twice.
+        self._seen: dict[int, object] = {id(_GLOBAL_GENERATOR): _GLOBAL_GENERATOR}
 
     def places(self) -> Iterator[tuple[Label, Place]]:
         """Find the places, the nearest first."""
@@ -123,6 +142,8 @@ class Reach:
             if self._has_numbers and self._num_bytes + value.nbytes <= _MAX_BYTES:
                 self._num_bytes += value.nbytes
                 yield label, place
+            if isinstance(value, nn.Parameter):
+                yield label, Differentiated(value)
         elif place is not None:
             if isinstance(place, Progress) or not hasattr(value, "__len__") or len(value) <= _MAX_ITEMS:
                 yield label, place
@@ -155,10 +176,11 @@ class Reach:
             self._pending.append((Label("the closure variable", name, owner), cell))
         yield Label("the default", "", owner), Defaults(function)
         yield Label("the attribute", function.__qualname__), Attributes(function)
-        of_globals, of_modules = _names_in(function.__code__)
+        of_globals, of_modules, imported = _names_in(function.__code__)
         named = Globals(function.__globals__, of_globals)
         yield Label("the global", ""), named
-        for key, value in named.items().items():
+        within = {key: sys.modules[key] for key in imported if key in sys.modules}
+        for key, value in (within | named.items()).items():
             if isinstance(value, types.ModuleType) and self._is_callers_module(value):
                 yield Label("the global", f"{key}."), Globals(vars(value), of_modules)
 
@@ -206,8 +228,13 @@ def _codes_in(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 @functools.lru_cache(1024)
-def _names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """The names that a function looks up or writes outside, and those with the names of attributes among them."""
+def _names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """The names that a function looks up or writes outside, those with the names of attributes among them, and imports.
+
+    The last are the modules that it imports itself.
+    """
     codes = list(_codes_in(code))
-    outside = (i.argval for own in codes for i in dis.get_instructions(own) if i.opname in _GLOBAL_CODES)
-    return frozenset(outside), frozenset(name for own in codes for name in own.co_names)
+    instructions = [i for own in codes for i in dis.get_instructions(own)]
+    outside = frozenset(i.argval for i in instructions if i.opname in _GLOBAL_CODES)
+    imported = frozenset(i.argval for i in instructions if i.opname == "IMPORT_NAME")
+    return outside, frozenset(name for own in codes for name in own.co_names), imported

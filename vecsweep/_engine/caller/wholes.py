@@ -1,9 +1,11 @@
 """Places that are taken as a whole: sequences, numbers, random generators, and what only comes forward."""
 
+import ctypes
 import gc
 import io
 import random
 import types
+from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -15,6 +17,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from vecsweep._engine.caller.places import WHOLE, Items, Mapped, Place, is_plain
+
+_COUNTERS = (ctypes.c_bool, ctypes.c_int, ctypes.c_long, ctypes.c_ulong, ctypes.c_float, ctypes.c_double)
 
 
 class Whole(Place):
@@ -66,6 +70,34 @@ class Numbers(Whole):
 
     def changed(self, before: Items) -> Items:
         return {} if _has_same_numbers(self.holder, before[WHOLE]) else self.items()
+
+
+class Differentiated(Place):
+    """Whether a tensor takes a gradient, and that which has been added up in it."""
+
+    def items(self) -> Items:
+        return {key: getattr(self.holder, key) for key in ("requires_grad", "grad")}
+
+    def put(self, key: Any, value: Any) -> None:
+        setattr(self.holder, key, value)
+
+    def suffix(self, key: Any) -> str:
+        return f".{key}"
+
+
+class Memory(Whole):
+    """The numbers of an `array.array`, or one of ctypes, as multiprocessing's `Value` holds."""
+
+    is_counting = True
+
+    def items(self) -> Items:
+        return {WHOLE: bytes(self.holder)}
+
+    def put(self, key: Any, value: Any) -> None:
+        if isinstance(self.holder, array):
+            self.holder[:] = array(self.holder.typecode, value)
+        else:
+            ctypes.memmove(ctypes.addressof(self.holder), value, len(value))
 
 
 class Generator(Whole):
@@ -173,5 +205,6 @@ _KINDS: tuple[tuple[tuple[type, ...], type[Place]], ...] = (
     ((dict,), Mapped),
     ((list, deque, set, bytearray), Sequence),
     ((np.ndarray,), Numbers),
+    ((array, *_COUNTERS), Memory),
     ((torch.Generator, random.Random, np.random.Generator, np.random.RandomState), Generator),
 )

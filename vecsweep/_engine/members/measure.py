@@ -30,7 +30,7 @@ from vecsweep._engine.members.objective import Objective
 from vecsweep._engine.members.untrained import in_short, is_of_weights
 from vecsweep._errors import warn_of_fallback, warn_of_trouble
 from vecsweep._types import Batch
-from vecsweep.kernels._trace import try_to_trace
+from vecsweep.kernels._trace import compiled_run_through, try_to_trace
 from vecsweep.kernels.rules import (
     Draw,
     MemberRules,
@@ -96,9 +96,10 @@ def measure_at_once(
 
     def member(parameters: dict[str, Tensor], own: dict[str, Tensor], batch: Batch, drawn: Sequence[Tensor]) -> Tensor:
         rules = MemberRules(foreseen.draws, drawn, owns_new=objective.owns_new)
+        took_gradients = objective.takes_gradients
         with checkpoints_run_through(), functions_for_each(), rules:
             measured = objective.measure(parameters | shared | own, batch)
-        rules.check_end()
+        rules.check_end(is_repeated=objective.takes_gradients and not took_gradients)
         if rules.is_good is None:
             return measured
         objective.has_checks = True
@@ -109,7 +110,8 @@ def measure_at_once(
     mapped = vmap(member, in_dims=(0, 0, *dims), out_dims=1)
     may_draw_numbers = foreseen.has_numbers and len(set(ensemble.seeds)) == 1
     try:
-        with objective.undisturbed(), objective.evaluating(), nullcontext() if may_draw_numbers else no_numbers_drawn():
+        drawing = nullcontext() if may_draw_numbers else no_numbers_drawn()
+        with objective.undisturbed(), objective.evaluating(), compiled_run_through(), drawing:
             return mapped(ensemble.parameters, own, *given)
     except SharedInputsError:
         if seed_index is not None:

@@ -19,6 +19,7 @@ from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.single_pass import Pass, is_read_on_other_data, registered_in, single_pass, why_registered
 from vecsweep._engine.members.work import Work, WorkCounter
 from vecsweep._types import Batch
+from vecsweep.kernels._trace import compiled_run_through
 from vecsweep.kernels.rules import Draw, Recorder, checkpoints_run_through
 
 
@@ -63,7 +64,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     passes = _Passes(learner, batch, seed, streams)
     recorder, counter = Recorder(), WorkCounter()
     reads, callers = Reads(_named(passes.learner)), reads_of_callers(passes.learner)
-    with passes.watch.undisturbed():
+    with passes.watch.undisturbed(), compiled_run_through():
         with recorder, checkpoints_run_through() as checkpoints:
             first = single_pass(passes.learner, passes.parameters, batch, [counter, reads, callers])
         end = streams.mark("model", seed)
@@ -71,7 +72,8 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         for name in filter(lambda name: f"{name}_orig" in registered, learner.parameters):  # as pruning names them
             raise taken_out(name)
         nodes = _autograd_nodes(first.loss)
-        _check_depends_on(nodes, [*passes.learner.model.parameters(), *passes.parameters.values()])
+        if nodes or not reads.higher_order:  # whose functions have gradients of what they refer to once compiled
+            _check_depends_on(nodes, [*passes.learner.model.parameters(), *passes.parameters.values()])
         tell_of_callers(callers)
         tell_of_written(passes.learner, batch, first.batch)
         activation_bytes = _count_activations(nodes, passes.parameters.values())
@@ -97,6 +99,9 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         set_up,
         f"the forward pass keeps something for the next in {kept[0]}" if kept else None,
         _parameters_moved(passes, first),
+        f"`{reads.higher_order}`, whose functions PyTorch compiles before it calls them"
+        if reads.higher_order
+        else None,
         reads.obstacle,
         f"a recomputed checkpoint may change {twice!r} twice" if twice else None,
         f"{ragged} in the batches; pad samples, and mask the loss" if ragged else None,
@@ -167,10 +172,12 @@ def _kept(passes: _Passes, first: Pass) -> list[str]:
     watch = passes.watch
     passes.rewind()
     after = Watch.of_pass(passes.learner.task, passes.learner.model, has_numbers=True)
-    again = passes.run(passes.parameters)
+    again = None  # where the pass fails, as for want of a backward pass between the two
+    with suppress(Exception):
+        again = passes.run(passes.parameters)
     counting, renewed = after.grown()
     names = watch.names(watch.changes())
-    left = [] if is_same(first.loss, again.loss) else [*names, *renewed]
+    left = [] if again is not None and is_same(first.loss, again.loss) else [*names, *renewed]
     if not (counting or left or all(map(_is_of_recurrent, names))):
         is_read = is_read_on_other_data(passes.learner, passes.parameters, passes.batch, watch, passes.rewind)
         left = names if is_read else []

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vecsweep._engine.caller.lending import memory_of
@@ -23,11 +24,15 @@ class Reads(TorchDispatchMode):
 
     Attributes:
         names: of those that were read or written, the first one first.
+        higher_order: the name of an operator that was called with functions, as `torch.cond` is; empty if none was.
     """
+
+    supports_higher_order_operators = True
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.names: dict[str, None] = {}
+        self.higher_order = ""
         self._names = {memory_of(tensor): name for name, tensor in tensors.items() if has_strides(tensor)}
 
     @property
@@ -43,6 +48,8 @@ class Reads(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Do what is asked for, and look at what it is done to."""
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            self.higher_order = func.__name__
         for tensor in _tensors_in((args, kwargs)):
             if has_strides(tensor) and (name := self._names.get(memory_of(tensor))):
                 self.names.setdefault(name)

@@ -20,6 +20,7 @@ from vecsweep._engine.members.ensemble import Ensemble, LossScale
 from vecsweep._engine.members.objective import Objective
 from vecsweep._engine.members.optimizer import StackedUpdate
 from vecsweep._types import Batch
+from vecsweep.kernels._trace import compiled_run_through
 from vecsweep.kernels.rules import (
     Draw,
     MemberRules,
@@ -196,7 +197,7 @@ class Step:
         out_dims: Any = (0, {name: 0 if name in member_buffers else None for name in buffers})
         batch_dims, drawn_dims = (None, None) if seed_index is None else member_dims((batch, drawn))
         mapped = vmap(member, in_dims=(0, 0, batch_dims, drawn_dims), out_dims=out_dims)
-        with self._objective.undisturbed():  # nothing that vmap wraps may stay behind in a module
+        with self._objective.undisturbed(), compiled_run_through():  # nothing that vmap wraps may stay in a module
             return mapped(dict(parameters), own, batch, drawn)
 
 

@@ -132,6 +132,8 @@ def _is_of_numbers(error: Exception) -> bool:
 class _SeesNonFinite(TorchDispatchMode):
     """See whether anything that is computed is NaN, or infinite."""
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
         self.has_nan = self.has_infinity = False

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -67,7 +68,9 @@ class Work(NamedTuple):
 
 
 class WorkCounter(TorchDispatchMode):
-    """Count what goes by."""
+    """Count what goes by, but for what is inside of `torch.cond` and its like."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,6 +80,9 @@ class WorkCounter(TorchDispatchMode):
         """Do what is asked for, and count it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
+        if not isinstance(func, OpOverload):
+            self.num_operators += 1
+            return result
         self.num_operators += func is not _DETACH
         self.num_convolutions += func._overloadpacket is _CONVOLUTION
         if (count := flop_registry.get(func._overloadpacket)) is not None:
