@@ -8,7 +8,7 @@ import linecache
 import operator
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -18,6 +18,8 @@ from torch.fx import Graph, GraphModule, Node, graph_module
 from torch.fx.node import map_aggregate
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from ._compiled import compiled_run_through
 
 _LIFT = torch.ops.aten.lift_fresh.default
 _LIFT_COPY = torch.ops.aten.lift_fresh_copy.default
@@ -79,9 +81,7 @@ def trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> T
         with (
             compiled_run_through(),
             tape,
-            torch.autograd.set_multithreading_enabled(
-                False
-            ),  # in whose thread for a device `is_tracing` would not know
+            torch.autograd.set_multithreading_enabled(False),  # else `is_tracing` is not known in a device's thread
             torch.autograd.set_detect_anomaly(False),  # to look for NaN is to ask for numbers
         ):
             results = function(*tensors)
@@ -101,15 +101,6 @@ def try_to_trace(function: Callable[..., list[Tensor]], tensors: Sequence[Tensor
         except Exception:  # whatever the function raises on a tape, and does not without
             return None
     return None
-
-
-def compiled_run_through() -> AbstractContextManager[Any]:
-    """Run what is compiled, as `torch.cond` is when it is called, as it was written.
-
-    Under a mode that sees each call or operator torch.compile runs it so anyway, and never compiles it again in this
-    process.
-    """
-    return torch.compiler.set_stance("force_eager")
 
 
 def is_tracing() -> bool:

@@ -19,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 # below its own. Put a new one as low as it goes.
 LAYERS = {
     "kernels": [
-        """kernels kernels._compile kernels._trace kernels.rules._mapped kernels.rules._mode kernels.rules._scan
+        """kernels kernels._compile kernels._compiled kernels.rules._mapped kernels.rules._mode kernels.rules._scan
         kernels.rules.checkpoint kernels.updates._update""",
-        "kernels.rules.draw kernels.updates._fused_adam",
+        "kernels._trace kernels.rules.draw kernels.updates._fused_adam",
         "kernels.rules.sampling",
         "kernels.rules.random",
         """kernels.rules.attention kernels.rules.check kernels.rules.convolution kernels.rules.embedding

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vecsweep as vs
+from vecsweep.kernels._compiled import compiled_run_through
 
 NUM_STEPS = 12
 LRS = [0.01, 0.05, 0.2]
@@ -334,6 +335,23 @@ def test_function_that_a_step_has_compiled_is_still_compiled_after_a_sweep():
     before = num_compiled
     compiled(torch.ones(3))
     assert num_compiled == before + 1
+
+
+def test_sweeps_that_overlap_in_threads_leave_the_compiler_as_it_was():
+    num_compiled = 0
+
+    def backend(graph, inputs):
+        nonlocal num_compiled
+        num_compiled += 1
+        return graph
+
+    first, second = compiled_run_through(), compiled_run_through()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # before the one that came later
+    second.__exit__(None, None, None)
+    torch.compile(lambda inputs: inputs.sin() + 2, backend=backend)(torch.ones(3))
+    assert num_compiled == 1
 
 
 def test_gradients_of_a_net_beside_the_model_are_each_members_own_and_nobodys_after_a_sweep():

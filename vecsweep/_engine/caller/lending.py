@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 
-from vecsweep.kernels._trace import compiled_run_through
+from vecsweep.kernels._compiled import compiled_run_through
 
 _WORTH_LENDING = 2**20  # bytes: watching for writes takes a few microseconds an operator, which small models would feel
 

@@ -30,7 +30,8 @@ from vecsweep._engine.members.objective import Objective
 from vecsweep._engine.members.untrained import in_short, is_of_weights
 from vecsweep._errors import warn_of_fallback, warn_of_trouble
 from vecsweep._types import Batch
-from vecsweep.kernels._trace import compiled_run_through, try_to_trace
+from vecsweep.kernels._compiled import compiled_run_through
+from vecsweep.kernels._trace import try_to_trace
 from vecsweep.kernels.rules import (
     Draw,
     MemberRules,

@@ -19,7 +19,7 @@ from vecsweep._engine.members.sameness import is_same
 from vecsweep._engine.members.single_pass import Pass, is_read_on_other_data, registered_in, single_pass, why_registered
 from vecsweep._engine.members.work import Work, WorkCounter
 from vecsweep._types import Batch
-from vecsweep.kernels._trace import compiled_run_through
+from vecsweep.kernels._compiled import compiled_run_through
 from vecsweep.kernels.rules import Draw, Recorder, checkpoints_run_through
 
 

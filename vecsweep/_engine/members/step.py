@@ -20,7 +20,7 @@ from vecsweep._engine.members.ensemble import Ensemble, LossScale
 from vecsweep._engine.members.objective import Objective
 from vecsweep._engine.members.optimizer import StackedUpdate
 from vecsweep._types import Batch
-from vecsweep.kernels._trace import compiled_run_through
+from vecsweep.kernels._compiled import compiled_run_through
 from vecsweep.kernels.rules import (
     Draw,
     MemberRules,
