@@ -149,9 +149,10 @@ LAYERS = {
     "faces": [
         """finder.checks finder.drawing finder.loaders finder.ramps finder.snapshot integrations integrations._stand_in
         integrations._sklearn integrations._trainer_loss integrations.fastai""",
-        """finder.history finder.seeds finder.steps integrations._lightning integrations._trainer
+        """finder.history finder.seeds finder.steps integrations._lightning integrations._trainer_batches
         integrations.ignite""",
-        "finder.lr_finder integrations.lightning integrations.sklearn integrations.transformers",
+        "finder.lr_finder integrations._trainer integrations.lightning integrations.sklearn",
+        "integrations.transformers",
         "integrations.peft",
         "finder",
         "vecsweep",

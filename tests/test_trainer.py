@@ -133,6 +133,28 @@ class Halving(transformers.Trainer):
         return self.lr_scheduler
 
 
+class Unscaled(transformers.Trainer):
+    """Whose losses are to be averaged over the batches of a step, though the model divides by their tokens."""
+
+    loss_is_scaled_for_ga = False
+
+
+class Listed(transformers.Trainer):
+    """With batches in a list."""
+
+    def get_train_dataloader(self):
+        rows = [self.train_dataset[i] for i in range(len(self.train_dataset))]
+        return [torch.utils.data.default_collate(rows[i : i + 4]) for i in range(0, len(rows), 4)]
+
+
+class Shuffled(transformers.Trainer):
+    """With a loader of its own, whose sampler draws more where it is asked for more than it has."""
+
+    def get_train_dataloader(self):
+        generator = torch.Generator().manual_seed(3)
+        return torch.utils.data.DataLoader(self.train_dataset, 4, shuffle=True, generator=generator)
+
+
 def make_classifier():
     torch.manual_seed(0)
     config = transformers.BertConfig(
@@ -166,6 +188,9 @@ def mean_loss(outputs, labels, num_items_in_batch=None):
         (make_model, Stream, {"max_steps": 8}),
         (make_model, Stream, {"max_steps": 4, "gradient_accumulation_steps": 3}),
         (make_model, Texts, {"kind": Halving}),
+        (make_model, Texts, {"kind": Unscaled, "gradient_accumulation_steps": 2}),
+        (make_model, Texts, {"kind": Listed, "gradient_accumulation_steps": 4}),
+        (make_model, Texts, {"kind": Shuffled}),
         (make_model, Texts, {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 5e-4}}),
         (make_model, Texts, {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 5e-4}}),
     ],
@@ -176,6 +201,55 @@ def test_steps_of_a_trainer_are_added_up_and_scheduled_as_it_does(make, data, ho
     for i, lr in enumerate(LRS):
         expected = losses_of(make_trainer(tmp_path, lr, make(), data=data(), **how))
         np.testing.assert_allclose(runs.train_loss[:, i], expected, rtol=2e-5)
+
+
+def test_order_of_batches_is_that_of_the_seed_in_place_as_in_train(tmp_path, capsys):
+    def make(lr):
+        trainer = make_trainer(tmp_path, lr)
+        torch.manual_seed(5)  # from which accelerate takes the order
+        return trainer
+
+    trainer = make(LRS[1])
+    runs = vs.sweep(make_task(trainer), lrs=LRS, **options_of(trainer), divergence_factor=None)
+    for i, lr in enumerate(LRS):
+        np.testing.assert_allclose(runs.train_loss[:, i], losses_of(make(lr)), rtol=2e-5)
+
+
+class Padded(Classes):
+    """Texts that end early."""
+
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        is_padding = torch.arange(LENGTH) > 2 + i % 4
+        return row | {"input_ids": row["input_ids"].masked_fill(is_padding, VOCABULARY - 2)}
+
+
+@pytest.mark.parametrize("pad_token_id", [None, 0])
+def test_end_of_a_text_is_found_by_the_tokens_of_the_tokenizer(pad_token_id, tmp_path, capsys):
+    def make(lr):
+        torch.manual_seed(0)
+        model = transformers.GPT2ForSequenceClassification(
+            transformers.GPT2Config(
+                vocab_size=VOCABULARY,
+                n_positions=16,
+                n_embd=16,
+                n_layer=1,
+                n_head=2,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+                num_labels=3,
+                pad_token_id=pad_token_id,
+            )
+        )
+        parts = {"processing_class": make_tokenizer(), "data_collator": transformers.default_data_collator}
+        return make_trainer(tmp_path, lr, model, data=Padded(), parts=parts)
+
+    trainer = make(LRS[1])
+    runs = vs.sweep(make_task(trainer), lrs=LRS, **options_of(trainer), divergence_factor=None)
+    assert trainer.model.config.pad_token_id == pad_token_id
+    for i, lr in enumerate(LRS):
+        np.testing.assert_allclose(runs.train_loss[:, i], losses_of(make(lr)), rtol=2e-5)
 
 
 def mean_square(outputs, labels, num_items_in_batch=None):
@@ -276,6 +350,70 @@ def test_what_cannot_be_read_of_a_trainer_is_refused(tmp_path):
         make_task(trainer)
     with pytest.raises(TypeError, match=r"`batches` must be given with a model"):
         make_task(nn.Linear(2, 2))
+
+
+def test_trainers_of_trl_that_compute_a_loss_of_their_own_are_refused(tmp_path):
+    class SFTTrainer(transformers.Trainer):
+        def compute_loss(self, model, inputs, **_):
+            return model(**inputs).loss
+
+    class Distilling(SFTTrainer):
+        def compute_loss(self, *args, **kwargs):
+            return super().compute_loss(*args, **kwargs) / 2
+
+    class Online(transformers.Trainer):
+        def training_step(self, *args, **kwargs):
+            return super().training_step(*args, **kwargs)
+
+    SFTTrainer.__module__ = Distilling.__module__ = Online.__module__ = "trl.trainer"
+    make_task(make_trainer(tmp_path, kind=SFTTrainer))
+    with pytest.raises(ValueError, match=r"must compute its loss as Trainer does; Distilling has a `compute_loss`"):
+        make_task(make_trainer(tmp_path, kind=Distilling))
+    with pytest.raises(ValueError, match=r"must compute its loss as Trainer does; Online has a `training_step`"):
+        make_task(make_trainer(tmp_path, kind=Online))
+
+
+def test_optimizer_that_steps_within_the_backward_pass_is_refused_before_it_hooks_into_the_model(tmp_path):
+    trainer = make_trainer(tmp_path, optim="galore_adamw_layerwise", optim_target_modules=["attn"])
+    with pytest.raises(ValueError, match=r"`optim` must be one that steps after the backward pass; got 'galore_adamw"):
+        make_task(trainer)
+    assert not any(p._post_accumulate_grad_hooks for p in trainer.model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:The learning rates of a sweep:UserWarning")
+def test_groups_at_other_learning_rates_and_parameters_in_none_are_told_of(tmp_path, capsys):
+    class Layered(transformers.Trainer):
+        def create_optimizer(self):
+            model, lr = self.model.transformer, self.args.learning_rate
+            groups = [{"params": model.h.parameters(), "lr": lr / 2}, {"params": model.wte.parameters()}]
+            self.optimizer = torch.optim.AdamW(groups, lr)
+            return self.optimizer
+
+    with pytest.warns(vs.FallbackWarning, match=r"Trainer counts in 3 parameters .* `transformer.wpe.weight`"):
+        make_task(make_trainer(tmp_path, kind=Layered))
+    trainer = make_trainer(tmp_path, kind=Layered, max_grad_norm=0.0)
+    with pytest.warns(UserWarning, match=r"first of 2 parameter groups, which Layered gives 0.005 at .* 0.01"):
+        task = make_task(trainer)
+    runs = vs.sweep(task, lrs=[lr / 2 for lr in LRS], **options_of(trainer), divergence_factor=None)
+    for i, lr in enumerate(LRS):
+        expected = losses_of(make_trainer(tmp_path, lr, kind=Layered, max_grad_norm=0.0))
+        np.testing.assert_allclose(runs.train_loss[:, i], expected, rtol=2e-5)
+
+
+def test_callbacks_that_act_within_the_training_are_named(tmp_path, recwarn):
+    class Logging(transformers.TrainerCallback):
+        def on_log(self, *args, **kwargs):
+            pass
+
+    class Freezing(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            model.requires_grad_(False)
+
+    early = transformers.EarlyStoppingCallback()
+    make_task(make_trainer(tmp_path, parts={"callbacks": [Logging(), early]}))
+    assert not [told for told in recwarn if issubclass(told.category, vs.FallbackWarning)]
+    with pytest.warns(vs.FallbackWarning, match=r"train without `on_step_end` of Freezing"):
+        make_task(make_trainer(tmp_path, parts={"callbacks": [Freezing()]}))
 
 
 def test_what_a_trainers_class_does_otherwise_is_named(tmp_path):

@@ -1,23 +1,20 @@
-"""What a Trainer of Transformers would train, as far as a Task needs it: its model, batches, optimizer and schedule.
+"""What a Trainer of Transformers would train, as far as a Task needs it: its model, optimizer and schedule.
 
 Also TRL's SFTTrainer. Of Transformers nothing is imported but what the trainer is made of. A trainer is read and not
-run: nothing of it is changed. Not here: its loss (`_trainer_loss.py`).
+run: nothing of it is changed. Not here: its batches (`_trainer_batches.py`) and its loss (`_trainer_loss.py`).
 """
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
-from itertools import islice
+import sys
 from typing import Any, TypedDict
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
-from vecsweep._errors import warn_of_fallback
-from vecsweep._types import Batch, Batches, Precision
-from vecsweep.integrations._trainer_loss import COUNT, WEIGHT, is_sft, loss_function_of, owner_of
+from vecsweep._errors import warn_of_fallback, warn_of_stumble
+from vecsweep._types import Precision
+from vecsweep.integrations._trainer_batches import TrainingRun
+from vecsweep.integrations._trainer_loss import owner_of
 from vecsweep.schedules import from_torch
 from vecsweep.schedules.torch_schedulers import TorchSchedule
 
@@ -39,18 +36,33 @@ def is_trainer(value: Any) -> bool:
 
 
 def model_of(trainer: Any) -> nn.Module:
-    """The trainer's model; where TRL has exchanged a `forward`, modules around the same parameters that have their own.
+    """The trainer's model as it trains it; where that is not as it stands, modules around the same parameters.
 
-    TRL's computes the same loss, but from whichever model it was put into, also in copies of it.
+    As a run begins, its config is given the special tokens of the tokenizer, by which some models find the end of a
+    text. And where TRL has exchanged a `forward`, modules have their own: TRL's computes the same loss, but from
+    whichever model it was put into, also in copies of it.
     """
     model: nn.Module = trainer.model
-    if not any(map(_is_exchanged, model.modules())):
+    is_aligned = _has_tokens_of(model, trainer.processing_class)
+    if is_aligned and not any(map(_is_exchanged, model.modules())):
         return model
     own: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, own)
     for module in filter(_is_exchanged, copied.modules()):
         del module.forward
+    if not is_aligned:
+        sys.modules["transformers.trainer_utils"].align_special_tokens(copied, trainer.processing_class)
     return copied
+
+
+def _has_tokens_of(model: Any, processing: Any) -> bool:
+    """Whether a model's config names the special tokens that its tokenizer has."""
+    tokenizer = getattr(processing, "tokenizer", processing)
+    if not hasattr(model, "config") or not hasattr(sys.modules["transformers.trainer_utils"], "align_special_tokens"):
+        return True  # before Transformers 5 a method, which changes the trainer's own model
+    config = model.config.get_text_config()
+    names = ("eos_token_id", "bos_token_id", "pad_token_id")
+    return all(getattr(tokenizer, name, None) in (None, getattr(config, name, None)) for name in names)
 
 
 def _is_exchanged(module: nn.Module) -> bool:
@@ -59,158 +71,41 @@ def _is_exchanged(module: nn.Module) -> bool:
     return str(getattr(function, "__globals__", {}).get("__name__")).startswith("trl.")
 
 
-class TrainingRun:
-    """The batches of a trainer's whole run, in its order, as one pass.
-
-    Each has what Trainer counts in the batches of its step, where the model or the loss divides by that. The losses of
-    a step are averaged here and added up in Trainer: each batch of several says what it weighs. A last step of fewer
-    batches has some of them twice.
-
-    Args:
-        trainer: whose.
-        seed: 0 for the order that the trainer has; others for others.
-    """
-
-    def __init__(self, trainer: Any, seed: int) -> None:
-        self._trainer = trainer
-        self._seed = seed
-        self._loader = _loader_of(trainer, "get_train_dataloader")
-        self._accumulated: int = trainer.args.gradient_accumulation_steps
-        self._num_batches = _length_of(self._loader)
-        if self._num_batches is None and trainer.args.max_steps <= 0:
-            raise ValueError(
-                f"`max_steps` must be given for a data set without a length; got {trainer.args.max_steps}. Give the "
-                "trainer's arguments the number of its updates."
-            )
-        if (self._num_batches or 0) % self._accumulated and any(map(_is_moved_by_batches, trainer.model.modules())):
-            raise ValueError(
-                f"`gradient_accumulation_steps` must divide the {self._num_batches} batches of an epoch where a model "
-                f"keeps statistics of its batches; got {self._accumulated}. Choose another, or leave some data out."
-            )
-
-    @property
-    def num_steps(self) -> int:
-        """How many updates the trainer takes."""
-        args: Any = self._trainer.args
-        if self._num_batches is None or args.max_steps > 0:
-            return int(args.max_steps)
-        return math.ceil(args.num_train_epochs * math.ceil(self._num_batches / self._accumulated))
-
-    def __len__(self) -> int:
-        return self.num_steps * self._accumulated
-
-    def __iter__(self) -> Iterator[Batch]:
-        num_left, epoch, is_over = self.num_steps, 0, False
-        while num_left and not is_over:
-            is_over = True  # unless the epoch has any step
-            batches = map(dict, self._epoch(epoch))
-            for group in iter(lambda: list(islice(batches, self._accumulated)), []):  # noqa: B023
-                if len(group) < self._accumulated and self._num_batches is None:
-                    warn_of_fallback(
-                        f"The last {len(group)} batches of a pass, fewer than `gradient_accumulation_steps`, are left "
-                        "out; Trainer adds their gradients to those of the next pass's first step."
-                    )
-                    break
-                yield from self._weighed(group)
-                is_over, num_left = False, num_left - 1
-                if num_left == 0:
-                    break
-            epoch += 1
-
-    def _epoch(self, epoch: int) -> Iterator[Batch]:
-        """Start over, in the order that accelerate's sampler has in this epoch."""
-        sampler: Any = getattr(self._loader.batch_sampler, "sampler", None)
-        parts: tuple[Any, ...] = (sampler, self._loader.batch_sampler, self._loader.dataset)
-        for part in parts:
-            if hasattr(part, "set_epoch"):
-                part.set_epoch(epoch)
-        if hasattr(sampler, "initial_seed"):
-            args: Any = self._trainer.args
-            sampler.initial_seed = (args.seed if args.data_seed is None else args.data_seed) + self._seed
-        return iter(self._loader)
-
-    def _weighed(self, group: Sequence[Batch]) -> Iterator[Batch]:
-        """The batches of a step, with what Trainer counts in them, and what the loss of each weighs in their mean."""
-        count, num = _count(self._trainer, group), self._accumulated
-        # TRL divides what it adds to the losses of tokens by the number of batches; Trainer adds up all there is.
-        is_mean = is_sft(self._trainer) and loss_function_of(self._trainer) is None
-        is_sum = self._trainer.compute_loss_func is not None
-        own: dict[str, Tensor] = {}
-        if count is not None:
-            own[COUNT] = count / len(group) if is_mean else count
-            is_sum |= self._trainer.model_accepts_loss_kwargs
-        if num == 1:
-            yield {**group[0], **own}
-            return
-        whole = num if is_sum and not is_mean else num / len(group)
-        for i in range(num):  # a batch that comes twice weighs half each time
-            first = i % len(group)
-            weight = torch.tensor(whole / len(range(first, num, len(group))), dtype=torch.float64)
-            yield {**group[first], **own, WEIGHT: weight}
-
-
-def _length_of(loader: DataLoader[Any]) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None
-
-
-def _is_moved_by_batches(module: nn.Module) -> bool:
-    return bool(getattr(module, "track_running_stats", False))
-
-
-def batches_of(trainer: Any) -> Batches:
-    """What the trainer trains on, its whole run as one pass; for each seed in an order of its own."""
-    TrainingRun(trainer, 0)  # raises what there is to raise
-    return lambda seed: TrainingRun(trainer, seed)
-
-
-def val_batches_of(trainer: Any) -> Batches | None:
-    """What the trainer evaluates on, if it has anything."""
-    if trainer.eval_dataset is None:
-        return None
-    if isinstance(trainer.eval_dataset, dict):
-        raise ValueError(  # noqa: TRY004 - a trainer may have them, a task may not
-            f"`eval_dataset` must be one data set; got several, {list(trainer.eval_dataset)}. Give the trainer the one "
-            "that members are to be judged by."
-        )
-    loader = copy.copy(_loader_of(trainer, "get_eval_dataloader"))
-    collate = loader.collate_fn
-
-    def counted(samples: Any) -> Batch:
-        batch = dict(collate(samples))
-        count = _count(trainer, [batch])
-        return batch if count is None else {**batch, COUNT: count}
-
-    loader.collate_fn = counted
-    return loader
-
-
-def _count(trainer: Any, batches: Sequence[Batch]) -> Tensor | None:
-    """What Trainer counts in the batches of a step, such as tokens with a label; None where it leaves that be."""
-    device = next(trainer.model.parameters()).device
-    count: Tensor | None = trainer._get_num_items_in_batch(list(batches), device)
-    return count
-
-
-def _loader_of(trainer: Any, name: str) -> DataLoader[Any]:
-    """A loader of the trainer's, without what accelerate has around it to count its passes for all loaders together."""
-    known = getattr(trainer.accelerator, "_dataloaders", [])
-    num_known = len(known)
-    loader = getattr(trainer, name)()
-    del known[num_known:]
-    return getattr(loader, "base_dataloader", loader)
-
-
 def optimizer_of(trainer: Any) -> Optimizer:
     """The optimizer that the trainer would make, or has been given; a template."""
-    if trainer.optimizer is not None:
-        given: Optimizer = getattr(
-            trainer.optimizer, "optimizer", trainer.optimizer
-        )  # in accelerate's wrapper, after a run
-        return given
+    given = trainer.optimizer  # in accelerate's wrapper, after a run
+    optimizer: Optimizer = _make_optimizer(trainer) if given is None else getattr(given, "optimizer", given)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    left = [name for name, p in trainer.model.named_parameters() if p.requires_grad and id(p) not in held]
+    if left and trainer.args.max_grad_norm:
+        warn_of_fallback(
+            f"Gradients of a sweep are clipped by the norm of those that the optimizer steps; Trainer counts in "
+            f"{len(left)} parameters that it leaves alone, such as `{left[0]}`. Give them `requires_grad_(False)`."
+        )
+    return optimizer
+
+
+def _make_optimizer(trainer: Any) -> Optimizer:
+    """The optimizer that the trainer would make.
+
+    Raises:
+        ValueError: it would hook into the model.
+    """
+    name = str(getattr(trainer.args.optim, "value", trainer.args.optim))
+    if name.endswith(("lomo", "_layerwise")):
+        raise ValueError(
+            f"`optim` must be one that steps after the backward pass; got {name!r}, which steps within it, by hooks "
+            "that it puts onto the model's parameters. Choose another."
+        )
     made: Optimizer = copy.copy(trainer).create_optimizer()  # which keeps it in the trainer
+    lr = trainer.args.learning_rate
+    lrs = [float(group["lr"]) for group in made.param_groups]
+    if len(set(lrs)) > 1 and lrs[0] != lr:
+        warn_of_stumble(
+            f"The learning rates of a sweep are those of the first of {len(lrs)} parameter groups, which "
+            f"{type(trainer).__name__} gives {lrs[0]:.6g} at the `learning_rate` {lr:.6g}; the others keep their ratio "
+            "to it."
+        )
     return made
 
 

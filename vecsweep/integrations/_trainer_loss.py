@@ -5,7 +5,7 @@ Of TRL's SFTTrainer it is the model's own. What a class of trainers does otherwi
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +26,16 @@ _METHODS_LEFT_OUT = (
     "_run_epoch",
     "_inner_training_loop",
 )
+_EVENTS_LEFT_OUT = (
+    "on_train_begin",
+    "on_epoch_begin",
+    "on_step_begin",
+    "on_substep_end",
+    "on_pre_optimizer_step",
+    "on_optimizer_step",
+    "on_step_end",
+    "on_epoch_end",
+)
 
 
 def loss_function_of(trainer: Any) -> Callable[..., Tensor] | None:
@@ -34,13 +44,14 @@ def loss_function_of(trainer: Any) -> Callable[..., Tensor] | None:
     Raises:
         ValueError: it is the trainer's class's own, or one of TRL's others.
     """
-    own = owner_of(trainer, "compute_loss")
-    if own is not None:
-        raise ValueError(
-            f"`trainer` must compute its loss as Trainer does; {own} has a `compute_loss` of its own, which "
-            "may keep things in the trainer. Write it as a step of one model: `vs.Task(trainer.model, batches, "
-            "training_step=lambda model, batch: ..., optimizer=...)`."
-        )
+    is_of_trl = type(trainer).__module__.startswith("trl.")  # whose online trainers compute it in their steps
+    for name in ("compute_loss", "training_step") if is_of_trl else ("compute_loss",):
+        if owner_of(trainer, name) is not None:
+            raise ValueError(
+                f"`trainer` must compute its loss as Trainer does; {type(trainer).__name__} has a `{name}` of its own, "
+                "which may keep things in the trainer. Write it as a step of one model: `vs.Task(trainer.model, "
+                "batches, training_step=lambda model, batch: ..., optimizer=...)`."
+            )
     loss_type = getattr(trainer.args, "loss_type", None) or "nll"
     if is_sft(trainer) and loss_type != "nll":
         raise ValueError(
@@ -93,21 +104,39 @@ def check_training(trainer: Any) -> None:
             "`trainer` must train without `neftune_noise_alpha`, a hook that it puts into the model for its run; got "
             f"{trainer.neftune_noise_alpha}. Leave it out, or put such a hook into the model yourself."
         )
-    if left_out := [name for name in _METHODS_LEFT_OUT if owner_of(trainer, name) is not None]:
-        warn_of_fallback(
-            f"Members of a sweep train without {', '.join(f'`{name}`' for name in left_out)} of "
-            f"{type(trainer).__name__}. Where that changes what is trained, write a step of one model: "
-            "`vs.Task(trainer.model, batches, training_step=lambda model, batch: ..., optimizer=...)`."
-        )
+    left_out = [name for name in _METHODS_LEFT_OUT if owner_of(trainer, name) is not None]
+    for names, owner in ((left_out, type(trainer).__name__), *_events_left_out(trainer)):
+        if names:
+            warn_of_fallback(
+                f"Members of a sweep train without {', '.join(f'`{name}`' for name in names)} of {owner}. Where that "
+                "changes what is trained, write a step of one model: `vs.Task(trainer.model, batches, "
+                "training_step=lambda model, batch: ..., optimizer=...)`."
+            )
+
+
+def _events_left_out(trainer: Any) -> Iterator[tuple[list[str], str]]:
+    """What the trainer's callbacks do as it trains, but for the libraries' own, which report; with their class."""
+    base: Any = sys.modules["transformers"].TrainerCallback
+    for kind in map(type, trainer.callback_handler.callbacks):
+        if kind.__module__.partition(".")[0] not in ("transformers", "sentence_transformers"):
+            names = [name for name in _EVENTS_LEFT_OUT if getattr(kind, name, None) is not getattr(base, name, None)]
+            yield names, kind.__name__
 
 
 def owner_of(trainer: Any, name: str) -> str | None:
     """The class that has exchanged a method of Trainer for its own; None if it is Trainer's, or SFTTrainer's."""
     owner = next((kind for kind in type(trainer).__mro__ if name in vars(kind)), None)
-    if owner is None or owner is sys.modules["transformers"].Trainer:
+    if owner is None or owner is sys.modules["transformers"].Trainer or owner in _sft_classes(trainer):
         return None
-    return None if is_sft(trainer) and owner.__module__.startswith("trl.") else owner.__name__
+    return owner.__name__
 
 
 def is_sft(trainer: Any) -> bool:
-    return any(kind.__name__ == "SFTTrainer" and kind.__module__.startswith("trl.") for kind in type(trainer).__mro__)
+    return bool(_sft_classes(trainer))
+
+
+def _sft_classes(trainer: Any) -> tuple[type[Any], ...]:
+    """TRL's SFTTrainer and what it is derived from, if the trainer is one."""
+    kinds = type(trainer).__mro__
+    is_it = (kind.__name__ == "SFTTrainer" and kind.__module__.startswith("trl.") for kind in kinds)
+    return next((kind.__mro__ for kind, it in zip(kinds, is_it, strict=True) if it), ())

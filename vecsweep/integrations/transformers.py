@@ -1,7 +1,7 @@
 """Hugging Face Transformers: a Task from a model that returns its own loss and a loader of dict batches.
 
 Transformers itself is not imported here: whoever has such a model has imported it. Not here: what is read of a Trainer
-(`_trainer.py`, `_trainer_loss.py`).
+(`_trainer.py`, `_trainer_batches.py`, `_trainer_loss.py`).
 """
 
 import copy
@@ -17,14 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vecsweep._types import Batch, Batches, Metric, ModelSource, OptimizerSource, TrainingStep
-from vecsweep.integrations._trainer import (
-    batches_of,
-    is_trainer,
-    model_of,
-    optimizer_of,
-    options_of,
-    val_batches_of,
-)
+from vecsweep.integrations._trainer import is_trainer, model_of, optimizer_of, options_of
+from vecsweep.integrations._trainer_batches import batches_of, val_batches_of
 from vecsweep.integrations._trainer_loss import COUNT, check_training, loss_function_of, weighed
 from vecsweep.task import Task
 
@@ -56,9 +50,10 @@ def make_task(
     Args:
         model: the module, or a function without arguments that builds one; or a Trainer that has not been run (TRL's
             SFTTrainer, too), which brings all the rest along, as far as it is not given. Then a pass over the batches
-            is its whole run, in its order for the first seed (but for "group_by_length", whose order hangs on what was
-            drawn before), and its losses are those that its `train()` gives at a member's learning rate, with what
-            `options_of(trainer)` says. What its class does otherwise than Trainer is named in a `FallbackWarning`.
+            is its whole run, in its order for the first seed (but for "group_by_length" and shuffling loaders of its
+            class, whose order hangs on what was drawn before), and its losses are those that its `train()` gives at a
+            member's learning rate, with what `options_of(trainer)` says. What its class and its callbacks do otherwise
+            than Trainer is named in a `FallbackWarning`.
         batches: a DataLoader or other iterable of dicts (or `BatchEncoding`), whose items are the model's arguments.
         optimizer: as in `Task`; None for `AdamW(lr=5e-5, weight_decay=0)`, as `transformers.Trainer` has it unless it
             is told otherwise. Of its lr only the ratios between parameter groups matter to a sweep.
@@ -71,8 +66,8 @@ def make_task(
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: the Trainer's class computes the loss otherwise, or it adds noise to embeddings; or its steps are of
-            unlike size, and its model keeps statistics of batches.
+        ValueError: the Trainer's class computes the loss otherwise, or it adds noise to embeddings, or its optimizer
+            steps within the backward pass; or its steps are of unlike size, and its model keeps statistics of batches.
 
     Example:
         `task = make_task(BertForSequenceClassification(config), loader)`, then `vs.range_test(task)`
@@ -80,8 +75,8 @@ def make_task(
     step: TrainingStep = _training_step
     if is_trainer(model):
         trainer: Any = model
-        check_training(trainer)
         loss_function = loss_function_of(trainer)
+        check_training(trainer)
         step = weighed(step if loss_function is None else functools.partial(_loss_by, loss_function))
         model = model_of(trainer)
         batches = batches_of(trainer) if batches is None else _as_dicts(batches)
