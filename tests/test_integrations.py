@@ -474,7 +474,17 @@ def test_hooks_that_would_change_the_update_are_named():
         make_task(Clipped(), make_loader())
 
 
-@pytest.mark.parametrize("name", ["on_train_batch_end", "on_before_zero_grad", "on_fit_start", "on_train_epoch_start"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "on_train_batch_end",
+        "on_before_zero_grad",
+        "on_fit_start",
+        "on_train_epoch_start",
+        "optimizer_zero_grad",
+        "configure_callbacks",
+    ],
+)
 def test_hooks_in_which_targets_are_moved_are_named(name):
     moving = type("Moving", (Plain,), {name: lambda self, *args: self.target.lerp_(self.net.weight, 0.1)})
     with pytest.warns(vs.FallbackWarning, match=f"train without `{name}` of Moving"):

@@ -33,6 +33,23 @@ def notes(error):
     return " ".join(error.value.__notes__)
 
 
+class CorrectedSGD(torch.optim.SGD):
+    """With a weight decay like that of timm's SGDW, which goes by the largest lr."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr)
+        for group in self.param_groups:
+            group.update(corrected_weight_decay=True, max_lr_snapshot=lr)
+
+
+@pytest.mark.parametrize("is_template", [True, False])
+def test_weight_decay_by_the_lr_that_an_optimizer_was_made_with_is_told_of(is_template):
+    model = nn.Linear(6, 3)
+    optimizer = CorrectedSGD(model.parameters(), 0.1) if is_template else lambda params: CorrectedSGD(params, 0.1)
+    with pytest.warns(UserWarning, match=r"CorrectedSGD .* was made with, 0\.1: .* Leave the correction off"):
+        vs.sweep(task_of(model=model, optimizer=optimizer), lrs=[0.01], num_steps=1)
+
+
 def test_model_that_is_trained_already_is_a_doubt():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))

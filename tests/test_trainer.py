@@ -215,6 +215,19 @@ def test_order_of_batches_is_that_of_the_seed_in_place_as_in_train(tmp_path, cap
         np.testing.assert_allclose(runs.train_loss[:, i], losses_of(make(lr)), rtol=2e-5)
 
 
+def test_trainer_that_has_been_run_trains_on_as_a_new_one_would(tmp_path, capsys):
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    trained = copy.deepcopy(trainer.model)
+    torch.manual_seed(5)
+    runs = vs.sweep(make_task(trainer), lrs=LRS, **options_of(trainer), divergence_factor=None)
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.0  # where the schedule has left it
+    for i, lr in enumerate(LRS):
+        new = make_trainer(tmp_path, lr, copy.deepcopy(trained))
+        torch.manual_seed(5)
+        np.testing.assert_allclose(runs.train_loss[:, i], losses_of(new), rtol=2e-5)
+
+
 class Padded(Classes):
     """Texts that end early."""
 

@@ -31,6 +31,19 @@ def look_at_task(task: Task) -> None:
             "`schedules=[vecsweep.schedules.from_torch(lambda optimizer: StepLR(optimizer, 10))]`, and an optimizer "
             "without one."
         )
+    if isinstance(task.optimizer, Optimizer):
+        look_at_optimizer(task.optimizer)
+
+
+def look_at_optimizer(optimizer: Optimizer) -> None:
+    """Warn of a weight decay that goes by the learning rate that an optimizer was made with (of timm's, for one)."""
+    if any(group.get("corrected_weight_decay") for group in optimizer.param_groups):
+        lr = optimizer.defaults["lr"]
+        warn_of_stumble(
+            f"{type(optimizer).__name__} with `corrected_weight_decay` reckons with the learning rate that it was made "
+            f"with, {lr:.6g}: a member's weight decay is its lr squared over that one, which was to be its own. Leave "
+            "the correction off to compare learning rates."
+        )
 
 
 def look_at_cores(task: Task, place: torch.device | None) -> None:

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 from torch import nn
 from torch.optim import Optimizer
 
+from vecsweep._engine.caller.copying import copy_optimizer
 from vecsweep._errors import warn_of_fallback, warn_of_stumble
 from vecsweep._types import Precision
 from vecsweep.integrations._trainer_batches import TrainingRun
@@ -73,8 +74,11 @@ def _is_exchanged(module: nn.Module) -> bool:
 
 def optimizer_of(trainer: Any) -> Optimizer:
     """The optimizer that the trainer would make, or has been given; a template."""
-    given = trainer.optimizer  # in accelerate's wrapper, after a run
-    optimizer: Optimizer = _make_optimizer(trainer) if given is None else getattr(given, "optimizer", given)
+    optimizer: Optimizer = _make_optimizer(trainer) if trainer.optimizer is None else trainer.optimizer
+    if hasattr(optimizer, "optimizer"):  # in accelerate's wrapper, with a scheduler: there has been a run
+        optimizer = copy_optimizer(optimizer.optimizer, {id(p): p for p in trainer.model.parameters()})
+        for group in optimizer.param_groups:
+            group["lr"] = group.pop("initial_lr", group["lr"])
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     left = [name for name, p in trainer.model.named_parameters() if p.requires_grad and id(p) not in held]
     if left and trainer.args.max_grad_norm:

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # Hooks before and around the loss and the update, with which a Trainer may train otherwise than members do: averages of
 # weights are moved in the last two, say.
 _HOOKS_LEFT_OUT = (
+    "configure_callbacks",
     "backward",
     "configure_gradient_clipping",
     "on_fit_start",
@@ -51,6 +52,7 @@ _HOOKS_LEFT_OUT = (
     "on_train_batch_start",
     "optimizer_step",
     "on_before_zero_grad",
+    "optimizer_zero_grad",
     "on_train_batch_end",
 )
 _BETA = 0.98  # of Lightning's smoothing

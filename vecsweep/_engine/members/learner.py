@@ -27,6 +27,7 @@ from vecsweep._hyper import BETAS, own_lrs, plain_options
 from vecsweep._types import Metric, Precision
 from vecsweep.execution import Execution
 from vecsweep.several import as_one, parts_of
+from vecsweep.stumbles import look_at_optimizer
 from vecsweep.task import Task
 
 
@@ -131,6 +132,7 @@ class Learner:
             check_template(made)  # or it is none
             optimizer = cast(Optimizer, made)
             _check_steps_by_its_class(optimizer)
+            look_at_optimizer(optimizer)
         else:
             forget_(optimizer)
         if has_modes(optimizer):
