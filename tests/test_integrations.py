@@ -666,6 +666,12 @@ def test_finder_takes_accumulation_and_clipping_from_a_trainer():
         lr_find(module, make_loader(), trainer=trainer(precision="64-true"))
 
 
+@pytest.mark.filterwarnings("ignore:.*:UserWarning:lightning")
+def test_finder_tells_of_batches_that_a_trainer_would_not_join_with_those_of_the_next_pass():
+    with pytest.warns(vs.FallbackWarning, match=r"The last 2 of the 6 batches of a pass are accumulated"):
+        lr_find(Plain(), make_loader(), trainer=trainer(accumulate_grad_batches=4), num_training=3)
+
+
 def test_plot_marks_the_suggestion():
     found = lr_find(Plain(), make_loader(), min_lr=1e-4, num_training=30)
     labels = [text.get_text() for text in found.plot().get_legend().get_texts()]

@@ -15,6 +15,7 @@ from torch import nn
 
 from vecsweep._engine.caller.copying import copy_model
 from vecsweep._engine.caller.rng import Streams
+from vecsweep._engine.data.sources import length_of
 from vecsweep._errors import warn_of_fallback, warn_of_stumble
 from vecsweep._types import FloatArray, Method, Seeds
 from vecsweep.execution import ExecutionOptions, check_choice
@@ -226,8 +227,16 @@ def lr_find(
     base = base_of(module)
     name = find_attribute(module, base, attr_name) if update_attr else ""
     options: ExecutionOptions = {"divergence_factor": early_stop_threshold}
+    options = options | options_of(trainer) | execution
+    task = _make_task(module, train_dataloaders, None, datamodule)[0]
+    num_batches, num_of_step = length_of(task.batches), options.get("accumulation_steps", 1)
+    if num_batches and num_batches % num_of_step:
+        warn_of_fallback(
+            f"The last {num_batches % num_of_step} of the {num_batches} batches of a pass are accumulated with the "
+            "first of the next; Lightning ends a step with them."
+        )
     found = range_test(
-        _make_task(module, train_dataloaders, None, datamodule)[0],
+        task,
         start_lr=min_lr,
         end_lr=max_lr,
         num_lrs=num_lrs,
@@ -235,7 +244,7 @@ def lr_find(
         seeds=seeds,
         method=method,
         spacing=mode,
-        **(options | options_of(trainer) | execution),
+        **options,
     )
     answer = FoundLr(found)
     if update_attr:
