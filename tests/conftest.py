@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import gc
 import os
 import signal
 import sys
@@ -39,6 +40,22 @@ def pytest_generate_tests(metafunc):
         if metafunc.config.option.pretend_gpu:
             devices = ["pretended"]
         metafunc.parametrize("device", devices, indirect=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """Leave what imports have made, over a million objects, out of every later round of the garbage collector.
+
+    Each round through them takes half a second, and many a test asks for one, or calls what does.
+    """
+    import hypothesis  # noqa: F401 - its plugin does so at the end, and asks then who refers to what is left out
+
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
