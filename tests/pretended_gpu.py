@@ -35,8 +35,9 @@ _PURGED_EVERY = 10_000  # operators
 
 def storages_of(tensor):
     """The memory of a tensor; a sparse one has several."""
+    if tensor.layout == torch.strided:
+        return [tensor.untyped_storage()]
     parts = {
-        torch.strided: lambda: (tensor,),
         torch.sparse_coo: lambda: (tensor._indices(), tensor._values()),
         torch.sparse_csr: lambda: (tensor.crow_indices(), tensor.col_indices(), tensor.values()),
         torch.sparse_csc: lambda: (tensor.ccol_indices(), tensor.row_indices(), tensor.values()),

@@ -197,16 +197,17 @@ def test_optimizer_trains_as_in_an_ordinary_loop(float64, gpu, optimizer, engine
     stock.assert_equal(runs, made, 9)
 
 
-@pytest.mark.parametrize("chunk_size", [2, 6])
 @pytest.mark.parametrize("num_seeds", [1, 2])
-def test_batches_of_several_shapes_in_a_window_train_as_in_an_ordinary_loop(float64, gpu, chunk_size, num_seeds):
+def test_batches_of_several_shapes_in_a_window_train_as_in_an_ordinary_loop(float64, num_seeds):
     made = task()
     made.batches[2:2] = [(torch.randn(3, 6), torch.randint(3, (3,)))]
-    how = {"lrs": LRS, "seeds": num_seeds, "num_steps": 60, "device": "cuda"}
-    runs = vs.sweep(made, **how, chunk_size=chunk_size)
-    assert len(gpu.graphs) == 2
-    expected = vs.sweep(made, **how, engine="sequential")
-    np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
+    how = {"lrs": LRS, "seeds": num_seeds, "num_steps": 60}
+    expected = vs.sweep(made, **how, device="cpu", engine="sequential")
+    for chunk_size in (2, 6):
+        with pretended_gpu() as gpu:
+            runs = vs.sweep(made, **how, device="cuda", chunk_size=chunk_size)
+            assert len(gpu.graphs) == 2
+        np.testing.assert_allclose(runs.train_loss, expected.train_loss, rtol=1e-9)
 
 
 def test_host_does_nothing_but_replay_between_the_steps_of_a_window(gpu, monkeypatch):
@@ -218,17 +219,18 @@ def test_host_does_nothing_but_replay_between_the_steps_of_a_window(gpu, monkeyp
     assert runs == [1, 13, 12, 1, 3, 16, 16, 16, 16]  # steps that are captured or checked are taken by themselves
 
 
-@pytest.mark.parametrize("chunk_size", [3, 6])
-def test_evaluation_is_captured_for_each_shape_of_batch_and_gives_what_it_gave(float64, gpu, chunk_size):
+def test_evaluation_is_captured_for_each_shape_of_batch_and_gives_what_it_gave(float64):
     val_batches = [(torch.randn(n, 6), torch.randint(3, (n,))) for n in (8, 8, 5)]
     made = task(val_batches=val_batches, metrics={"accuracy": lambda y, t: (y.argmax(1) == t).double().mean()})
-    how = {"lrs": LRS, "seeds": 2, "num_steps": 80, "val_every": 16, "device": "cuda"}
-    runs = vs.sweep(made, **how, chunk_size=chunk_size, engine="vectorized")
-    num_chunks = 12 // chunk_size
-    assert len(gpu.graphs) == 1 + 2 * num_chunks  # members are measured where they wait for their turn
-    expected = vs.sweep(made, **how, engine="sequential")
-    for name in ("val_loss", "val_accuracy"):
-        np.testing.assert_allclose(runs.metrics[name], expected.metrics[name], rtol=1e-9)
+    how = {"lrs": LRS, "seeds": 2, "num_steps": 80, "val_every": 16}
+    expected = vs.sweep(made, **how, device="cpu", engine="sequential")
+    for chunk_size in (3, 6):
+        with pretended_gpu() as gpu:
+            runs = vs.sweep(made, **how, device="cuda", chunk_size=chunk_size, engine="vectorized")
+            num_chunks = 12 // chunk_size
+            assert len(gpu.graphs) == 1 + 2 * num_chunks  # members are measured where they wait for their turn
+        for name in ("val_loss", "val_accuracy"):
+            np.testing.assert_allclose(runs.metrics[name], expected.metrics[name], rtol=1e-9)
 
 
 def waits(gpu, num_windows, *, num_batches=0, **how):

@@ -93,9 +93,9 @@ def peak_bytes(gpu, num_members, **how):
 
 
 def test_memory_of_the_gpu_does_not_grow_with_the_members_that_wait(small):
-    few, many = (peak_bytes(small, num_members, chunk_size=2)[0] for num_members in (6, 24))
+    few, many = (peak_bytes(small, num_members, chunk_size=2)[0] for num_members in (4, 12))
     member_bytes = 3 * sum(p.nbytes for p in task(**WIDE).model.parameters())
-    assert many - few < 18 * member_bytes / 8  # hyperparameters and losses are of all
+    assert many - few < 8 * member_bytes / 8  # hyperparameters and losses are of all
 
 
 def test_nothing_moves_where_all_have_room(gpu, monkeypatch):
@@ -126,10 +126,10 @@ def test_member_that_has_the_gpu_for_itself_stays_there(small, monkeypatch):
 
 
 def test_gpu_that_runs_out_of_memory_has_members_wait_on_the_host(gpu):
-    own, expected = peak_bytes(gpu, 24, chunk_size=1)
+    own, expected = peak_bytes(gpu, 12, chunk_size=1)
     gpu.most_bytes = own // 2
     with pytest.warns(vs.FallbackWarning, match="for their turn do so in the host's memory"):
-        peak, losses = peak_bytes(gpu, 24, chunk_size=1)
+        peak, losses = peak_bytes(gpu, 12, chunk_size=1)
     assert peak > gpu.most_bytes, "it had been refused"
     np.testing.assert_array_equal(losses, expected)
 
