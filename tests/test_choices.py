@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import vecsweep as vs
-from vecsweep._engine.ways import choices, trials
+from vecsweep._engine.ways import choices, program, trials
 from vecsweep._engine.ways.choices import Choice, Timing, Way, choose, search
 
 SEQUENTIAL = Way("sequential", 16, is_compiled=False)
@@ -183,10 +183,13 @@ def test_run_that_is_compiled_after_timing_trains_as_an_ordinary_loop_does(alway
 
 
 def test_what_was_only_tried_is_not_said_to_have_run(always_timed, monkeypatch):
+    tried = []
+    monkeypatch.setattr(program, "compile_graph", lambda graph, is_wanted: tried.append(graph) or graph.forward)
     monkeypatch.setattr(choices, "_COMPILE_SHARE", 1e9)
     monkeypatch.setattr(choices, "_COMPILE_GAIN", 0.0)
     monkeypatch.setattr(trials, "choose", lambda timings, default: Choice(batched(4), "told so"))
     runs = vs.sweep(noisy_task(), lrs=[0.01, 0.02, 0.05, 0.1], num_steps=20)
+    assert tried
     assert runs.engine == "vectorized, traced, 4 members in 1 chunk; told so"
 
 

@@ -275,8 +275,13 @@ def layer_task(build, shape):
     )
 
 
-@pytest.mark.parametrize("chunk_size", [2, "auto"])
-@pytest.mark.parametrize("layer", LAYERS)
+# Three members in chunks of two are a chunk of two and one of one; all in one chunk are tried with layers of each kind.
+CHUNKS = [(layer, 2) for layer in LAYERS]
+CHUNKS += [(layer, "auto") for layer in ("linear", "conv2d-stack", "batch-norm-2d", "embedding", "transformer-encoder")]
+CHUNKS += [(layer, "auto") for layer in ("attention-dropout-causal", "weight-norm", "lstm-deep-dropout", "gru-cell")]
+
+
+@pytest.mark.parametrize(("layer", "chunk_size"), CHUNKS)
 def test_layer_trains_in_one_pass_as_in_an_ordinary_loop(layer, chunk_size):
     task = layer_task(*LAYERS[layer])
     how = {"engine": "vectorized", "chunk_size": chunk_size, "divergence_factor": None}
