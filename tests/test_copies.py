@@ -252,3 +252,38 @@ def test_tensors_that_a_model_takes_from_beside_its_modules_are_the_members_own(
     assert runs.engine.startswith("sequential")
     if engine != "sequential":
         assert f"takes '{name}' from a list, an object or a function" in str(told[0].message)
+
+
+class DrawsByItsPlace(nn.Module):
+    """As augmentations do, whose generators take the precision of the tensors that they are taken along with."""
+
+    def __init__(self):
+        super().__init__()
+        self.precision = torch.float32
+        self.head = nn.Linear(6, 3)
+
+    def _apply(self, fn, recurse=True):
+        self.precision = torch.float64
+        return super()._apply(fn, recurse)
+
+    def forward(self, inputs):
+        return self.head(inputs + torch.rand(inputs.shape, dtype=self.precision))
+
+
+@pytest.mark.parametrize("engine", ["vectorized", "sequential"])
+def test_model_that_is_taken_nowhere_is_not_told_to_go(engine, float64):
+    task = make_task(DrawsByItsPlace)
+    runs = vs.sweep(task, lrs=[0.01, 0.1], num_steps=NUM_STEPS, engine=engine)
+    for i, member in enumerate(runs.members):
+        model = copy.deepcopy(task.model)
+        optimizer = torch.optim.Adam(model.parameters(), lr=member.lr)
+        torch.manual_seed(0)
+        losses = []
+        for step in range(NUM_STEPS):
+            inputs, targets = task.batches[step % len(task.batches)]
+            loss = F.cross_entropy(model(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)

@@ -24,6 +24,8 @@ def place_(module: nn.Module, device: torch.device | str | None, dtype: torch.dt
         device: where to; None leaves it where it is.
         dtype: None leaves its numbers as they are.
     """
+    if device is None and dtype is None:
+        return  # a module may take even this as a word to its generators of random numbers
     if dtype is None or not any(tensor.is_complex() for tensor in (*module.parameters(), *module.buffers())):
         module.to(device=device, dtype=dtype)
     else:
