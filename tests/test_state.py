@@ -841,3 +841,39 @@ def test_hook_of_a_library_does_not_lead_through_all_of_it(tmp_path, monkeypatch
     held = Watch.of_pass(task, model, has_numbers=True).holders
     assert id(hooking.SEEN) in held
     assert id(hooking.FAR) not in held
+
+
+def test_functions_of_one_name_are_told_apart_and_set_back(float64):
+    def make_part():
+        num_calls = 0
+
+        def part(outputs, targets):
+            nonlocal num_calls
+            num_calls += 1
+            return F.mse_loss(outputs, targets) / num_calls
+
+        return part
+
+    def train_plainly(lr):
+        own, loss_fn = copy.deepcopy(model), make_loss()
+        optimizer, losses = torch.optim.SGD(own.parameters(), lr=lr), []
+        for _ in range(5):
+            loss = loss_fn(own(inputs), targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        return losses
+
+    def make_loss():
+        parts = [make_part() for _ in range(200)]
+        return lambda outputs, targets: parts[0](outputs, targets) + parts[-1](outputs, targets)
+
+    model, inputs, targets = nn.Linear(2, 1), torch.ones(4, 2), torch.ones(4, 1)
+    loss_fn = make_loss()
+    task = vs.Task(model, [(inputs, targets)], loss_fn, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    for _ in range(2):
+        with pytest.warns(vs.FallbackWarning, match="the closure variable `num_calls` of `.*part`"):
+            runs = vs.sweep(task, lrs=LRS, num_steps=5, engine="vectorized")
+        for i, member in enumerate(runs.members):
+            np.testing.assert_allclose(runs.train_loss[:, i], train_plainly(member.lr), rtol=1e-12)

@@ -6,6 +6,7 @@ Not here: where such state may be (`reach.py`), and how it is read and set (`pla
 import copy
 import functools
 import types
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -163,10 +164,12 @@ class Watch:
     def _find(self) -> None:
         """Follow everything from the roots."""
         self._labels, self._places, self._before = {}, {}, {}
+        num_named: Counter[str] = Counter()
         for label, place in Reach(self._roots, **self._how).places():
             name = f"{type(place).__name__}: {label}"
-            while name in self._places:  # two functions of one name
-                name += "'"
+            num_named[name] += 1
+            if num_named[name] > 1:  # two functions of one name
+                name = f"{name} ({num_named[name]})"
             self._labels[name], self._places[name], self._before[name] = label, place, place.items()
 
 
