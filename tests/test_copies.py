@@ -5,6 +5,7 @@ The oracle trains the model itself, because Python's own copies leave functions 
 
 import copy
 import functools
+import threading
 import types
 import warnings
 import weakref
@@ -287,3 +288,16 @@ def test_model_that_is_taken_nowhere_is_not_told_to_go(engine, float64):
             optimizer.step()
             losses.append(loss.item())
         np.testing.assert_allclose(runs.train_loss[:, i], losses, rtol=1e-9)
+
+
+@pytest.mark.parametrize("is_built", [False, True])
+def test_model_that_refuses_to_be_copied_is_told_so_in_words(is_built):
+    def make():
+        model = nn.Linear(6, 3)
+        model.lock = threading.Lock()
+        return model
+
+    batches = [(torch.ones(2, 6), torch.ones(2, 3))]
+    task = vs.Task(make if is_built else make(), batches, F.mse_loss, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    with pytest.raises(TypeError, match=r"must be one that `copy.deepcopy` can copy.*of this Linear.*_thread.lock"):
+        vs.sweep(task, lrs=[0.1], num_steps=2)

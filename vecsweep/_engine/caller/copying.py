@@ -32,6 +32,7 @@ def copy_model(
         lent: those of its parameters whose memory the copy shares, by name.
 
     Raises:
+        TypeError: the model, or something in it, refuses to be copied.
         torch.OutOfMemoryError: there is no memory for a copy.
     """
     model = _compiled_from(model)
@@ -50,7 +51,11 @@ def copy_model(
         copied = copy.deepcopy(model, memo)
     except Exception as error:
         if not is_out_of_memory(error):
-            raise
+            raise TypeError(
+                f"`model` must be one that `copy.deepcopy` can copy, because each member trains a copy; of this "
+                f"{type(model).__name__} it says: {error} Give what refuses to be copied a `__deepcopy__`, or keep it "
+                "outside the model."
+            ) from error
         size = sum(p.nbytes for p in model.parameters()) / 2**20
         raise torch.OutOfMemoryError(
             f"There is not enough memory for a copy of the model. A member has {size:.3g} MiB of parameters. Train a "
