@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+import stock
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -755,19 +756,46 @@ def with_a_copy(model, batch):
     return F.mse_loss(model(batch[0] + 0.1), targets) + F.mse_loss(model(batch[0]), batch[1])
 
 
+def with_own_noise(model, batch):
+    noise = torch.randn(batch[0].shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return F.mse_loss(model(batch[0] + noise), batch[1])
+
+
 @pytest.mark.parametrize(
     ("step", "reason", "line"),
     [
+        (with_own_noise, "random numbers from a generator of the model's or the loss's own", 1),
         (of_rows, "a result that is as large as values say, such as the rows that a mask selects", 2),
         (with_a_copy, "a copy of a model or a tensor by `copy.deepcopy`", 2),
     ],
-    ids=["mask", "copy"],
+    ids=["generator", "mask", "copy"],
 )
 def test_fallback_names_what_the_step_does_at_its_line(step, reason, line):
     task = vs.Task(linear(), BATCHES, training_step=step, optimizer=lambda p: torch.optim.SGD(p, 0.1))
     where = f"{__file__}:{step.__code__.co_firstlineno + line}"
     with pytest.warns(vs.FallbackWarning, match=f"them: {reason}, at {where}"):
         vs.sweep(task, lrs=LRS, num_steps=3, engine="vectorized")
+
+
+class SizedByTheFirstBatch(nn.Linear):
+    """As spiking neurons keep their potentials, which have no size before they are called."""
+
+    def __init__(self):
+        super().__init__(4, 2, dtype=torch.float64)
+        self.register_buffer("potential", torch.zeros(0, dtype=torch.float64))
+
+    def forward(self, inputs):
+        if self.potential.shape != (len(inputs), 2):
+            self.potential = inputs.new_zeros(len(inputs), 2)
+        self.potential = 0.9 * self.potential.detach() + super().forward(inputs)
+        return self.potential
+
+
+def test_fallback_names_the_buffer_whose_shape_changes():
+    task = vs.Task(SizedByTheFirstBatch(), BATCHES, F.mse_loss, optimizer=lambda p: torch.optim.SGD(p, 0.1))
+    with pytest.warns(vs.FallbackWarning, match="them: the forward pass gives the buffer 'potential' another shape"):
+        runs = vs.sweep(task, lrs=LRS, num_steps=6, engine="vectorized")
+    stock.assert_equal(runs, task, 6)
 
 
 def test_fallback_in_a_layer_of_torch_names_that_layer():

@@ -94,6 +94,9 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
     changed, own = changed.difference(registered), own.difference(registered)
     is_repeatable = is_same_but_for_numbers(repeated, end)
     twice = next(filter(changed.__contains__, passes.learner.constants), None) if checkpoints.has_any else None
+    resized = next(
+        (n for n in first.changed if n in changed and first.changed[n].shape != learner.constants[n].shape), ""
+    )
     ragged, hooked = ragged_in(batch), _hooked(passes.learner)
     reasons = (
         set_up,
@@ -103,6 +106,7 @@ def probe(learner: Learner, batch: Batch, seed: int, streams: Streams) -> Probe:
         if reads.higher_order
         else None,
         reads.obstacle,
+        f"the forward pass gives the buffer {resized!r} another shape" if resized else None,
         f"a recomputed checkpoint may change {twice!r} twice" if twice else None,
         f"{ragged} in the batches; pad samples, and mask the loss" if ragged else None,
         None

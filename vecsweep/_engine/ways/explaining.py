@@ -50,6 +50,8 @@ def _reason(error: Exception) -> str:
         return "a copy of a model or a tensor by `copy.deepcopy`"
     if "may have escaped from inside a function being vmapped" in message:
         return "an `autograd.Function` that computes with parameters it is not given"
+    if "while in randomness error mode" in message:  # those of global generators are drawn before the step
+        return "random numbers from a generator of the model's or the loss's own"
     if "data pointer of Tensor" in message:
         return "numbers taken out of a tensor, as by `.numpy()`"
     if written := re.match(r"(?:aten::)?(\w+)_\(self, \*extra_args\) is not possible", sentence):
