@@ -17,9 +17,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from vecsweep.kernels._compiled import compiled_run_through
 
 import vecsweep as vs
-from vecsweep.kernels._compiled import compiled_run_through
 
 NUM_STEPS = 12
 LRS = [0.01, 0.05, 0.2]
