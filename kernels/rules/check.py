@@ -35,7 +35,7 @@ def is_all_true(valid: Tensor) -> Checked:
 
 def truth(tensor: Tensor) -> Checked:
     """Compute `if tensor:`, which constraints and losses ask on their way to what they say of the numbers."""
-    asks = sys._getframe(3).f_globals.get("__name__")  # past this function and the mode's two
+    asks = sys._getframe(4).f_globals.get("__name__")  # past this function and the mode's three
     if is_mapped(tensor) and asks == constraints.__name__:
         return True, tensor.all()
     if is_mapped(tensor) and asks == F.__name__:  # whether to raise, as a Gaussian likelihood does
