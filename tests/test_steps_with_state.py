@@ -316,13 +316,19 @@ def test_cond_trains_as_in_a_plain_loop_and_works_after_it(make):
     assert_equal(runs, make)
 
 
-def test_function_that_a_step_has_compiled_is_still_compiled_after_a_sweep():
-    num_compiled = 0
+class Counting:
+    """A backend of torch.compile that counts what it is asked to compile, and runs it as it was written."""
 
-    def backend(graph, inputs):
-        nonlocal num_compiled
-        num_compiled += 1
+    def __init__(self):
+        self.num_compiled = 0
+
+    def __call__(self, graph, inputs):
+        self.num_compiled += 1
         return graph
+
+
+def test_function_that_a_step_has_compiled_is_still_compiled_after_a_sweep():
+    backend = Counting()
 
     @torch.compile(backend=backend)
     def compiled(inputs):
@@ -332,26 +338,20 @@ def test_function_that_a_step_has_compiled_is_still_compiled_after_a_sweep():
         lambda: (make_net(), lambda model, batch: F.mse_loss(model(batch[0]) + compiled(batch[0])[:, :2], batch[1]))
     )
     assert runs.engine.startswith("vectorized")
-    before = num_compiled
+    before = backend.num_compiled
     compiled(torch.ones(3))
-    assert num_compiled == before + 1
+    assert backend.num_compiled == before + 1
 
 
 def test_sweeps_that_overlap_in_threads_leave_the_compiler_as_it_was():
-    num_compiled = 0
-
-    def backend(graph, inputs):
-        nonlocal num_compiled
-        num_compiled += 1
-        return graph
-
+    backend = Counting()
     first, second = compiled_run_through(), compiled_run_through()
     first.__enter__()
     second.__enter__()
     first.__exit__(None, None, None)  # before the one that came later
     second.__exit__(None, None, None)
     torch.compile(lambda inputs: inputs.sin() + 2, backend=backend)(torch.ones(3))
-    assert num_compiled == 1
+    assert backend.num_compiled == 1
 
 
 def test_gradients_of_a_net_beside_the_model_are_each_members_own_and_nobodys_after_a_sweep():
