@@ -341,7 +341,7 @@ def test_plot_draws_a_saved_range_test_beside_it_or_where_asked(run, folder):
 def test_plot_draws_a_sweep_as_it_is_asked_to(kind, run, folder):
     runs = vs.sweep(save_range_test("found.npz"), lrs=[0.1, 0.2], schedules=["constant", "cosine"], num_steps=2)
     runs.save("runs.npz")
-    done = run("plot", "runs.npz", "--kind", kind, "--output", "drawn.png")
+    done = run("plot", "runs.npz", "--kind", kind, "--png", "drawn.png")
     assert (done.status, done.out) == (0, "Wrote drawn.png.\n")
     assert (folder / "drawn.png").read_bytes().startswith(PNG_SIGNATURE)
 

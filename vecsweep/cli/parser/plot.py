@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, metavar="FILE.npz", help="a result that was saved")
     parser.add_argument(
         "--output",
+        "--png",  # as the commands that draw what they have found call it
         type=picture_file,
         default=None,
         metavar="FILE.png",
